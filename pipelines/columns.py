@@ -1,0 +1,61 @@
+"""The names of columns, once. Every other module, SQL model and feature view uses these words."""
+
+from typing import Final
+
+# events: one row per thing a user did
+EVENT_ID: Final = "event_id"
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+EVENT_TYPE: Final = "event_type"
+VALUE: Final = "value"  # amount in shop currency for purchases, the rating for ratings, else null
+QUANTITY: Final = "quantity"
+EVENT_AT: Final = "event_at"  # when it was true
+RECEIVED_AT: Final = "received_at"  # when we learnt it
+SESSION_ID: Final = "session_id"
+DEVICE: Final = "device"
+REQUEST_ID: Final = "request_id"  # the impression that led to the event
+
+# items and users: one row per version
+TITLE: Final = "title"
+CATEGORY: Final = "category"
+BRAND: Final = "brand"
+PRICE: Final = "price"
+ATTRIBUTES: Final = "attributes"
+AVAILABLE: Final = "available"
+CREATED_AT: Final = "created_at"
+VALID_FROM: Final = "valid_from"
+SIGNED_UP_AT: Final = "signed_up_at"
+COUNTRY: Final = "country"
+AGE_BAND: Final = "age_band"
+
+# impressions: one row per item shown
+RANK: Final = "rank"
+SHOWN_AT: Final = "shown_at"
+MODEL_VERSION: Final = "model_version"
+VARIANT: Final = "variant"
+SOURCES: Final = "sources"
+SCORE: Final = "score"
+PROPENSITY: Final = "propensity"
+FEATURE_VALUES: Final = "feature_values"
+
+# quarantine: one row per rejected row, beside the canonical columns that could be read
+REASONS: Final = "reasons"
+RAW: Final = "raw"
+SOURCE_ROW: Final = "source_row"
+
+# feature marts
+AS_OF: Final = "as_of"  # the row holds what was true and known strictly before this instant
+AVAILABLE_AT: Final = "available_at"  # when the row could first have been used
+
+# training tables
+SOURCE: Final = "source"
+LABEL: Final = "label"  # graded relevance, 0 for a candidate the user ignored
+WINDOW: Final = "window"
+
+# event types, weakest first
+VIEW: Final = "view"
+CLICK: Final = "click"
+ADD_TO_CART: Final = "add_to_cart"
+PURCHASE: Final = "purchase"
+RATING: Final = "rating"
+EVENT_TYPES: Final = (VIEW, CLICK, ADD_TO_CART, PURCHASE, RATING)

@@ -1,0 +1,229 @@
+"""Where state lives, and one small frozen settings class per stage. Read once, at the edge.
+
+The order of precedence: the defaults below, then the preset of the source that filled the lake (or
+the `settings` section of its mapping file), then `reloop.toml` in the state folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import StateError
+
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Home:
+    """The one folder that holds all state. Deleting it resets everything and touches nothing else."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """Return the folder that RELOOP_HOME names, or `var/` of the repository."""
+        return cls(Path(os.environ.get("RELOOP_HOME", REPOSITORY / "var")).resolve())
+
+    @property
+    def landing(self) -> Path:
+        """Staged batches: read, not judged."""
+        return self.root / "landing"
+
+    @property
+    def quarantine(self) -> Path:
+        """Rejected rows with their reasons, a folder a batch."""
+        return self.root / "quarantine"
+
+    @property
+    def lake(self) -> Path:
+        """The canonical tables."""
+        return self.root / "lake"
+
+    @property
+    def warehouse(self) -> Path:
+        """The DuckDB file that dbt owns; nobody else opens it."""
+        return self.root / "warehouse" / "reloop.duckdb"
+
+    @property
+    def features(self) -> Path:
+        """The marts dbt publishes, one Parquet file a day."""
+        return self.root / "features"
+
+    @property
+    def feast(self) -> Path:
+        """Feast registry and online store (SQLite)."""
+        return self.root / "feast"
+
+    @property
+    def training(self) -> Path:
+        """What each training run made, a folder an as_of."""
+        return self.root / "training"
+
+    @property
+    def bundles(self) -> Path:
+        """Releases, content-addressed."""
+        return self.root / "bundles"
+
+    @property
+    def mlflow(self) -> Path:
+        """MLflow tracking database and artifacts."""
+        return self.root / "mlflow"
+
+    @property
+    def releases(self) -> Path:
+        """Champion pointer and ledger."""
+        return self.root / "releases.db"
+
+    @property
+    def airflow(self) -> Path:
+        """AIRFLOW_HOME."""
+        return self.root / "airflow"
+
+    @property
+    def reports(self) -> Path:
+        """What people read: run.json, Data Docs, Evidently pages."""
+        return self.root / "reports"
+
+
+class Frozen(BaseModel):
+    """A settings class: immutable, and a misspelt knob is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ValidationSettings(Frozen):
+    """When rows and batches are refused."""
+
+    max_future_minutes: float = 5.0  # an event later than its receipt by more than this has a wrong clock
+    max_lateness_days: float = 30.0  # an event received later than this is quarantined, not landed
+    max_quarantined_share: float = 0.9  # of the rows read; above it the batch is blocked
+    max_null_share: float = 0.2  # of a column that the source fills
+    min_volume_share: float = 0.4  # of the median daily rows of the previous four weeks
+
+
+class TrainingSettings(Frozen):
+    """How history becomes training windows and labels."""
+
+    horizon_days: int = 7  # what a list is judged on: the days after the moment it was made
+    ranker_windows: int = 2  # rolling windows of `horizon_days` before the judged one
+    label_gap_days: int = 0  # between the last event a retriever may see and the first it is judged on
+    min_history_days: int = 14  # before the first training window
+    gains: dict[str, float] = Field(default={"view": 1.0, "click": 1.0, "add_to_cart": 2.0, "purchase": 3.0, "rating": 1.0})
+    positive_rating: float = 4.0  # a rating below it is no positive label
+    exclude_seen: bool = False  # True where an item is consumed once (films); shops see repeat purchases
+    max_users_per_window: int = 5000  # sampled for the ranker, seeded; evaluation uses everyone
+    seed: int = 7
+
+
+class RetrievalSettings(Frozen):
+    """Which sources propose candidates, and how many."""
+
+    sources: tuple[str, ...] = ("popular", "popular_7d", "item_knn", "sequence_rules", "ease", "als", "repeat")
+    parameters: dict[str, dict[str, Any]] = Field(default={})  # source -> knobs, over each model's own defaults
+    k_per_source: int = 50
+    k_blend: int = 150  # candidates a user after the blend
+
+
+class RankingSettings(Frozen):
+    """LightGBM lambdarank; deterministic for a given seed and thread count."""
+
+    learning_rate: float = 0.05
+    num_leaves: int = 15
+    n_rounds: int = 150
+    min_data_in_leaf: int = 50
+    num_threads: int = 2
+    seed: int = 7
+
+
+class GatePolicy(Frozen):
+    """What a challenger must show (promises: a bare "NDCG improved" fires on half of equal retrains)."""
+
+    confidence: float = 0.95
+    min_effect: float = 0.005  # relative NDCG@10
+    min_users: int = 2000  # below it the answer is "not enough evidence"
+    max_age_days: float = 28.0  # an older champion yields to a challenger that is not worse
+    non_inferiority_margin: float = 0.01  # relative, on the freshness track
+    max_coverage_loss: float = 0.10  # relative
+    max_slice_loss: float = 0.03  # relative, lower bound, on every guarded slice
+    min_slice_users: int = 200
+
+
+class DriftPolicy(Frozen):
+    """When a feature counts as drifted."""
+
+    psi_threshold: float = 0.2
+    false_alarm_rate: float = 0.01  # a check, over all features together
+    bins: int = 10
+    min_rows: int = 300
+    smoothing: float = 0.5
+    min_drifted_importance: float = 0.1  # share of the ranker's gain carried by drifted features
+
+
+class RetrainPolicy(Frozen):
+    """When a training run is due."""
+
+    cadence_days: float = 7.0
+    cooldown_days: float = 1.0
+
+
+class Settings(Frozen):
+    """Every stage's settings, as logged with every run."""
+
+    validation: ValidationSettings = ValidationSettings()
+    training: TrainingSettings = TrainingSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    ranking: RankingSettings = RankingSettings()
+    gate: GatePolicy = GatePolicy()
+    drift: DriftPolicy = DriftPolicy()
+    retrain: RetrainPolicy = RetrainPolicy()
+
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    # 4,372 customers: a week has 300 to 1,000 of them, so the gate must answer with fewer.
+    "online-retail": {"gate": {"min_users": 200, "min_slice_users": 100}},
+    # The sample keeps one row per user, item and behaviour; most weeks have a few hundred buyers.
+    "retailrocket": {"gate": {"min_users": 100, "min_slice_users": 50}},
+    # A film is rated once, and MovieLens users rate in one or two sittings.
+    "movielens": {"gate": {"min_users": 50, "min_slice_users": 25}, "training": {"exclude_seen": True, "horizon_days": 14}},
+}
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `under` with the sections of `over` laid on top, knob by knob."""
+    sections = {name: {**under.get(name, {}), **knobs} for name, knobs in over.items()}
+    return {**under, **sections}
+
+
+def source_file(home: Home) -> Path:
+    """Return the file in which the lake remembers its source: {"source", "settings"}."""
+    return Path(home.lake) / "_source.json"
+
+
+def load(home: Home) -> Settings:
+    """Return the settings in force for a state folder.
+
+    Raises:
+        StateError: a section or knob is unknown, or has the wrong type.
+    """
+    knobs: dict[str, Any] = {}
+    if source_file(home).is_file():
+        remembered = json.loads(source_file(home).read_text(encoding="utf-8"))
+        knobs = _merge(PRESETS.get(remembered["source"], {}), remembered.get("settings", {}))
+    file = home.root / "reloop.toml"
+    if file.is_file():
+        knobs = _merge(knobs, tomllib.loads(file.read_text(encoding="utf-8")))
+    try:
+        return Settings.model_validate(knobs)
+    except ValidationError as error:
+        raise StateError(
+            f"settings ({file.name}, or the mapping's `settings` section)",
+            found="; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()),
+            allowed=f"the sections {list(Settings.model_fields)} and their knobs, as listed in pipelines/config.py",
+        ) from error

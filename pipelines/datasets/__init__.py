@@ -1,0 +1,1 @@
+"""Events become arrays: interactions with dense ids, time splits, training sets."""

@@ -1,0 +1,1 @@
+"""The only room that speaks dbt and Feast: build, historical, materialize, online."""

@@ -1,0 +1,1 @@
+"""Did the world change, and is a retraining due?"""

@@ -1,0 +1,1 @@
+"""Hundreds of candidates become an order."""

@@ -1,0 +1,1 @@
+"""The whole catalogue becomes hundreds of candidates a user."""

@@ -1,0 +1,51 @@
+"""What every retriever is, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best items of one source for each user, best first.
+
+    Attributes:
+        item: int32 [n_users, k] dense item indices; -1 pads a row that has fewer.
+        score: float32 [n_users, k], not increasing along a row; -inf where `item` is -1. Scores of
+            different sources are not comparable. Equal scores are ordered by item index.
+    """
+
+    item: Ints
+    score: Floats
+
+
+class Retriever(Protocol):
+    """A model that proposes items from the whole catalogue.
+
+    A retriever is a frozen dataclass: its knobs are its fields, its learnt arrays are `state`,
+    which is None until fitted. It has no parameter per user: what it knows of a user is the
+    history it is handed, so it serves users it never saw.
+    """
+
+    @property
+    def state(self) -> dict[str, npt.NDArray[np.generic]] | None:
+        """The learnt arrays (sparse matrices as their three arrays); saved as npz, never pickled."""
+        ...
+
+    def fit(self, interactions: Interactions) -> Self:
+        """Return a fitted copy; deterministic for the same interactions and knobs."""
+        ...
+
+    def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
+        """Return up to `k` items a user. A user for whom the source knows nothing gets a row of -1.
+
+        Raises:
+            StateError: the model was not fitted, or the histories index another catalogue.
+        """
+        ...

@@ -1,0 +1,59 @@
+"""What a person asks of the ingest stage: the form of the ingest Dag, the flags of `reloop run`, one class."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from pipelines.config import Frozen
+from pipelines.window import Window
+
+WORLD_STARTS: Final = "2025-01-06"  # a Monday: the first day of the simulated shop
+
+
+class Source(StrEnum):
+    """Where events come from."""
+
+    SIMULATED = "simulated"
+    ONLINE_RETAIL = "online-retail"
+    MOVIELENS = "movielens"
+    RETAILROCKET = "retailrocket"
+    TABLE = "table"
+
+
+class World(Frozen):
+    """The size of the simulated shop and what befalls it.
+
+    `faults` and `shifts` are `name@YYYY-MM-DD`; the names are those of `pipelines.sources.simulator`.
+    """
+
+    seed: Annotated[int, Field(ge=0)] = 7
+    users: Annotated[int, Field(ge=1, le=50_000_000)] = 20_000
+    items: Annotated[int, Field(ge=1, le=10_000_000)] = 5_000
+    events_per_day: Annotated[int, Field(ge=1, le=100_000_000)] = 16_000
+    faults: tuple[str, ...] = ()
+    shifts: tuple[str, ...] = ()
+
+
+class Request(Frozen):
+    """One ingest: a source, where it lies, and how much of it."""
+
+    source: Source = Source.SIMULATED
+    path: Path | None = None
+    mapping: Path | None = None
+    world: World = World()
+
+    def identity(self, window: Window) -> str:
+        """Return the batch id: source, window, and a short digest of everything else that was asked."""
+        asked = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        return f"{self.source}-{_stamp(window.start)}-{_stamp(window.end)}-{asked}"
+
+
+def _stamp(moment: datetime) -> str:
+    """Return a moment without characters that a path would mind; midnights without their time."""
+    return f"{moment:%Y%m%d}" if f"{moment:%H%M%S%f}" == "000000000000" else f"{moment:%Y%m%dT%H%M%S%f}"

@@ -1,0 +1,1 @@
+"""May this data enter? Great Expectations suites, the checkpoint, and quarantine."""
