@@ -153,6 +153,9 @@ class GatePolicy(Frozen):
     max_coverage_loss: float = 0.10  # relative
     max_slice_loss: float = 0.03  # relative, lower bound, on every guarded slice
     min_slice_users: int = 200
+    baseline: str = "popular"  # what the first model must beat
+    incumbents: tuple[str, ...] = ("popular_7d", "sequence_rules", "item_knn")  # what no release may be worse than
+    slices: tuple[str, ...] = ("light_users", "tail_items")  # guarded by max_slice_loss
 
 
 class DriftPolicy(Frozen):
@@ -212,10 +215,19 @@ def load(home: Home) -> Settings:
     Raises:
         StateError: a section or knob is unknown, or has the wrong type.
     """
-    knobs: dict[str, Any] = {}
+    remembered = {"source": "", "settings": {}}
     if source_file(home).is_file():
-        remembered = json.loads(source_file(home).read_text(encoding="utf-8"))
-        knobs = _merge(PRESETS.get(remembered["source"], {}), remembered.get("settings", {}))
+        remembered |= json.loads(source_file(home).read_text(encoding="utf-8"))
+    return resolve(home, remembered["source"], remembered["settings"])
+
+
+def resolve(home: Home, source: str, knobs: dict[str, Any]) -> Settings:
+    """Return the settings for a source: defaults, its preset, `knobs` (of its mapping), then `reloop.toml`.
+
+    Raises:
+        StateError: a section or knob is unknown, or has the wrong type.
+    """
+    knobs = _merge(PRESETS.get(source, {}), knobs)
     file = home.root / "reloop.toml"
     if file.is_file():
         knobs = _merge(knobs, tomllib.loads(file.read_text(encoding="utf-8")))
