@@ -1,0 +1,68 @@
+"""What to ingest next."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from pipelines.config import Home
+from pipelines.errors import SourceError
+from pipelines.sources import normalising
+from pipelines.sources.request import WORLD_STARTS, Request, Source
+from pipelines.window import Window, ceil_day, floor_day, utc
+
+FOREVER: Final = datetime(9999, 12, 31, tzinfo=UTC)
+
+
+def span(home: Home, request: Request) -> Window:
+    """Return the whole days of a source, from its first to the end of its last; a simulated shop never ends.
+
+    Raises:
+        SourceError: the source cannot be read, or no row of it has a readable time.
+    """
+    if request.source is Source.SIMULATED:
+        return Window(utc(WORLD_STARTS), FOREVER)
+    source = normalising.normalised(home, request)
+    return Window(floor_day(source.first), ceil_day(source.last + timedelta(microseconds=1)))
+
+
+def windows(
+    home: Home,
+    request: Request,
+    *,
+    start: str | date | datetime | None = None,
+    end: str | date | datetime | None = None,
+    batch_days: int = 7,
+) -> list[Window]:
+    """Return what to ingest next, oldest first, in windows of `batch_days` days (the last may be shorter).
+
+    Args:
+        start: the first moment to read; None goes on where the lake ends, an empty lake begins with
+            the source's first day.
+        end: the first moment not to read; None reads to the end of the source. The simulated shop
+            has no end: None then asks for one window.
+
+    Returns:
+        An empty list where there is nothing new. Windows never leave the source's span.
+    """
+    if batch_days < 1:
+        raise SourceError("batch_days", found=str(batch_days), allowed="a number of days, 1 or more")
+    whole = span(home, request)
+    first = max(utc(start), whole.start) if start is not None else max(_landed(home) or whole.start, whole.start)
+    if end is None:
+        last = first + timedelta(days=batch_days) if whole.end == FOREVER else whole.end
+    else:
+        last = min(utc(end), whole.end)
+    return list(Window(first, last).split(batch_days)) if first < last else []
+
+
+def _landed(home: Home) -> datetime | None:
+    """Return the end of the last landed window, or None where nothing has landed."""
+    ends = []
+    for file in sorted((home.lake / "_landings").glob("*.json")):
+        landing = json.loads(file.read_text(encoding="utf-8"))
+        window = landing.get("window") or landing.get("facts", {}).get("window")
+        if window:
+            ends.append(utc(window[1]))
+    return max(ends, default=None)

@@ -1,0 +1,134 @@
+"""Read one window of a source into a staged batch: everything is kept, nothing is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import columns as c
+from pipelines import publish, tables
+from pipelines.config import Home
+from pipelines.sources import normalising
+from pipelines.sources.request import Request, Source, World
+from pipelines.window import Window, micros
+
+if TYPE_CHECKING:
+    from pipelines.sources.simulator import Shop
+
+TABLES: Final = ("events", "items", "users")
+ARRIVES: Final = {"events": c.RECEIVED_AT, "items": c.VALID_FROM, "users": c.VALID_FROM}
+
+
+def stage_batch(home: Home, request: Request, window: Window) -> str:
+    """Publish `landing/<batch_id>/{events,items,users}.parquet` for one window and return the batch id.
+
+    A row belongs to the window in which it was received (items and users: became valid). Rows whose
+    time could not be read belong to the window that holds the source's first moment, so that a run
+    over the whole source reads every row exactly once. The manifest's facts are source, window,
+    rows (read, by table), settings (of a mapping) and, where a table came with columns missing or
+    too many, `columns`: {table: {"missing": [...], "unknown": [...]}}.
+
+    Raises:
+        SourceError: the source cannot be read, or is refused.
+        MappingError: the mapping does not fit its file.
+    """
+    batch_id = request.identity(window)
+    rows: dict[str, int] = {}
+    facts: dict[str, Any] = {
+        "source": str(request.source),
+        "window": [window.start.isoformat(), window.end.isoformat()],
+        "rows": rows,
+        "settings": {},
+    }
+    normalised = None if request.source is Source.SIMULATED else normalising.normalised(home, request)
+    with publish.folder(home.landing / batch_id, facts) as folder:
+        if normalised is None:
+            drawn = _simulated(request.world, window)
+            facts["columns"] = {name: odd for name, table in drawn.items() if (odd := _odd_columns(name, table))}
+            for name, table in drawn.items():
+                rows[name] = _write(folder / f"{name}.parquet", name, iter([conform(name, table)]))
+        else:
+            facts["settings"] = normalised.settings
+            for name in TABLES:
+                rows[name] = _write(folder / f"{name}.parquet", name, _slice(normalised, name, window))
+    return batch_id
+
+
+@lru_cache(maxsize=1)
+def _shop(world: World) -> Shop:
+    from pipelines.sources.simulator import Shop
+
+    return Shop(world)
+
+
+def _simulated(world: World, window: Window) -> dict[str, pa.Table]:
+    shop = _shop(world)
+    return {"events": shop.raw_events(window), "items": shop.items(window), "users": shop.users(window)}
+
+
+def _odd_columns(name: str, table: pa.Table) -> dict[str, list[str]]:
+    """Return the canonical columns that a table lacks and those it has beside them; empty if it fits."""
+    expected, extra = tables.CANONICAL[name].names, {c.SOURCE_ROW, c.REASONS, c.RAW}
+    missing = [column for column in expected if column not in table.column_names]
+    unknown = [column for column in table.column_names if column not in expected and column not in extra]
+    return {"missing": missing, "unknown": unknown} if missing or unknown else {}
+
+
+def conform(name: str, table: pa.Table) -> pa.Table:
+    """Return `table` in the staged schema: missing columns null, `source_row` counted, others dropped."""
+    schema = tables.staged(name)
+    columns = []
+    for field in schema:
+        if field.name in table.column_names:
+            columns.append(table.column(field.name).cast(field.type))
+        elif field.name == c.SOURCE_ROW:
+            columns.append(pa.array(range(table.num_rows), pa.int64()))
+        else:
+            columns.append(pa.nulls(table.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _slice(source: normalising.Normalised, name: str, window: Window) -> Iterator[pa.Table]:
+    """Yield the rows of a window, a row group at a time; only row groups that can hold some are read."""
+    start, end = micros(window.start), micros(window.end)
+    undated = source.first in window
+    with pq.ParquetFile(source.folder / f"{name}.parquet") as file:
+        position = file.schema_arrow.get_field_index(ARRIVES[name])
+        for group in range(file.num_row_groups):
+            # The leaf of a flat column has the position of its field: nested ones stand behind it.
+            statistics = file.metadata.row_group(group).column(_leaf(file, position)).statistics
+            spread = statistics is not None and statistics.has_min_max
+            nulls = statistics is None or not statistics.has_null_count or statistics.null_count > 0
+            if spread and not (micros(statistics.min) < end and micros(statistics.max) >= start) and not (undated and nulls):
+                continue
+            if not spread and not undated:
+                continue
+            table = conform(name, file.read_row_group(group))
+            at = table.column(ARRIVES[name]).cast(pa.int64())
+            inside = pc.and_(pc.greater_equal(at, start), pc.less(at, end))
+            kept = table.filter(pc.fill_null(inside, undated))
+            if kept.num_rows:
+                yield kept
+
+
+def _leaf(file: pq.ParquetFile, position: int) -> int:
+    """Return the Parquet leaf of a flat top-level column."""
+    name = file.schema_arrow.field(position).name
+    return next(leaf for leaf in range(len(file.schema)) if file.schema.column(leaf).path == name)
+
+
+def _write(path: Path, name: str, pieces: Iterator[pa.Table]) -> int:
+    """Write pieces of one table to a Parquet file and return its rows; memory holds one piece."""
+    rows = 0
+    options = {key: value for key, value in publish.PARQUET.items() if key != "row_group_size"}
+    with pq.ParquetWriter(path, tables.staged(name), **options) as writer:
+        for piece in pieces:
+            writer.write_table(piece, row_group_size=publish.PARQUET["row_group_size"])
+            rows += piece.num_rows
+    return rows
