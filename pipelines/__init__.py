@@ -3,3 +3,19 @@
 The folders are the stages, in the order the data flows: `sources`, `validation`, `features`,
 `datasets`, `retrieval`, `ranking`, `evaluation`, `registry`, `serving`, `monitoring`.
 """
+
+import os
+
+# No library of the stack phones home. Set before any of them is imported, and not overridable:
+# what a shop's data looks like is nobody else's business.
+os.environ.update(
+    {
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DO_NOT_TRACK": "1",
+        "FEAST_USAGE": "False",
+        "GX_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "SCARF_ANALYTICS": "false",
+    }
+)

@@ -57,8 +57,14 @@ def stage(home: Home, as_of: datetime, name: str, key: str | None = None) -> Ite
         _announce({"stage": label, "as_of": utc(as_of).isoformat(), "state": state, "seconds": seconds})
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return one record."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
 def records(home: Home, as_of: datetime, name: str) -> list[dict[str, Any]]:
     """Return the records of one stage in one cycle, in order of their keys; empty if it did not run."""
     found = folder(home, as_of).glob("*.json")
-    loaded = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(found)]
+    loaded = [read(path) for path in sorted(found)]
     return [record for record in loaded if record["stage"] == name]

@@ -1,0 +1,369 @@
+"""`reloop`: one verb a stage. Exit code 0: done; 1: decided no (kept, not due, drift found); 2: error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines import config, cycle
+from pipelines.config import Home
+from pipelines.errors import ReloopError
+from pipelines.sources.request import Request, Source, World
+from pipelines.window import Window, utc
+
+app = typer.Typer(
+    help="Keep a recommender system trained, fresh and honest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+
+NO = 1  # the exit code of a decision that says no
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="State folder; default: RELOOP_HOME, else var/.")]
+AsOfOption = Annotated[str, typer.Option("--as-of", help="The first instant that is not yet known: 2025-03-03 means all of 2 March is in.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+SourceOption = Annotated[Source, typer.Option("--source", help="Where events come from.")]
+PathOption = Annotated[Path | None, typer.Option("--path", help="File or folder of the source.")]
+MapOption = Annotated[Path | None, typer.Option("--map", help="Mapping file (YAML) of `--source table`; see docs/your-own-data.md.")]
+FromOption = Annotated[str | None, typer.Option("--from", help="First day to read; default: the first of the source.")]
+ToOption = Annotated[str | None, typer.Option("--to", help="Day after the last to read; default: the end of the source.")]
+BatchOption = Annotated[int | None, typer.Option("--batch-days", min=1, help="Days a batch is validated and landed in.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the simulated shop.")]
+UsersOption = Annotated[int, typer.Option("--users", help="Users of the simulated shop.")]
+ItemsOption = Annotated[int, typer.Option("--items", help="Items of the simulated shop.")]
+RateOption = Annotated[int, typer.Option("--events-per-day", help="Events a day of the simulated shop.")]
+FaultOption = Annotated[list[str] | None, typer.Option("--fault", help="Fault to inject, NAME@YYYY-MM-DD; may be repeated.")]
+ShiftOption = Annotated[list[str] | None, typer.Option("--shift", help="Shift of the world, NAME@YYYY-MM-DD; may be repeated.")]
+
+DEFAULT = World()
+
+
+def main() -> None:
+    """Run the command line; turn an error that a person can act on into one line and exit code 2."""
+    try:
+        app()
+    except ReloopError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {_escape(str(error))}")
+        sys.exit(2)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _home(folder: Path | None) -> Home:
+    return Home.from_environment() if folder is None else Home(folder.resolve())
+
+
+def _print(as_json: bool, value: Any, title: str = "") -> None:
+    """Print a record: as JSON, or as a table of its fields."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
+        return
+    grid = Table(title=title, show_header=False)
+    for name, field in value.items():
+        text = (
+            "\n".join(map(str, field))
+            if isinstance(field, list)
+            else json.dumps(field, default=str)
+            if isinstance(field, dict)
+            else str(field)
+        )
+        grid.add_row(name, _escape(text))
+    out.print(grid)
+
+
+def _answer(as_json: bool, title: str, record: dict[str, Any], *, yes: bool = True) -> None:
+    """Print a verb's record; leave with exit code 1 where the decision was no."""
+    _print(as_json, record, title)
+    if not yes:
+        raise typer.Exit(NO)
+
+
+def _world(seed: int, users: int, items: int, events_per_day: int, faults: list[str] | None, shifts: list[str] | None) -> World:
+    return World(seed=seed, users=users, items=items, events_per_day=events_per_day, faults=tuple(faults or ()), shifts=tuple(shifts or ()))
+
+
+def _span(home: Home, request: Request, start: str | None, end: str | None, default_days: int | None = None) -> Window:
+    """Return the window asked for, its open ends filled from the source."""
+    from pipelines.sources import plan
+
+    whole = plan.span(home, request)
+    first = utc(start) if start else whole.start
+    if end:
+        return Window(first, utc(end))
+    return Window(first, first + timedelta(days=default_days)) if default_days else Window(first, whole.end)
+
+
+def _stages(home: Home, as_of: datetime, *names: str) -> dict[str, Any]:
+    """Return the records of some stages of a cycle, those of keyed stages by key."""
+    found: dict[str, Any] = {}
+    for name in names:
+        for record in cycle.records(home, as_of, name):
+            label = name if record["key"] is None else f"{name}.{record['key']}"
+            found[label] = {field: value for field, value in record.items() if field not in {"stage", "key"}}
+    return found
+
+
+@app.command()
+def run(
+    source: SourceOption = Source.SIMULATED,
+    path: PathOption = None,
+    mapping: MapOption = None,
+    start: FromOption = None,
+    end: ToOption = None,
+    step_days: Annotated[int, typer.Option("--step-days", min=1, help="Days between two cycles, that is two trainings.")] = 7,
+    warmup_days: Annotated[
+        int | None, typer.Option("--warmup-days", min=1, help="Days before the first training; simulated: 56, else what training needs.")
+    ] = None,
+    batch_days: BatchOption = None,
+    seed: SeedOption = DEFAULT.seed,
+    users: UsersOption = DEFAULT.users,
+    items: ItemsOption = DEFAULT.items,
+    events_per_day: RateOption = DEFAULT.events_per_day,
+    faults: FaultOption = None,
+    shifts: ShiftOption = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Run the whole loop through the Dags, cycle after cycle, and print what each one did."""
+    from pipelines import run as running
+    from pipelines import summary
+    from pipelines.sources import plan
+
+    state = _home(home)
+    request = Request(source=source, path=path, mapping=mapping, world=_world(seed, users, items, events_per_day, faults, shifts))
+    simulated = source is Source.SIMULATED
+    warmup = warmup_days if warmup_days is not None or not simulated else 56
+    span = _span(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
+    settings = plan.settings(state, request)
+    planned = running.plan(request, span, settings, step_days=step_days, warmup_days=warmup, batch_days=batch_days)
+    results = running.execute(state, planned, settings, out)
+    if as_json:
+        summary.write(state, results, as_json)
+    summary.show(out, results)
+    _further(state, results)
+
+
+def _further(home: Home, results: list[dict[str, Any]]) -> None:
+    """Print where to look further."""
+    last = results[-1]["as_of"][:10] if results else ""
+    for what, where in {
+        "figures": home.reports / "run.json",
+        "Data Docs": home.reports / "gx" / "index.html",
+        "drift report": home.reports / "evidently" / f"{last}.html",
+        "releases": "reloop releases",
+        "state": "reloop status",
+        "Airflow and MLflow": "make up",
+        "features": "cd feature_repo && feast feature-views list",
+        "tables": "cd dbt && dbt docs generate",
+    }.items():
+        out.print(f"  {what:<20} {where}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ingest(
+    source: SourceOption = Source.SIMULATED,
+    path: PathOption = None,
+    mapping: MapOption = None,
+    start: FromOption = None,
+    end: ToOption = None,
+    batch_days: BatchOption = None,
+    seed: SeedOption = DEFAULT.seed,
+    users: UsersOption = DEFAULT.users,
+    items: ItemsOption = DEFAULT.items,
+    events_per_day: RateOption = DEFAULT.events_per_day,
+    faults: FaultOption = None,
+    shifts: ShiftOption = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Read a source, judge its rows, and land what passes; the rest is in quarantine with its reasons."""
+    from pipelines import lake
+    from pipelines.sources import plan, reading
+    from pipelines.validation import checkpoint
+
+    state = _home(home)
+    request = Request(source=source, path=path, mapping=mapping, world=_world(seed, users, items, events_per_day, faults, shifts))
+    windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days or 7)
+    landed = {}
+    for window in windows:
+        batch = reading.stage_batch(state, request, window)
+        checkpoint.validate_batch(state, window.end, batch)
+        lake.land(state, window.end, batch)
+        landed |= _stages(state, window.end, "ingest")
+    _answer(as_json, "ingest", landed)
+
+
+@app.command()
+def validate(
+    as_of: AsOfOption,
+    source: SourceOption = Source.SIMULATED,
+    path: PathOption = None,
+    mapping: MapOption = None,
+    days: Annotated[int, typer.Option("--days", min=1, help="Days before --as-of to judge.")] = 7,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Judge the days of a source before --as-of without landing anything: a dry run of ingest."""
+    from pipelines.errors import ValidationBlocked
+    from pipelines.sources import reading
+    from pipelines.validation import checkpoint
+
+    state = _home(home)
+    moment = utc(as_of)
+    request = Request(source=source, path=path, mapping=mapping)
+    batch = reading.stage_batch(state, request, Window.ending(moment, days))
+    try:
+        checkpoint.validate_batch(state, moment, batch)
+        passed = True
+    except ValidationBlocked as blocked:
+        passed = False
+        out.print(_escape(str(blocked)))
+    _answer(as_json, "validation", _stages(state, moment, "validation"), yes=passed)
+
+
+@app.command()
+def features(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Build the feature marts up to --as-of, check them, and load the online store."""
+    from pipelines.features import build, store
+    from pipelines.validation import checkpoint
+
+    state, moment = _home(home), utc(as_of)
+    build.build(state, moment)
+    checkpoint.validate_features(state, moment)
+    store.apply(state)
+    store.materialize(state, moment)
+    _answer(as_json, "features", _stages(state, moment, "features", "feature_validation", "materialize"))
+
+
+@app.command()
+def train(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Train retrievers and ranker as of a day, evaluate them, and register the bundle as challenger."""
+    from pipelines.ranking import judging, lambdarank, training_set
+    from pipelines.registry import bundle
+    from pipelines.retrieval import blend, fitting
+
+    state, moment = _home(home), utc(as_of)
+    for source in config.load(state).retrieval.sources:
+        fitting.fit(state, moment, source)
+    blend.blend(state, moment)
+    training_set.build(state, moment)
+    lambdarank.train(state, moment)
+    judging.evaluate(state, moment)
+    bundle.build(state, moment)
+    _answer(as_json, "training", _stages(state, moment, "retrieval", "blend", "training_set", "ranker", "ranking", "bundle"))
+
+
+@app.command()
+def evaluate(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Evaluate the models trained as of a day on the week that they did not see."""
+    from pipelines.ranking import judging
+
+    state, moment = _home(home), utc(as_of)
+    judging.evaluate(state, moment)
+    _answer(as_json, "evaluation", _stages(state, moment, "ranking"))
+
+
+@app.command()
+def promote(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Put the challenger of a day before the gate. Exit code 1: the champion stays."""
+    from pipelines.registry import promotion
+
+    state, moment = _home(home), utc(as_of)
+    promotion.decide(state, moment)
+    record = _stages(state, moment, "gate")["gate"]
+    _answer(as_json, "gate", record, yes=record["verdict"] == "promote")
+
+
+@app.command()
+def monitor(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Compare the features of a day with the champion's training reference. Exit code 1: they drifted."""
+    from pipelines.monitoring import drift
+
+    state, moment = _home(home), utc(as_of)
+    drift.check(state, moment)
+    record = _stages(state, moment, "drift")["drift"]
+    _answer(as_json, "drift", record, yes=record["verdict"] != "drift")
+
+
+@app.command()
+def simulate(
+    target: Annotated[Path, typer.Argument(help="Folder to write events.parquet, items.parquet and users.parquet to.")],
+    start: Annotated[str, typer.Option("--from", help="First day.")],
+    end: Annotated[str, typer.Option("--to", help="Day after the last.")],
+    seed: SeedOption = DEFAULT.seed,
+    users: UsersOption = DEFAULT.users,
+    items: ItemsOption = DEFAULT.items,
+    events_per_day: RateOption = DEFAULT.events_per_day,
+    faults: FaultOption = None,
+    shifts: ShiftOption = None,
+) -> None:
+    """Write days of the simulated shop, as the shop would send them, to a folder of Parquet files."""
+    from pipelines import publish
+    from pipelines.sources.simulator import Shop
+
+    shop = Shop(_world(seed, users, items, events_per_day, faults, shifts))
+    window = Window.parse(start, end)
+    tables = {"events": shop.raw_events(window), "items": shop.items(window), "users": shop.users(window)}
+    for name, table in tables.items():
+        publish.write_parquet(target / f"{name}.parquet", table)
+        out.print(f"{table.num_rows:>12,} {name}", highlight=False)
+
+
+@app.command()
+def releases(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Show the ledger of decisions, newest last."""
+    from pipelines.registry import releases as ledger
+
+    entries = ledger.history(_home(home))
+    if as_json:
+        typer.echo(json.dumps(entries, indent=2, default=str))
+        return
+    grid = Table(title="Releases")
+    for heading in ("as of", "decision", "champion before", "champion after", "reasons"):
+        grid.add_column(heading)
+    for entry in entries:
+        grid.add_row(*ledger.line(entry))
+    out.print(grid)
+
+
+@app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option("--to", help="Version to return to; default: the previous champion.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Make an earlier release champion again: one pointer flip."""
+    from pipelines.registry import releases as ledger
+
+    _answer(as_json, "rollback", ledger.rollback(_home(home), to=to))
+
+
+@app.command()
+def status(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Show how far every stage has come."""
+    from pipelines import inspection
+
+    _answer(as_json, "status", inspection.status(_home(home)))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Check the installation and the state folder; each line says what to do. Exit code 1: something is wrong."""
+    from pipelines import inspection
+
+    findings = inspection.examine(_home(home))
+    record = {finding.name: f"{'ok' if finding.ok else 'WRONG'}: {finding.text}" for finding in findings}
+    _answer(as_json, "doctor", record, yes=all(finding.ok for finding in findings))
