@@ -132,7 +132,9 @@ def _damage(evidence: Evidence, policy: GatePolicy) -> list[str]:
     measured: dict[str, Scores] = {"challenger": evidence.challenger, **evidence.incumbents}
     if evidence.champion is not None:
         measured["champion"] = evidence.champion
-    problems = [f"{name} was scored for {len(values)} users, the challenger for {n}" for name, values in measured.items() if len(values) != n]
+    problems = [
+        f"{name} was scored for {len(values)} users, the challenger for {n}" for name, values in measured.items() if len(values) != n
+    ]
     for name, (before, after) in evidence.slices.items():
         measured[f"{name} (champion)"], measured[f"{name} (challenger)"] = before, after
         if len(before) != len(after):
@@ -223,7 +225,9 @@ def judge(evidence: Evidence, policy: GatePolicy) -> Verdict:
     if problems := _damage(evidence, policy):
         return Verdict(KEEP, track, tuple(f"the evidence is damaged: {problem}" for problem in problems), figures)
     if not n >= max(policy.min_users, 2):
-        return Verdict(NOT_ENOUGH, track, (f"{n} users with a positive label in the judged window, {policy.min_users} are needed",), figures)
+        return Verdict(
+            NOT_ENOUGH, track, (f"{n} users with a positive label in the judged window, {policy.min_users} are needed",), figures
+        )
 
     confidence = 1.0 - spent_alpha(1.0 - policy.confidence, decision)
     primary, found = _primary(evidence, policy, track, confidence)
