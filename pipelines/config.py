@@ -98,6 +98,22 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SourceSettings(Frozen):
+    """What an input file may cost before it is refused; a mapping file cannot raise these."""
+
+    roots: tuple[str, ...] = ()  # folders that inputs may lie in; none named means anywhere on this machine
+    max_files: int = 10_000
+    max_columns: int = 2_000
+    max_nesting: int = 16
+    max_rows: int = 5_000_000_000
+    max_expanded_bytes: int = 1 << 40
+    max_ratio: float = 1000.0  # decoded to stored bytes, once more than `ratio_from_bytes` come out
+    ratio_from_bytes: int = 1 << 29
+    max_value_bytes: int = 1 << 20  # one field of a CSV; longer means a quote that never closes
+    memory_limit: str = "2GB"  # of DuckDB while a file is normalised; beyond it spills to disk
+    threads: int = 2
+
+
 class ValidationSettings(Frozen):
     """When rows and batches are refused."""
 
@@ -179,6 +195,7 @@ class RetrainPolicy(Frozen):
 class Settings(Frozen):
     """Every stage's settings, as logged with every run."""
 
+    sources: SourceSettings = SourceSettings()
     validation: ValidationSettings = ValidationSettings()
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
