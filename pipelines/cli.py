@@ -364,6 +364,6 @@ def doctor(as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Check the installation and the state folder; each line says what to do. Exit code 1: something is wrong."""
     from pipelines import inspection
 
-    findings = inspection.examine(_home(home))
+    findings = list(inspection.examine(_home(home)))
     record = {finding.name: f"{'ok' if finding.ok else 'WRONG'}: {finding.text}" for finding in findings}
     _answer(as_json, "doctor", record, yes=all(finding.ok for finding in findings))

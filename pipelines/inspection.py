@@ -1,0 +1,123 @@
+"""What state the pipeline is in, and whether the installation is sound: `reloop status` and `reloop doctor`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines import config, cycle, lake, publish
+from pipelines.config import REPOSITORY, Home
+from pipelines.errors import ReloopError
+from pipelines.registry import releases
+
+MIN_FREE_BYTES: Final = 5 << 30
+STAGES: Final = (
+    "validation", "ingest", "features", "feature_validation", "materialize", "trigger", "retrieval", "blend",
+    "training_set", "ranker", "ranking", "bundle", "gate", "drift",
+)  # fmt: skip
+
+
+def status(home: Home) -> dict[str, Any]:
+    """Return how far every stage has come: the newest record of each, the days in the lake, and the champion."""
+    days = lake.days(home)
+    newest: dict[str, str] = dict.fromkeys(STAGES, "never ran")
+    for folder in sorted((home.reports / "cycles").glob("*")):
+        for path in sorted(folder.glob("*.json")):
+            record = cycle.read(path)
+            if record["stage"] in newest:
+                newest[record["stage"]] = f"{folder.name[:10]} {record['state']}" + (f": {record['error']}" if record["error"] else "")
+    return {
+        "state folder": str(home.root),
+        "days in the lake": f"{days[0]} to {days[-1]}, {len(days)} days" if days else "none",
+        **newest,
+        "champion": releases.describe(home),
+    }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check, in words, with what to do where it is not ok."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def _packages() -> Finding:
+    """Compare what is installed with the lock, where there is one (a clone, not an installed wheel)."""
+    lock = REPOSITORY / "requirements.lock"
+    if not lock.is_file():
+        return Finding("packages", ok=True, text="no requirements.lock beside the package; nothing to compare with")
+    pinned = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    installed = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
+    wrong = [
+        f"{name} {installed.get(name.lower().replace('_', '-'), 'missing')} instead of {version}"
+        for name, version in pinned
+        if installed.get(name.lower().replace("_", "-")) != version
+    ]
+    return Finding("packages", not wrong, f"{len(pinned)} as locked" if not wrong else "; ".join(wrong[:5]) + ". Run `make .venv/ready`")
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info[:2] == (3, 11), f"{version} (3.11 is what the lock was resolved for)")
+
+
+def _folder(home: Home) -> Finding:
+    home.root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home.root).free
+    writable = os.access(home.root, os.W_OK)
+    text = f"{home.root}, {free >> 30} GiB free" + ("" if writable else ", not writable: choose another with RELOOP_HOME")
+    return Finding("state folder", writable and free >= MIN_FREE_BYTES, text)
+
+
+def _lake(home: Home) -> Finding:
+    lake.recover(home)
+    days, files = lake.days(home), lake.event_files(home)
+    return Finding("lake", len(days) == len(files), f"{len(files)} files for {len(days)} days")
+
+
+def _settings(home: Home) -> Finding:
+    config.load(home)
+    return Finding("settings", ok=True, text="every section and knob is known")
+
+
+def _champion(home: Home) -> Finding:
+    champion = releases.champion(home)
+    if champion is None:
+        return Finding("champion", ok=True, text="none yet")
+    loaded = publish.manifest(home.bundles / champion.digest, verify=True)
+    return Finding(
+        "champion", loaded.digest == champion.digest, f"version {champion.version}, {len(loaded.files)} files as their digests say"
+    )
+
+
+def _litter(home: Home) -> Finding:
+    """Look for what killed writers left; the next writer of the same file sweeps it."""
+    left: list[Path] = [path for path in home.root.rglob(".*.tmp") if not Path(f"/proc/{path.name.rsplit('.', 2)[1]}").exists()]
+    return Finding("temporary files", ok=True, text=f"{len(left)} left by killed writers; the next write of each file removes its own")
+
+
+def examine(home: Home) -> Iterator[Finding]:
+    """Yield a finding for each check; a check that cannot be made is a finding, too."""
+    checks: dict[str, Callable[[], Finding]] = {
+        "python": _python,
+        "packages": _packages,
+        "state folder": lambda: _folder(home),
+        "settings": lambda: _settings(home),
+        "lake": lambda: _lake(home),
+        "champion": lambda: _champion(home),
+        "temporary files": lambda: _litter(home),
+    }
+    for name, check in checks.items():
+        try:
+            yield check()
+        except (ReloopError, OSError) as error:
+            yield Finding(name, ok=False, text=str(error))
