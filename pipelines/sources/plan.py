@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from pipelines.config import Home
 from pipelines.errors import SourceError
+from pipelines.lake.ledger import LANDINGS
 from pipelines.sources import normalising
 from pipelines.sources.request import WORLD_STARTS, Request, Source
 from pipelines.window import Window, ceil_day, floor_day, utc
 
+MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ][\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?")  # a landing keeps its window as text
 FOREVER: Final = datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -49,20 +52,16 @@ def windows(
     if batch_days < 1:
         raise SourceError("batch_days", found=str(batch_days), allowed="a number of days, 1 or more")
     whole = span(home, request)
-    first = max(utc(start), whole.start) if start is not None else max(_landed(home) or whole.start, whole.start)
-    if end is None:
-        last = first + timedelta(days=batch_days) if whole.end == FOREVER else whole.end
-    else:
-        last = min(utc(end), whole.end)
+    first = max(utc(start), whole.start) if start is not None else max(landed_until(home) or whole.start, whole.start)
+    unless_told = first + timedelta(days=batch_days) if whole.end == FOREVER else whole.end
+    last = unless_told if end is None else min(utc(end), whole.end)
     return list(Window(first, last).split(batch_days)) if first < last else []
 
 
-def _landed(home: Home) -> datetime | None:
+def landed_until(home: Home) -> datetime | None:
     """Return the end of the last landed window, or None where nothing has landed."""
     ends = []
-    for file in sorted((home.lake / "_landings").glob("*.json")):
-        landing = json.loads(file.read_text(encoding="utf-8"))
-        window = landing.get("window") or landing.get("facts", {}).get("window")
-        if window:
-            ends.append(utc(window[1]))
+    for file in sorted((home.lake / LANDINGS).glob("*.json")):
+        moments = MOMENT.findall(str(json.loads(file.read_text(encoding="utf-8"))["window"]))
+        ends += [utc(moments[-1])] if moments else []
     return max(ends, default=None)
