@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -74,6 +74,15 @@ class Pointer:
     previous_version: int | None
     previous_digest: str | None
     fence: int
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The bundle that serves: its MLflow version, the name of its folder, and the cycle that built it (ISO 8601)."""
+
+    version: int
+    digest: str
+    as_of: str
 
 
 @contextmanager
@@ -136,10 +145,23 @@ def _append(connection: sa.Connection, kind: str, key: str | None, body: Mapping
     connection.execute(sa.update(_POINTER).where(_POINTER.c.name == NAME).values(head=head))
 
 
-def champion(home: Home) -> Pointer:
-    """Return what serves now; its version is None before the first release."""
+def pointer(home: Home) -> Pointer:
+    """Return the pointer as it stands; its version is None before the first release."""
     with _database(home) as engine, engine.connect() as connection:
         return _read(connection)
+
+
+def champion(home: Home) -> Champion | None:
+    """Return the bundle that serves now, or None before the first release."""
+    now = pointer(home)
+    if now.version is None or now.digest is None or now.as_of is None:
+        return None
+    return Champion(now.version, now.digest, now.as_of)
+
+
+def describe(home: Home) -> dict[str, Any]:
+    """Return the pointer as JSON values."""
+    return asdict(pointer(home))
 
 
 def decision(home: Home, key: str) -> dict[str, Any] | None:
@@ -242,40 +264,51 @@ def verify(home: Home) -> int:
     return len(rows)
 
 
-def rollback(home: Home, to: int | None = None, *, reason: str = "asked for") -> Pointer:
+def line(entry: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """Return an entry as people read it: as_of, decision, champion before, champion after, reasons."""
+    reasons = [*([entry["refusal"]] if "refusal" in entry else []), *entry.get("reasons", ())]
+    before, after = (str(entry[name]) if entry.get(name) is not None else "-" for name in ("champion_before", "champion_after"))
+    return str(entry.get("as_of") or "-")[:16], entry["kind"], before, after, "\n".join(reasons)
+
+
+def rollback(home: Home, to: str | int | None = None, *, reason: str = "asked for") -> dict[str, Any]:
     """Let an earlier champion serve again: the previous one, or version `to`. One pointer flip.
 
     Needs neither MLflow nor a gate: what is put back has been released before, and its bundle is
-    checked byte by byte first.
+    checked byte by byte first. MLflow's aliases follow with the next `sync`.
+
+    Returns:
+        {"champion_before", "champion_after", "digest", "fence", "reasons"}.
 
     Raises:
         StateError: there is nothing to go back to, `to` was never released, or its bundle is damaged.
         StaleFence: somebody else moved the pointer meanwhile.
     """
-    now = champion(home)
-    released = {entry["version"]: entry for entry in history(home) if entry["kind"] in {PROMOTED, ROLLED_BACK}}
+    now = pointer(home)
+    released = {str(entry["version"]): entry for entry in history(home) if entry["kind"] in {PROMOTED, ROLLED_BACK}}
     target = now.previous_version if to is None else to
-    if target is None or target not in released or target == now.version:
-        others = sorted(version for version in released if version != now.version)
-        raise StateError(
-            "rollback",
-            found="no earlier champion"
+    entry = released.get(str(target))
+    if entry is None or entry["version"] == now.version:
+        others = sorted(int(version) for version in released if version != str(now.version))
+        found = (
+            "no earlier champion"
             if target is None
-            else f"version {target}, which " + ("serves already" if target == now.version else "was never released"),
-            allowed=f"one of the versions {others}" if others else "a second release first",
+            else f"version {target}, which " + ("was never released" if entry is None else "serves already")
         )
-    entry = released[target]
-    if not publish.manifest(home.bundles / entry["digest"], verify=True).digest.startswith(entry["digest"]):
-        raise StateError(str(home.bundles / entry["digest"]), found="another bundle's content", allowed=f"digest {entry['digest']}")
-    body = {"reasons": [reason], "as_of": entry.get("as_of"), "champion_before": now.version, "champion_after": target}
-    return flip(home, now, version=target, digest=entry["digest"], as_of=entry.get("as_of"), key=None, body=body, kind=ROLLED_BACK)
+        raise StateError("rollback", found=found, allowed=f"one of the versions {others}" if others else "a second release first")
+    folder = home.bundles / entry["digest"]
+    if publish.manifest(folder, verify=True).digest != entry["digest"]:
+        raise StateError(str(folder), found="another bundle's content", allowed=f"digest {entry['digest']}")
+    body = {"reasons": [reason], "as_of": entry["as_of"], "champion_before": now.version, "champion_after": entry["version"]}
+    flipped = flip(home, now, version=entry["version"], digest=entry["digest"], as_of=entry["as_of"], key=None, body=body, kind=ROLLED_BACK)
+    return {**body, "digest": entry["digest"], "fence": flipped.fence}
 
 
 def sync(home: Home) -> None:
     """Make MLflow's aliases `champion` and `previous_champion` say what the pointer says; safe to repeat."""
     from pipelines.registry import tracking
 
-    now = champion(home)
+    now = pointer(home)
     books = tracking.client(home)
     for alias, version in ((tracking.CHAMPION, now.version), (tracking.PREVIOUS, now.previous_version)):
         if version is not None:
