@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from datetime import datetime
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from scipy import sparse
+
+from pipelines import columns as c
+from pipelines import lake
+from pipelines.config import Home, TrainingSettings
+from pipelines.errors import StateError
+from pipelines.window import Window, micros
 
 Ids: TypeAlias = npt.NDArray[np.str_]
 Ints: TypeAlias = npt.NDArray[np.int32]
 Longs: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
+Bytes: TypeAlias = npt.NDArray[np.int8]
+
+TYPE_CODES: Final = " ".join(f"WHEN '{name}' THEN {code}" for code, name in enumerate(c.EVENT_TYPES))
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,26 @@ class Histories:
         """Return the number of rows, also of those without any event."""
         return len(self.indptr) - 1
 
+    def lengths(self) -> Longs:
+        """Return int64 [n_users], the events of each row."""
+        return np.diff(self.indptr)
+
+    def rows(self, first: int, last: int) -> Histories:
+        """Return the rows [first, last): views of the arrays, no copy."""
+        begin, end = int(self.indptr[first]), int(self.indptr[last])
+        return Histories(
+            self.indptr[first : last + 1] - begin,
+            self.item[begin:end],
+            self.at[begin:end],
+            self.weight[begin:end],
+            self.n_items,
+            self.as_of,
+        )
+
+    def row_of_event(self) -> Longs:
+        """Return int64 [n_events], the row that each event belongs to."""
+        return np.repeat(np.arange(self.n_users), self.lengths())
+
     def matrix(self) -> sparse.csr_matrix:
         """Return float32 [n_users, n_items]: summed weights, duplicates merged, indices sorted."""
         matrix = sparse.csr_matrix((self.weight, self.item, self.indptr), shape=(self.n_users, self.n_items), dtype=np.float32)
@@ -69,6 +100,151 @@ class Interactions:
     item: Ints
     at: Longs
     weight: Floats
-    event_type: npt.NDArray[np.int8]
+    event_type: Bytes
     value: Floats
     as_of: int
+
+
+def gains(event_type: Bytes, value: Floats, settings: TrainingSettings) -> Floats:
+    """Return float32 [n], how strongly each event speaks for its item.
+
+    The one rule for weights of histories and gains of labels: the gain of the event's type, and for
+    a rating below `positive_rating` zero. Such an event stays in the history (the item was met, so
+    `exclude_seen` hides it) but says nothing for the item. An event type without a gain has zero.
+
+    Args:
+        event_type: positions in `columns.EVENT_TYPES`.
+        value: the rating where the event is one; NaN counts as "not below".
+    """
+    by_type = np.array([settings.gains.get(name, 0.0) for name in c.EVENT_TYPES], dtype=np.float32)
+    poor = (event_type == c.EVENT_TYPES.index(c.RATING)) & (value < settings.positive_rating)
+    return np.where(poor, np.float32(0), by_type[event_type]).astype(np.float32)
+
+
+def load(home: Home, before: datetime, settings: TrainingSettings, *, item_ids: Ids | None = None) -> Interactions:
+    """Read from the lake every event that happened and was received before a moment.
+
+    Sorted by (user, at, event_id), so that the same lake gives the same arrays. DuckDB sorts and
+    joins out of memory; what comes back is about 30 bytes an event.
+
+    Args:
+        item_ids: sorted and unique; the catalogue to index by. Events on other items are left out.
+            Without it, the catalogue is every item that has an event.
+    """
+    return arrays(read(home, before, item_ids=item_ids), before, settings)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Events with dense ids as an Arrow table: user, item, event_type, value, at, received; sorted by (user, at, event_id)."""
+
+    events: pa.Table
+    user_ids: Ids
+    item_ids: Ids
+
+
+def read(home: Home, before: datetime, *, item_ids: Ids | None = None, window: Window | None = None) -> Dense:
+    """Read events from the lake with dense ids, numbered in the order of their code points.
+
+    Args:
+        before: only events that happened and were received before it.
+        item_ids: as in `load`.
+        window: only events that happened in it.
+    """
+    where = "true" if window is None else "epoch_us(event_at) >= ? AND epoch_us(event_at) < ?"
+    bound = [] if window is None else [micros(window.start), micros(window.end)]
+    with lake.connect(home, before=before) as db:
+        wanted = 'event_id, user_id, item_id, event_type, "value", epoch_us(event_at) AS "at", epoch_us(received_at) AS received'
+        db.execute(f"CREATE TEMP TABLE wanted AS SELECT {wanted} FROM events WHERE {where}", bound)
+        if item_ids is None:
+            db.execute("CREATE TEMP TABLE known AS SELECT DISTINCT item_id FROM wanted")
+        else:
+            db.register("given_items", pa.table({c.ITEM_ID: pa.array(item_ids, pa.string())}))
+            db.execute("CREATE TEMP TABLE known AS SELECT item_id FROM given_items")
+        db.execute("CREATE TEMP TABLE item_index AS SELECT item_id, (row_number() OVER (ORDER BY item_id) - 1)::INT AS item FROM known")
+        db.execute(
+            """CREATE TEMP TABLE user_index AS
+            SELECT user_id, (row_number() OVER (ORDER BY user_id) - 1)::INT AS "user"
+            FROM (SELECT DISTINCT user_id FROM wanted SEMI JOIN item_index USING (item_id))"""
+        )
+        found = db.sql(
+            f"""SELECT "user", item, (CASE event_type {TYPE_CODES} END)::TINYINT AS event_type, "value"::FLOAT AS "value", "at", received
+            FROM wanted JOIN item_index USING (item_id) JOIN user_index USING (user_id)
+            ORDER BY "user", "at", event_id"""
+        ).to_arrow_table()
+        return Dense(
+            found,
+            strings(db.sql('SELECT user_id FROM user_index ORDER BY "user"').to_arrow_table()["user_id"]),
+            strings(db.sql("SELECT item_id FROM item_index ORDER BY item").to_arrow_table()["item_id"]),
+        )
+
+
+def arrays(dense: Dense, before: datetime, settings: TrainingSettings) -> Interactions:
+    """Return the arrays of some events, all of which happened and were received before a moment."""
+    event_type = dense.events["event_type"].to_numpy()
+    value = dense.events["value"].to_numpy().astype(np.float32)  # also turns nulls into NaN
+    return Interactions(
+        user_ids=dense.user_ids,
+        item_ids=dense.item_ids,
+        user=dense.events["user"].to_numpy(),
+        item=dense.events["item"].to_numpy(),
+        at=dense.events["at"].to_numpy(),
+        weight=gains(event_type, value, settings),
+        event_type=event_type,
+        value=value,
+        as_of=micros(before),
+    )
+
+
+def strings(column: pa.ChunkedArray) -> Ids:
+    """Return an Arrow column of strings as a numpy array of unicode."""
+    return np.array(column.to_pylist(), dtype=np.str_) if len(column) else np.empty(0, dtype="U1")
+
+
+def positions(wanted: Ids, ids: Ids) -> Longs:
+    """Return int64 [n], where each wanted id stands in `ids` (sorted, unique); -1 where it is unknown."""
+    if not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[place] == wanted, place, -1).astype(np.int64)
+
+
+def histories(interactions: Interactions, user_ids: Ids, as_of: datetime | None = None) -> Histories:
+    """Return the histories of some users, in the order asked; an unknown user has an empty row.
+
+    Args:
+        as_of: leave out events at or after this moment; the interactions' own when None.
+
+    Raises:
+        StateError: `as_of` lies after the moment up to which the interactions are known.
+    """
+    until = interactions.as_of if as_of is None else micros(as_of)
+    if until > interactions.as_of:
+        raise StateError("histories", found=f"as_of {as_of}", allowed="a moment that the interactions reach", hint="load them again")
+    # Rows are sorted by (user, at), so what lies before `until` is a prefix of each user's slice.
+    known = positions(user_ids, interactions.user_ids)
+    bounds = np.searchsorted(interactions.user, np.arange(len(interactions.user_ids) + 1))
+    before = np.concatenate([[0], np.cumsum(interactions.at < until)])
+    begin = np.where(known < 0, 0, bounds[known]) if len(bounds) > 1 else np.zeros(len(known), dtype=np.int64)
+    end = np.where(known < 0, 0, bounds[known + 1]) if len(bounds) > 1 else begin
+    length = before[end] - before[begin]
+    indptr = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    take = np.arange(indptr[-1]) - np.repeat(indptr[:-1], length) + np.repeat(begin, length)
+    return Histories(
+        indptr, interactions.item[take], interactions.at[take], interactions.weight[take], n_items=len(interactions.item_ids), as_of=until
+    )
+
+
+def remap(known: Histories, from_ids: Ids, to_ids: Ids) -> Histories:
+    """Return histories in another catalogue's indices; events on items it lacks are left out.
+
+    A bundle carries its own item ids, so champion and challenger each read the same histories in
+    their own indices.
+
+    Args:
+        from_ids, to_ids: sorted and unique.
+    """
+    item = positions(from_ids, to_ids)[known.item] if len(from_ids) else np.empty(0, dtype=np.int64)
+    kept = item >= 0
+    indptr = np.concatenate([[0], np.cumsum(kept)])[known.indptr].astype(np.int64)
+    return Histories(indptr, item[kept].astype(np.int32), known.at[kept], known.weight[kept], n_items=len(to_ids), as_of=known.as_of)
