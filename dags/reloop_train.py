@@ -1,0 +1,119 @@
+"""Train a challenger, if a training is due.
+
+**Does**: decides whether a training is due (cadence, requests, cool-down); if so fits every retrieval source, blends
+their candidates, joins features point-in-time, trains the ranker, judges it on the last window and bundles the whole.
+Not due: `due` is skipped, its log says why, and so is everything after it.
+
+**Writes**: `training/<as_of>/`, `bundles/`, one MLflow model version with the alias `challenger`. Asset `challenger`.
+
+**When it fails**
+- *due* says "not enough data": ingest more history; nothing is broken.
+- *retrieve[source]*: only that source failed; the others keep their result. Clear it, or take the source out of the
+  settings (`reloop.toml`).
+- *training_set*: features of a training day are missing; run `reloop_features` (or `reloop_backfill`) for them.
+- *rank*, *evaluate*, *bundle*: the champion still serves. Clear the task.
+
+**Rerun** is safe at any point: the same `as_of` gives the same bundle.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import AssetAny, Metadata, Param, chain, dag, task
+from reloop_assets import challenger, features, retrain_request
+from reloop_defaults import DEFAULTS, START, TRAINING, as_of_param, current_as_of, proceed, requested
+
+REASON = Param(
+    None,
+    type=["null", "string"],
+    maxLength=500,
+    title="Reason",
+    description_md="Why to train although no cadence asks for it; goes into the records. Empty: train only if it is due.",
+)
+
+
+@dag(
+    schedule=AssetAny(features, retrain_request),
+    start_date=START,
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS,
+    params={"as_of": as_of_param(), "reason": REASON},
+    tags=["reloop", "models"],
+    doc_md=__doc__,
+)
+def reloop_train() -> None:
+    @task
+    def due() -> str:
+        from pipelines.config import Home
+        from pipelines.monitoring import triggers
+
+        as_of = current_as_of()
+        decision = triggers.decide(Home.from_environment(), as_of, requested())
+        proceed(decision.due, decision.reasons)
+        return as_of.isoformat()
+
+    @task
+    def sources() -> list[str]:
+        from pipelines import config
+
+        return list(config.load(config.Home.from_environment()).retrieval.sources)
+
+    @task(pool=TRAINING, map_index_template="{{ task.op_kwargs['source'] }}", execution_timeout=timedelta(hours=4))
+    def retrieve(source: str, as_of: str) -> None:
+        from pipelines.config import Home
+        from pipelines.retrieval import fitting
+        from pipelines.window import utc
+
+        fitting.fit(Home.from_environment(), utc(as_of), source)
+
+    @task(pool=TRAINING)
+    def blend(as_of: str) -> None:
+        from pipelines.config import Home
+        from pipelines.retrieval import blend as blending
+        from pipelines.window import utc
+
+        blending.blend(Home.from_environment(), utc(as_of))
+
+    @task(pool=TRAINING)
+    def training_set(as_of: str) -> None:
+        from pipelines.config import Home
+        from pipelines.ranking import training_set as rows
+        from pipelines.window import utc
+
+        rows.build(Home.from_environment(), utc(as_of))
+
+    @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
+    def rank(as_of: str) -> None:
+        from pipelines.config import Home
+        from pipelines.ranking import lambdarank
+        from pipelines.window import utc
+
+        lambdarank.train(Home.from_environment(), utc(as_of))
+
+    @task(pool=TRAINING)
+    def evaluate(as_of: str) -> None:
+        from pipelines.config import Home
+        from pipelines.ranking import judging
+        from pipelines.window import utc
+
+        judging.evaluate(Home.from_environment(), utc(as_of))
+
+    @task(outlets=[challenger])
+    def bundle(as_of: str):  # noqa: ANN202 - a generator: Airflow reads its Metadata
+        from pipelines.config import Home
+        from pipelines.registry import bundle as bundling
+        from pipelines.window import utc
+
+        version = bundling.build(Home.from_environment(), utc(as_of))
+        yield Metadata(challenger, {"as_of": as_of, "version": version})
+
+    as_of = due()
+    named = sources()
+    fitted = retrieve.partial(as_of=as_of).expand(source=named)
+    chain(as_of, named)
+    chain(fitted, blend(as_of), training_set(as_of), rank(as_of), evaluate(as_of), bundle(as_of))
+
+
+reloop_train()
