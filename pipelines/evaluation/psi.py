@@ -51,6 +51,11 @@ class Reference:
         """Return the number of reference rows."""
         return sum(self.counts)
 
+    @property
+    def counted(self) -> Counts:
+        """Return int64 [n_bins], the counts as an array."""
+        return np.asarray(self.counts, dtype=np.int64)
+
 
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     return np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
@@ -102,7 +107,9 @@ def counts(reference: Reference, column: pa.ChunkedArray) -> Counts:
     known = np.asarray(position.drop_null().to_numpy(), dtype=np.int64)
     own = np.bincount(known, minlength=len(reference.categories))
     unnamed = pc.drop_null(pc.filter(text, pc.is_null(position)))
-    other = len(unnamed) if reference.others == ("*",) else int(pc.sum(pc.is_in(unnamed, pa.array(reference.others, pa.string()))).as_py() or 0)
+    other = (
+        len(unnamed) if reference.others == ("*",) else int(pc.sum(pc.is_in(unnamed, pa.array(reference.others, pa.string()))).as_py() or 0)
+    )
     return np.concatenate([own, [other, len(unnamed) - other, text.null_count]]).astype(np.int64)
 
 

@@ -1,0 +1,78 @@
+"""The line-up: every source by name, and how a fitted one is kept on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+
+from pipelines import publish
+from pipelines.errors import StateError
+from pipelines.retrieval.popular import Popular
+from pipelines.retrieval.protocol import Retriever
+from pipelines.retrieval.repeat import Repeat
+
+# Each source with the knobs it has unless the settings say otherwise; none is fitted.
+SOURCES: Final[dict[str, Retriever]] = {
+    "popular": Popular(),
+    "popular_7d": Popular(window_days=7.0, half_life_days=3.0),
+    "repeat": Repeat(),
+}
+
+
+def make(name: str, knobs: dict[str, Any] | None = None) -> Retriever:
+    """Return an unfitted source with some knobs changed.
+
+    Raises:
+        StateError: no source has that name, or it has no such knob.
+    """
+    if name not in SOURCES:
+        raise StateError(
+            f"source {name!r}", found="unknown", allowed=f"one of {list(SOURCES)}", hint="see retrieval.sources in the settings"
+        )
+    prototype = cast("Any", SOURCES[name])
+    known = [knob.name for knob in fields(prototype) if knob.name != "state"]
+    if unknown := sorted(set(knobs or {}) - set(known)):
+        raise StateError(
+            f"source {name!r}", found=f"knobs {unknown}", allowed=f"some of {known}", hint="see retrieval.parameters in the settings"
+        )
+    return cast("Retriever", replace(prototype, **(knobs or {})))
+
+
+def save(folder: Path, name: str, retriever: Retriever) -> None:
+    """Write a fitted source into a folder that is being published: knobs.json and state.npz, no pickle.
+
+    Raises:
+        StateError: the source was not fitted.
+    """
+    if retriever.state is None:
+        raise StateError(f"retriever {name}", found="not fitted", allowed="a fitted copy")
+    knobs = {knob.name: getattr(retriever, knob.name) for knob in fields(cast("Any", retriever)) if knob.name != "state"}
+    publish.write_json(folder / "knobs.json", {"source": name, "knobs": knobs})
+    with publish.replacing(folder / "state.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{key: retriever.state[key] for key in sorted(retriever.state)})
+
+
+def load(folder: Path) -> Retriever:
+    """Return the fitted source that `save` wrote.
+
+    The caller has verified the folder's manifest; what is checked here is what a digest cannot say.
+
+    Raises:
+        StateError: a file is missing, or an array holds NaN or infinity.
+    """
+    for file in ("knobs.json", "state.npz"):
+        if not (folder / file).is_file():
+            raise StateError(str(folder / file), found="missing", allowed="a saved source")
+    saved = json.loads((folder / "knobs.json").read_text(encoding="utf-8"))
+    with np.load(folder / "state.npz", allow_pickle=False) as arrays:
+        state = {key: arrays[key] for key in arrays.files}
+    for key, array in state.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise StateError(
+                f"{folder / 'state.npz'}: {key}", found="NaN or infinity", allowed="finite numbers", hint="fit the source again"
+            )
+    return cast("Retriever", replace(cast("Any", make(saved["source"], saved["knobs"])), state=state))

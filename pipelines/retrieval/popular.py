@@ -1,0 +1,63 @@
+"""What everybody likes: the baseline every model must beat, and the answer for users nobody knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.datasets.interactions import Histories, Interactions
+from pipelines.retrieval import topk
+from pipelines.retrieval.protocol import Candidates
+
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Popular:
+    """Score of an item: the summed weight of its events, optionally only of late ones and fading with age.
+
+    State: score float32 [n_items], 0 where an item has no event; order int32, items with a score, best first.
+
+    Attributes:
+        window_days: events older than this before the fit's as_of do not count; None counts all.
+        half_life_days: after this long an event counts half; None never fades.
+    """
+
+    window_days: float | None = None
+    half_life_days: float | None = None
+    state: dict[str, npt.NDArray[np.generic]] | None = field(default=None, repr=False, compare=False)
+
+    def fit(self, interactions: Interactions) -> Self:
+        """Return a fitted copy."""
+        age_days = (interactions.as_of - interactions.at) / DAY_US
+        weight = interactions.weight.astype(np.float64)
+        if self.window_days is not None:
+            weight[age_days > self.window_days] = 0
+        if self.half_life_days is not None:
+            weight *= 0.5 ** (age_days / self.half_life_days)
+        n_items = len(interactions.item_ids)
+        score = np.bincount(interactions.item, weights=weight, minlength=n_items).astype(np.float32)
+        order = np.argsort(-score, kind="stable").astype(np.int32)
+        state = {"n_items": np.array([n_items]), "score": score, "order": order[score[order] > 0]}
+        return replace(self, state=state)
+
+    def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
+        """Return the same items for everyone, less what each has seen if so asked."""
+        state = topk.checked("popular", self.state, histories)
+        longest = int(histories.lengths().max(initial=0)) if exclude_seen else 0
+        order = state["order"][: k + longest].astype(np.int32)  # however much a user has seen of it, k are left
+        score = state["score"].astype(np.float32)[order]
+        place = np.full(histories.n_items, -1, dtype=np.int64)
+        place[order] = np.arange(len(order))
+        parts = []
+        for first, last, rows in topk.blocks(histories, len(order)):
+            block = np.broadcast_to(score, (last - first, len(order))).copy()
+            if exclude_seen:
+                met = place[rows.item]
+                block[rows.row_of_event()[met >= 0], met[met >= 0]] = -np.inf
+            ranked = topk.best(block, k)  # `order` is by (score, item), so ties stay in item order
+            parts.append(Candidates(np.where(ranked.item < 0, -1, order[ranked.item] if len(order) else -1).astype(np.int32), ranked.score))
+        return topk.stack(parts, k)
