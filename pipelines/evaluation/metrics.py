@@ -83,7 +83,8 @@ def _measured(values: Doubles, judged: Judged) -> Doubles:
 
 def _share(part: Doubles, whole: Doubles | npt.NDArray[np.int64]) -> Doubles:
     """Return part / whole, NaN where whole is zero."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    share: Doubles = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return share
 
 
 def _hits(judged: Judged, k: int) -> npt.NDArray[np.bool_]:
@@ -93,7 +94,7 @@ def _hits(judged: Judged, k: int) -> npt.NDArray[np.bool_]:
 
 def precision(judged: Judged, k: int) -> Doubles:
     """Relevant items among the first k, divided by k."""
-    return _measured(np.divide(_hits(judged, k).sum(axis=1), k), judged)
+    return _measured(_hits(judged, k).sum(axis=1).astype(np.float64) / k, judged)
 
 
 def recall(judged: Judged, k: int) -> Doubles:
