@@ -1,0 +1,317 @@
+"""What the shop sells: categories, brands, items that come and go, their prices, and the shelf of one day."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.sources.request import World
+from pipelines.sources.simulator.draws import DAY_MICROS, Bools, Floats, Ints, Longs, categorical, hashed, stream
+
+N_TASTES: Final = 14  # dimensions of taste; with price and quality a vector fills one cache line
+PRICE_SLOT: Final = N_TASTES
+QUALITY_SLOT: Final = N_TASTES + 1
+N_SLOTS: Final = N_TASTES + 2
+WIDTH: Final = 8  # items a list shows
+
+FOUNDING_SHARE: Final = 0.85  # the rest arrives within GROWTH_DAYS
+GROWTH_DAYS: Final = 63
+LIFETIME_DAYS: Final = 400.0
+CHURN_FACTOR: Final = 4
+CHURN_SHARE: Final = 0.25
+PRICE_DAYS: Final = 28
+PRICE_FACTORS: Final = np.array([1.0, 1.0, 1.0, 0.9, 0.8, 1.1])
+FEEDBACK: Final = 0.3  # exponent of recent attention in today's exposure; 0 switches the feedback off
+MEMORY: Final = 0.93  # share of yesterday's attention that is remembered
+BURN_IN_DAYS: Final = 40
+
+CATEGORY_NAMES: Final = (
+    *("lighting", "kitchen", "bedding", "garden", "toys", "stationery", "bags", "jewellery", "candles", "clocks"),
+    *("mirrors", "rugs", "baking", "tea", "coffee", "glassware", "ceramics", "frames", "storage", "sewing"),
+    *("bathroom", "crafts", "party", "christmas", "books", "games", "outdoor", "pets", "travel", "tools"),
+)
+COLOURS: Final = ("amber", "blue", "cream", "green", "ivory", "red", "slate", "white")
+_SYLLABLES: Final = ("al", "bo", "cor", "da", "el", "fin", "gra", "hol", "is", "jor", "ka", "lum", "mor", "no", "or", "pel")
+
+
+def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the rows scaled to length 1."""
+    scaled: npt.NDArray[np.float64] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return scaled
+
+
+class Taxonomy:
+    """Categories and their brands; the levels above the item in the hierarchy of taste.
+
+    Attributes:
+        vector: float32 [categories, N_TASTES], unit length.
+        style: float64 [categories, 2, N_TASTES]; a category is a circle of styles, and its items lie on it.
+        share: float64 [categories], the interest of the public, before season.
+        partner: int32 [categories], the category bought along.
+        brands: int32 [categories, 8]; a brand serves up to a few categories.
+        brand_vector: float64 [brands, N_TASTES], unit length.
+        log_price: float64 [categories].
+        phase, swing: float64 [categories], day of the year at its peak, and how strong the season is.
+    """
+
+    def __init__(self, world: World) -> None:
+        rng = stream(world.seed, "taxonomy")
+        n = self.n = int(np.clip(world.items // 10, 1, len(CATEGORY_NAMES)))
+        n_brands = self.n_brands = 5 * n
+        self.vector = _unit(rng.standard_normal((n, N_TASTES))).astype(np.float32)
+        self.style = _unit(rng.standard_normal((n, 2, N_TASTES)))
+        self.share = rng.permutation(1.0 / np.arange(2, n + 2) ** 0.7)
+        self.partner = np.roll(rng.permutation(n), 1).astype(np.int32)
+        self.brands = rng.integers(0, n_brands, (n, 8)).astype(np.int32)
+        self.brand_vector = _unit(rng.standard_normal((n_brands, N_TASTES)))
+        self.brand_level = rng.normal(0.0, 0.3, n_brands)
+        self.log_price = rng.normal(2.8, 0.7, n)
+        self.phase = rng.uniform(0.0, 365.0, n)
+        self.swing = rng.uniform(0.0, 0.5, n)
+        self.names = np.array(CATEGORY_NAMES[:n])
+        self.brand_names = np.array(
+            [f"{_SYLLABLES[i % 16]}{_SYLLABLES[(i // 16 + 5 * i) % 16]}".capitalize() + str(i) for i in range(n_brands)]
+        )
+
+    def season(self, day_of_year: int) -> npt.NDArray[np.float64]:
+        """Return the factor on each category's interest on a day of the year."""
+        factor: npt.NDArray[np.float64] = 1.0 + self.swing * np.cos(2 * np.pi * (day_of_year - self.phase) / 365.25)
+        return factor
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What is for sale on one day, in the order (category, style): a position is an index into these arrays.
+
+    Attributes:
+        item: int32 [positions], item numbers.
+        key: float64 [positions], category + style, ascending.
+        vector: float32 [positions, N_SLOTS]; its dot product with a taste vector is the appeal within a category.
+        log_weight: float32 [positions], how much the shop exposes the item.
+        price: float64 [positions].
+        first, size: int64 [categories], where a category starts and how many positions it has.
+        best: int32 [categories, cells], positions in the order of exposure, each as often as its exposure
+            deserves: a uniform cell is a draw by exposure, and a lower cell is shown higher.
+        ring: int32 [positions, WIDTH], the position and its next of kin on the circle of styles.
+        follow: int32 [positions, WIDTH], what people look at after it: the next five of its style, three that go with it.
+        interest: float64 [categories], log of the public's interest today; -inf where nothing is for sale.
+    """
+
+    item: Ints
+    key: npt.NDArray[np.float64]
+    vector: Floats
+    log_weight: Floats
+    price: npt.NDArray[np.float64]
+    first: Longs
+    size: Longs
+    best: Ints
+    ring: Ints
+    follow: Ints
+    interest: npt.NDArray[np.float64]
+
+    def at(self, key: npt.NDArray[np.float64]) -> Longs:
+        """Return the position at or after each key within its category (around the circle); the category is not empty."""
+        category = np.floor(key).astype(np.int64)
+        offset = np.searchsorted(self.key, key) - self.first[category]
+        position: Longs = self.first[category] + offset % self.size[category]
+        return position
+
+
+class Catalogue:
+    """Every item that is ever launched up to a day; grows by the day, item numbers in order of launch."""
+
+    def __init__(self, world: World, churns: tuple[int, ...]) -> None:
+        self.world, self.churns, self.taxonomy = world, churns, Taxonomy(world)
+        self.grown = -1  # the last day whose launches are in
+        self.launches: list[int] = []  # items launched up to and including day d
+        self.category = np.empty(0, np.int32)
+        self.brand = np.empty(0, np.int32)
+        self.style = np.empty(0, np.float64)
+        self.vector = np.empty((0, N_SLOTS), np.float32)
+        self.log_appeal = np.empty(0, np.float32)
+        self.base_price = np.empty(0, np.float64)
+        self.launched = np.empty(0, np.int32)  # day; founding items -1
+        self.retired = np.empty(0, np.int32)  # first day without it
+        self.created_at = np.empty(0, np.int64)
+        self.by_churn = np.empty(0, np.bool_)  # launched by a catalogue churn
+        self.churned_on = np.empty(0, np.int32)  # the day a churn retired it, else -1
+        self._attention: dict[int, npt.NDArray[np.float64]] = {}
+        self.shelf = lru_cache(maxsize=4)(self._shelf)
+
+    def grow(self, day: int) -> None:
+        """Launch everything up to and including `day`."""
+        while self.grown < day:
+            today = self.grown + 1
+            regular = _arrivals(self.world.items, today)
+            extra = 0
+            for churn in self.churns:
+                if today == churn:
+                    extra += self._churn(today)
+                if today >= churn:
+                    extra += (CHURN_FACTOR - 1) * _arrivals(self.world.items, max(today, 1))
+            if today == 0:
+                self._launch(round(FOUNDING_SHARE * self.world.items) or 1, -1, churned=0)
+            self._launch(regular + extra, today, churned=extra)
+            self.launches.append(len(self.category))
+            self.grown = today
+
+    def _churn(self, today: int) -> int:
+        """Retire a quarter of what is for sale, shorten the life of the rest, and return how many items replace it."""
+        alive = self.retired > today
+        gone = alive & (hashed(self.world.seed, "churn", np.arange(len(self.retired)), today) < CHURN_SHARE)
+        self.churned_on[gone] = today
+        self.retired[gone] = today
+        rest = alive & ~gone
+        self.retired[rest] = today + 1 + (self.retired[rest] - today) // CHURN_FACTOR
+        return int(gone.sum())
+
+    def _launch(self, n: int, day: int, *, churned: int) -> None:
+        taxonomy, rng = self.taxonomy, stream(self.world.seed, "items", day + 1)
+        category = categorical(taxonomy.share**0.7, rng.random(n))
+        if day == -1:  # no category is empty on the first day, however small the world
+            category[: min(n, taxonomy.n)] = np.arange(taxonomy.n)[:n]
+        brand = taxonomy.brands[category, categorical(1.0 / np.arange(1, 9), rng.random(n))]
+        style, quality = rng.random(n), rng.standard_normal(n)
+        angle = 2 * np.pi * style
+        latent = 0.7 * taxonomy.brand_vector[brand] + 0.5 * _unit(rng.standard_normal((n, N_TASTES)))
+        latent += 0.8 * (np.cos(angle)[:, None] * taxonomy.style[category, 0] + np.sin(angle)[:, None] * taxonomy.style[category, 1])
+        dearness = 0.5 * rng.standard_normal(n) + taxonomy.brand_level[brand]
+        vector = np.column_stack([1.6 * latent, dearness, quality])
+        life = rng.exponential(LIFETIME_DAYS / (CHURN_FACTOR if any(day >= churn for churn in self.churns) else 1), n)
+        created = day * DAY_MICROS if day >= 0 else -(rng.integers(1, 730, n) * DAY_MICROS)
+        self.category = np.concatenate([self.category, category])
+        self.brand = np.concatenate([self.brand, brand])
+        self.style = np.concatenate([self.style, style])
+        self.vector = np.concatenate([self.vector, vector.astype(np.float32)])
+        self.log_appeal = np.concatenate([self.log_appeal, (0.7 * rng.standard_normal(n) + 0.5 * quality).astype(np.float32)])
+        self.base_price = np.concatenate([self.base_price, np.exp(taxonomy.log_price[category] + dearness)])
+        self.launched = np.concatenate([self.launched, np.full(n, day, np.int32)])
+        self.retired = np.concatenate([self.retired, (max(day, 0) + 1 + life.astype(np.int32)).astype(np.int32)])
+        self.created_at = np.concatenate([self.created_at, np.broadcast_to(created, n)])
+        self.by_churn = np.concatenate([self.by_churn, np.arange(n) >= n - churned])
+        self.churned_on = np.concatenate([self.churned_on, np.full(n, -1, np.int32)])
+
+    def count(self, day: int) -> int:
+        """Return how many items have been launched up to and including `day`."""
+        self.grow(day)
+        return self.launches[day]
+
+    def for_sale(self, day: int) -> Bools:
+        """Return which of the items launched up to `day` can be bought on it; changes take effect at midnight."""
+        available: Bools = self.retired[: self.count(day)] > day
+        return available
+
+    def discount(self, day: int, items: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the factor on the base price; it may change every PRICE_DAYS, on a weekday of the item's own."""
+        seed = self.world.seed
+        epoch = (day + PRICE_DAYS + np.floor(hashed(seed, "price day", items) * PRICE_DAYS)).astype(np.int64) // PRICE_DAYS
+        return PRICE_FACTORS[np.floor(hashed(seed, "price", items, epoch) * len(PRICE_FACTORS)).astype(np.int64)]
+
+    def price(self, day: int, items: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the price of items on a day, to the cent."""
+        cents: npt.NDArray[np.float64] = np.round(self.base_price[items] * self.discount(day, items), 2)
+        return np.maximum(cents, 0.01)
+
+    def _exposure(self, day: int, attention: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return how strongly the shop exposes each item launched up to `day`; 0 for what is not for sale."""
+        n = len(attention)
+        age = np.where(self.launched[:n] < 0, np.inf, day - self.launched[:n])
+        fresh = 1.0 + 1.5 * np.exp(-np.maximum(age, 0) / 7.0)
+        weight = np.exp(self.log_appeal[:n]) * np.maximum(attention, 0.05) ** FEEDBACK * fresh
+        return np.where(self.retired[:n] > day, weight, 0.0)
+
+    def attention(self, day: int) -> npt.NDArray[np.float64]:
+        """Return the remembered attention of each item at the dawn of `day`, 1 on average: the popularity feedback.
+
+        m[d + 1] = MEMORY m[d] + (1 - MEMORY) Poisson(20 s[d]) / 20, where s[d], the exposure on day d
+        relative to its mean, itself grows with m[d] ** FEEDBACK: who was seen is shown, by luck too.
+        The recurrence runs over items alone, with the expected share of a day in place of its events,
+        so that no day needs the events of another.
+        """
+        if not self._attention:
+            self.grow(0)
+            self._attention[-BURN_IN_DAYS] = np.ones(self.launches[0])
+        now = max(d for d in self._attention if d <= day)
+        memory = self._attention[now]
+        while now < day:
+            weight = self._exposure(max(now, 0), memory)
+            share = weight / weight.mean()
+            seen = stream(self.world.seed, "attention", now + BURN_IN_DAYS).poisson(20.0 * share) / 20.0
+            now += 1
+            memory = MEMORY * memory + (1.0 - MEMORY) * seen
+            memory = np.concatenate([memory, np.ones(self.count(max(now, 0)) - len(memory))])
+            if now % 16 == 0:
+                self._attention[now] = memory
+        self._attention[now] = memory
+        if len(self._attention) > 64:  # what is dropped can be worked out again
+            del self._attention[min(d for d in self._attention if d > -BURN_IN_DAYS)]
+        return memory
+
+    def _shelf(self, day: int, day_of_year: int) -> Shelf:
+        taxonomy = self.taxonomy
+        exposure = self._exposure(day, self.attention(day))
+        item = np.flatnonzero(exposure > 0).astype(np.int32)
+        item = item[np.lexsort((self.style[item], self.category[item]))]
+        category = self.category[item]
+        exposure = exposure[item]
+        size = np.bincount(category, minlength=taxonomy.n)
+        first = np.concatenate([[0], np.cumsum(size)[:-1]])
+        discount = self.discount(day, item)
+        vector = self.vector[item].copy()
+        vector[:, PRICE_SLOT] += 2.0 * np.log(discount)  # people see the offer more than the price
+        key = category + self.style[item]
+        place = np.arange(len(item))
+        ring = _around(place, np.arange(WIDTH), first[category], size[category])
+        partner = np.where(size[taxonomy.partner] > 0, taxonomy.partner, np.arange(taxonomy.n))[category]
+        beside = np.searchsorted(key, partner + self.style[item])
+        follow = np.hstack(
+            [
+                _around(place, np.arange(1, 6), first[category], size[category]),
+                _around(beside, np.arange(3), first[partner], size[partner]),
+            ]
+        )
+        with np.errstate(divide="ignore"):
+            interest = np.where(size > 0, np.log(taxonomy.share * taxonomy.season(day_of_year)), -np.inf)
+        return Shelf(
+            item=item,
+            key=key,
+            vector=vector,
+            log_weight=np.log(exposure).astype(np.float32),
+            price=self.price(day, item),
+            first=first,
+            size=size,
+            best=_cells(exposure, first, size, stream(self.world.seed, "cells", day)),
+            ring=ring,
+            follow=follow.astype(np.int32),
+            interest=interest,
+        )
+
+
+def _arrivals(size: int, day: int) -> int:
+    """Return how many of `size` arrive on a day, after the founding ones."""
+    rate = (1.0 - FOUNDING_SHARE) * size / GROWTH_DAYS
+    return int(rate * (day + 1)) - int(rate * day)
+
+
+def _around(place: npt.NDArray[Any], steps: npt.NDArray[Any], first: npt.NDArray[Any], size: npt.NDArray[Any]) -> Ints:
+    """Return the positions `steps` further on within each row's category, around its circle: int32 [rows, steps]."""
+    turned: Ints = (first[:, None] + (place[:, None] - first[:, None] + steps) % size[:, None]).astype(np.int32)
+    return turned
+
+
+def _cells(exposure: npt.NDArray[np.float64], first: Longs, size: Longs, rng: np.random.Generator) -> Ints:
+    """Return `Shelf.best`: per category equal cells over its cumulated exposure, most exposed first."""
+    n_cells = 1 << int(np.clip(np.ceil(np.log2(16 * size.max())), 8, 16))
+    cells = np.zeros((len(size), n_cells), np.int32)
+    for row, (start, n) in enumerate(zip(first, size, strict=True)):
+        if n == 0:
+            continue
+        order = start + np.argsort(-exposure[start : start + n], kind="stable")
+        edges = np.cumsum(exposure[order])
+        marks = (np.arange(n_cells) + rng.random(n_cells)) / n_cells * edges[-1]
+        cells[row] = order[np.minimum(np.searchsorted(edges, marks, side="right"), n - 1)]
+    return cells
