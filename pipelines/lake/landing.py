@@ -118,7 +118,7 @@ def _land(home: Home, engine: duckdb.DuckDBPyConnection, batch_id: str, digest: 
             sequence=sequence,
             digest=digest,
             source=facts["source"],
-            window=str(facts.get("window", "")),
+            window=list(facts.get("window", [])),
             rows=_fates(facts.get("rows", {}), before[0], after[0]),
             reasons=dict(facts.get("reasons", {})),
             value={fate: float(amount) for fate, amount in _amounts(facts.get("value", {}), before[1], after[1]).items()},

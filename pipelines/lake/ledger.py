@@ -41,7 +41,7 @@ class LandingReport:
     Attributes:
         digest: identity of the judged batch; the same batch again is answered from the ledger.
         source: who the lake belongs to.
-        window: what was asked of the source, or "".
+        window: [start, end] in ISO 8601, what was asked of the source; empty for tables that were handed over.
         rows: events by fate. `duplicates` counts those of the batch and those the lake already held.
         reasons: primary reason -> quarantined events.
         value: sum of `value` by fate, exact to six decimals a row.
@@ -54,7 +54,7 @@ class LandingReport:
     sequence: int
     digest: str
     source: str
-    window: str
+    window: list[str]
     rows: dict[str, int]
     reasons: dict[str, int] = field(default_factory=dict)
     value: dict[str, float] = field(default_factory=dict)
