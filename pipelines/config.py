@@ -124,6 +124,12 @@ class ValidationSettings(Frozen):
     min_volume_share: float = 0.4  # of the median daily rows of the previous four weeks
 
 
+class FeatureSettings(Frozen):
+    """How much of the past becomes feature rows."""
+
+    history_days: int = Field(default=120, ge=1)  # the first build reaches back this far; later builds only add days
+
+
 class TrainingSettings(Frozen):
     """How history becomes training windows and labels."""
 
@@ -154,6 +160,8 @@ class RankingSettings(Frozen):
     num_leaves: int = 15
     n_rounds: int = 150
     min_data_in_leaf: int = 50
+    negatives_per_user: int = 60  # ignored candidates kept for training, a seeded uniform sample; judging uses them all
+    min_training_lists: int = 100  # users with a positive among their candidates; below it the blend is served as it is
     num_threads: int = 2
     seed: int = 7
 
@@ -197,6 +205,7 @@ class Settings(Frozen):
 
     sources: SourceSettings = SourceSettings()
     validation: ValidationSettings = ValidationSettings()
+    features: FeatureSettings = FeatureSettings()
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     ranking: RankingSettings = RankingSettings()
