@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 
 from pipelines import config, cycle
 from pipelines.config import Home, RetrainPolicy
-from pipelines.registry import releases
 from pipelines.window import utc
 
 
@@ -28,13 +27,11 @@ class Situation:
         as_of: the moment to train for.
         trained: as_of of every finished training, any order.
         requested: why a person or the monitor asked for a training, None if nobody did.
-        has_champion: whether anything was ever released.
     """
 
     as_of: datetime
     trained: tuple[datetime, ...] = ()
     requested: str | None = None
-    has_champion: bool = False
 
 
 def judge(situation: Situation, policy: RetrainPolicy) -> Trigger:
@@ -79,7 +76,7 @@ def decide(home: Home, as_of: datetime, requested: str | None = None) -> Trigger
         requested: why a person or the monitor asks for it, if one does.
     """
     with cycle.stage(home, as_of, "trigger") as record:
-        situation = Situation(utc(as_of), trained(home), requested or None, releases.champion(home) is not None)
+        situation = Situation(utc(as_of), trained(home), requested or None)
         found = judge(situation, config.load(home).retrain)
         record |= {"due": found.due, "reasons": list(found.reasons), "requested": requested}
     return found
