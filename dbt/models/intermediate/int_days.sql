@@ -1,0 +1,27 @@
+-- The midnights to build: one row per as_of, between the vars as_of_from and as_of_to.
+
+with
+
+known as (
+    select
+        min(known_on) as first_on,
+        max(known_on) as last_on
+    from {{ ref('int_known_events') }}
+),
+
+bounds as (
+    select
+        {% if var('as_of_from') %} cast('{{ var("as_of_from") }}' as date) {% else %} first_on {% endif %} as first_on,
+        {% if var('as_of_to') %} cast('{{ var("as_of_to") }}' as date) {% else %} last_on {% endif %} as last_on
+    from known
+),
+
+days as (
+    select unnest(generate_series(cast(first_on as timestamp), cast(last_on as timestamp), interval 1 day)) as as_of
+    from bounds
+)
+
+select
+    as_of,
+    cast(as_of as date) as as_of_date
+from days

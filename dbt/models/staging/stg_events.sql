@@ -1,0 +1,24 @@
+with
+
+source as (
+    select * from {{ source('lake', 'events') }}
+),
+
+typed as (
+    select
+        event_id,
+        user_id,
+        item_id,
+        event_type,
+        session_id,
+        device,
+        request_id,
+        {{ utc('event_at') }} as event_at,
+        {{ utc('received_at') }} as received_at,
+        -- Decimals add up to the same number in any order, doubles do not.
+        cast(value as decimal(18, 4)) as event_value,
+        cast(quantity as decimal(18, 4)) as quantity
+    from source
+)
+
+select * from typed

@@ -1,0 +1,27 @@
+"""Where features lie: the marts that dbt publishes, one Parquet file a day."""
+
+import os
+from pathlib import Path
+
+from feast import FileSource
+from feast.data_format import ParquetFormat
+
+HOME = Path(os.environ.get("RELOOP_HOME", Path(__file__).resolve().parents[1] / "var")).resolve()
+
+
+def mart(name: str, description: str) -> FileSource:
+    """Return the source of one mart: every day's file, dated by the day up to which it knows the world."""
+    return FileSource(
+        name=name,
+        path=str(HOME / "features" / name / "*.parquet"),
+        file_format=ParquetFormat(),
+        timestamp_field="as_of",
+        created_timestamp_column="available_at",
+        description=description,
+        owner="features",
+    )
+
+
+user_daily_source = mart("user_daily", "dbt mart user_daily: one row per user and day.")
+item_daily_source = mart("item_daily", "dbt mart item_daily: one row per item and day.")
+user_category_daily_source = mart("user_category_daily", "dbt mart user_category_daily: one row per user, category and day.")

@@ -1,0 +1,155 @@
+"""Feature marts: which days to build, one `dbt build` for all of them, each day published as Parquet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from pipelines import columns as c
+from pipelines import cycle, lake, publish
+from pipelines.config import REPOSITORY, Home, load
+from pipelines.errors import ReloopError, StateError
+from pipelines.tables import TIMESTAMP
+from pipelines.window import DAY, floor_day
+
+PROJECT: Final = REPOSITORY / "dbt"
+MARTS: Final = {"user_daily": ("user_id",), "item_daily": ("item_id",), "user_category_daily": ("user_id", "category")}
+MANIFEST: Final = "_manifest.json"
+log = logging.getLogger(__name__)
+
+
+def build(home: Home, as_of: datetime) -> dict[str, Any]:
+    """Build and publish every feature row that is missing or has become stale up to `as_of`.
+
+    Days are built from the one after the last built, or from the first on which something shows
+    that has landed since: a late event changes rows from the day after its receipt. A gap of any
+    length is caught up in one run, and a run that has nothing to do does nothing. Killed anywhere
+    and run again, it ends in the same bytes.
+
+    Returns and records `features` {mart: rows of the day as_of} and `days`, the days built.
+
+    Raises:
+        StateError: the lake knows nothing before `as_of`.
+        ReloopError: dbt failed; the message has the node and dbt's own words.
+    """
+    with cycle.stage(home, as_of, "features") as record:
+        manifest = _manifest(home)
+        sequence = lake.head(home)
+        days = touched(home, as_of, manifest)
+        if days:
+            log.info("features: building %d days, %s to %s", len(days), days[0], days[-1])
+            run_dbt(home, days[0], days[-1])
+            rows = publish_days(home, days)
+            for mart, by_day in rows.items():
+                manifest["rows"].setdefault(mart, {}).update({str(day): count for day, count in by_day.items()})
+            manifest["first_day"] = min(filter(None, [manifest["first_day"], str(days[0])]))
+            manifest["last_day"] = max(filter(None, [manifest["last_day"], str(days[-1])]))
+        manifest["sequence"] = sequence
+        publish.write_json(home.features / MANIFEST, manifest)
+        day = str(floor_day(as_of).date())
+        record["features"] = {mart: manifest["rows"].get(mart, {}).get(day, 0) for mart in MARTS}
+        record["days"] = [str(day) for day in days]
+        return record
+
+
+def _manifest(home: Home) -> dict[str, Any]:
+    file = home.features / MANIFEST
+    if file.is_file():
+        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return loaded
+    return {"sequence": 0, "first_day": None, "last_day": None, "rows": {}}
+
+
+def touched(home: Home, as_of: datetime, manifest: dict[str, Any]) -> list[date]:
+    """Return the days to build, ascending: everything after what was built, and what new landings made stale.
+
+    A day is the midnight on which its rows begin to hold. A rebuild runs to the last day ever
+    built, also where `as_of` is before it; the first build reaches back `history_days` at most.
+    """
+    last = floor_day(as_of).date()
+    news = lake.landings(home, manifest["sequence"])
+    if manifest["last_day"] is None:
+        known = lake.days(home)
+        if not known or known[0] >= last:
+            raise StateError(
+                f"lake at {home.lake}", found="no event before " + str(last), allowed="at least one day of events", hint="ingest first"
+            )
+        first = max(known[0] + DAY, last - timedelta(days=load(home).features.history_days - 1))
+    else:
+        built = date.fromisoformat(manifest["last_day"])
+        first = min([built + DAY, *(landing.first_received_day + DAY for landing in news)])
+        first = max(first, date.fromisoformat(manifest["first_day"]))
+        last = max(last, built)
+    return [first + n * DAY for n in range((last - first).days + 1)]
+
+
+def run_dbt(home: Home, first: date, last: date, *arguments: str) -> None:
+    """Run `dbt build` for the days first..last in a process of its own: when it ends, the warehouse is free.
+
+    Raises:
+        ReloopError: with the failing nodes and what dbt said about them.
+    """
+    work = home.warehouse.parent / "dbt"
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "run_results.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "dbt.cli.main", "build", "--exclude-resource-type", "unit_test", "--no-version-check"]
+    command += ["--vars", json.dumps({"as_of_from": str(first), "as_of_to": str(last)}), *arguments]
+    environment = {
+        **os.environ,
+        "RELOOP_HOME": str(home.root),
+        "DBT_PROJECT_DIR": str(PROJECT),
+        "DBT_PROFILES_DIR": str(PROJECT),
+        "DBT_TARGET_PATH": str(work),
+        "DBT_LOG_PATH": str(work / "logs"),
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        log.debug("dbt: %s", line)
+    if done.returncode:
+        raise ReloopError(
+            "features (dbt build)",
+            found=_failures(work / "run_results.json") or (done.stdout + done.stderr)[-2000:],
+            hint=f"the whole log is {work / 'logs' / 'dbt.log'}; once repaired, the same run resumes",
+        )
+
+
+def _failures(results: Path) -> str:
+    """Return the nodes that failed with dbt's words about each, or "" if dbt did not get that far."""
+    if not results.is_file():
+        return ""
+    nodes = json.loads(results.read_text(encoding="utf-8"))["results"]
+    return "; ".join(f"{node['unique_id']}: {node['message']}" for node in nodes if node["status"] in {"error", "fail", "runtime error"})
+
+
+def publish_days(home: Home, days: list[date]) -> dict[str, dict[date, int]]:
+    """Write `features/<mart>/as_of=D.parquet` for some days of the warehouse; return rows by mart and day.
+
+    Rows are sorted by key; a day on which a mart has no row is an empty file.
+    """
+    rows: dict[str, dict[date, int]] = {}
+    with duckdb.connect(str(home.warehouse), read_only=True, config={"threads": "2", "memory_limit": "2GB"}) as warehouse:
+        for mart, keys in MARTS.items():
+            rows[mart] = {}
+            query = f"select * from {mart} where as_of = ? order by {', '.join(keys)}"
+            for day in days:
+                table = _in_utc(warehouse.execute(query, [datetime(day.year, day.month, day.day)]).to_arrow_table())  # noqa: DTZ001 - the warehouse holds UTC without zone
+                publish.write_parquet(home.features / mart / f"as_of={day}.parquet", table)
+                rows[mart][day] = len(table)
+    return rows
+
+
+def _in_utc(table: pa.Table) -> pa.Table:
+    for name in (c.AS_OF, c.AVAILABLE_AT):
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.timestamp("us")).cast(TIMESTAMP))
+    return table.combine_chunks()

@@ -1,0 +1,143 @@
+"""The declarations in `feature_repo/`, bound to a state folder: the Feast store, and the schema of a service."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import yaml
+
+from pipelines import publish
+from pipelines.config import REPOSITORY, Home
+from pipelines.errors import StateError
+
+FOLDER: Final = REPOSITORY / "feature_repo"
+MODULES: Final = ("entities", "sources", "views", "services")
+REGISTRY_URL: Final = "RELOOP_FEAST_REGISTRY"  # SQLAlchemy URL; unset, SQLite in the state folder
+REDIS: Final = "RELOOP_REDIS"  # host:port,password=...; unset, SQLite in the state folder
+
+os.environ.setdefault("FEAST_USAGE", "False")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One feature of a service.
+
+    Attributes:
+        name: its column, `<view>__<feature>`.
+        dtype: its arrow type.
+        view: the feature view, which is also the mart.
+        keys: the join keys of the view, in order.
+        description: what it means, with unit and window.
+    """
+
+    name: str
+    dtype: pa.DataType
+    view: str
+    keys: tuple[str, ...]
+    description: str
+
+
+@contextmanager
+def _environment(home: Home) -> Iterator[None]:
+    """Let the declarations see the state folder: they read RELOOP_HOME, as under the stock command."""
+    before = os.environ.get("RELOOP_HOME")
+    os.environ["RELOOP_HOME"] = str(home.root)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RELOOP_HOME"]
+        else:
+            os.environ["RELOOP_HOME"] = before
+
+
+def declarations(home: Home) -> Any:
+    """Return everything `feature_repo/` declares, as Feast parses it, with its paths under `home`."""
+    from feast.repo_operations import parse_repo
+
+    with _environment(home):
+        sys.path.insert(0, str(FOLDER))
+        try:
+            for name in MODULES:  # parsed before, they would keep the paths of another state folder
+                sys.modules.pop(name, None)
+            importlib.invalidate_caches()
+            here = Path.cwd()
+            os.chdir(FOLDER)  # Feast turns files into module names relative to where it runs
+            try:
+                return parse_repo(FOLDER)
+            finally:
+                os.chdir(here)
+        finally:
+            sys.path.remove(str(FOLDER))
+
+
+def configuration(home: Home) -> dict[str, Any]:
+    """Return `feature_store.yaml` with its paths under `home`, and the servers the environment names."""
+    config: dict[str, Any] = yaml.safe_load((FOLDER / "feature_store.yaml").read_text(encoding="utf-8"))
+    config["registry"]["path"] = os.environ.get(REGISTRY_URL) or f"sqlite:///{home.feast / 'registry.db'}"
+    config["online_store"]["path"] = str(home.feast / "online.db")
+    if redis := os.environ.get(REDIS):
+        config["online_store"] = {"type": "redis", "connection_string": redis}
+    return config
+
+
+def open_store(home: Home) -> Any:
+    """Return the Feast store of a state folder."""
+    from feast import FeatureStore, RepoConfig
+
+    home.feast.mkdir(parents=True, exist_ok=True)
+    config = RepoConfig(**configuration(home))
+    config.repo_path = FOLDER
+    return FeatureStore(config=config)
+
+
+def publish_configuration(home: Home) -> Path:
+    """Write the configuration where the stock `feast` command can be pointed at it; return the file."""
+    file = home.feast / "feature_store.yaml"
+    publish.write_text(file, yaml.safe_dump(configuration(home), sort_keys=False))
+    return file
+
+
+@cache
+def _schema(service: str) -> tuple[FeatureSpec, ...]:
+    from feast.type_map import feast_value_type_to_pa
+
+    parsed = declarations(Home(REPOSITORY / "var"))
+    services = {declared.name: declared for declared in parsed.feature_services}
+    if service not in services:
+        raise StateError(f"feature service {service}", found="not declared", allowed=str(sorted(services)))
+    views = {view.name: view for view in parsed.feature_views}
+    entities = {entity.name: entity for entity in parsed.entities}
+    specs = []
+    for projection in services[service].feature_view_projections:
+        keys = tuple(entities[name].join_key for name in views[projection.name].entities)
+        specs += [
+            FeatureSpec(
+                f"{projection.name}__{field.name}",
+                feast_value_type_to_pa(field.dtype.to_value_type()),
+                projection.name,
+                keys,
+                field.description,
+            )
+            for field in views[projection.name].features  # `schema` is a set: its order changes with the hash seed
+        ]
+    return tuple(specs)
+
+
+def schema(home: Home | None = None, service: str = "ranking_v1") -> list[FeatureSpec]:  # noqa: ARG001 - a service is the same in every state folder
+    """Return the features of a service, in the order of its columns.
+
+    Raises:
+        StateError: `feature_repo/` declares no such service.
+    """
+    return list(_schema(service))
