@@ -1,5 +1,11 @@
 """LightGBM lambdarank: gradient-boosted trees trained on the pairs that move NDCG; and the stage that trains it.
 
+    training/<as_of>/ranker/
+        model.txt         LightGBM's own text
+        features.json     names in the order of the columns, schema hash, sha256 of the model, knobs
+        importance.json   [{feature, gain}], share of the total split gain, largest first
+    The folder holds its manifest alone where there was too little to learn from.
+
 Burges, "From RankNet to LambdaRank to LambdaMART" (MSR-TR-2010-82), as LightGBM implements it.
 Deterministic for a seed and a thread count.
 """
@@ -9,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,22 +23,19 @@ import lightgbm
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import publish
-from pipelines.config import RankingSettings
+from pipelines import config, cycle, publish
+from pipelines.config import Home, RankingSettings
+from pipelines.datasets import universe
 from pipelines.datasets.interactions import Floats
 from pipelines.errors import StateError
-from pipelines.ranking.protocol import RankingRows
+from pipelines.ranking import training_set
+from pipelines.ranking.protocol import RankingRows, schema_hash
 
 MODEL_FILE: Final = "model.txt"
 FEATURES_FILE: Final = "features.json"
 IMPORTANCE_FILE: Final = "importance.json"
 STOP_AFTER: Final = 15  # rounds without a better NDCG on the newest window
 MAX_ROWS_PER_LIST: Final = 10_000  # LightGBM refuses more
-
-
-def schema_hash(names: tuple[str, ...]) -> str:
-    """Return the identity of an ordered list of features: sha256 over the names, one a line, all float32."""
-    return hashlib.sha256("".join(f"{name}:float32\n" for name in names).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,11 @@ class LambdaRank:
             return np.zeros(0)
         return np.asarray(state.booster.predict(features, num_threads=self.num_threads), dtype=np.float64)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Return the features it reads, in the order of the matrix."""
+        return self._fitted().names
+
     def _fitted(self) -> Fitted:
         if self.state is None:
             raise StateError("lambdarank", found="not fitted", allowed="a fitted ranker", hint="call fit first")
@@ -211,3 +220,41 @@ def _dataset(rows: RankingRows, label: npt.NDArray[np.int32], parameters: dict[s
         params=parameters,
         free_raw_data=True,
     )
+
+
+def folder(home: Home, as_of: datetime) -> Path:
+    """Return where the ranker of a run is kept."""
+    return universe.run_folder(home, as_of) / "ranker"
+
+
+def train(home: Home, as_of: datetime) -> None:
+    """Fit the ranker on the run's training rows and publish it; with too few lists, publish that there is none.
+
+    Raises:
+        StateError: the training rows were not built, or were changed.
+    """
+    settings = config.load(home).ranking
+    with cycle.stage(home, as_of, "ranker") as record:
+        rows = training_set.load(home, as_of)
+        facts: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "trained": len(rows.group) >= settings.min_training_lists}
+        record |= {"trained": facts["trained"], "trees": 0, "importance": {}, "reasons": []}
+        with publish.folder(folder(home, as_of), facts) as out:
+            if facts["trained"]:
+                fitted = LambdaRank.of(settings).fit(rows)
+                fitted.save(out)
+                state = fitted._fitted()
+                record |= {"trees": state.n_trees, "importance": state.gain}
+            else:
+                why = f"{len(rows.group)} users with a positive among their candidates, {settings.min_training_lists} needed"
+                facts["reason"] = why
+                record["reasons"] = [f"no ranker: {why}; the blend is served"]
+
+
+def trained(home: Home, as_of: datetime) -> LambdaRank | None:
+    """Return the ranker of a run, every byte checked before it is parsed; None if there was too little to learn from.
+
+    Raises:
+        StateError: the rank stage did not run, or a file was changed.
+    """
+    facts = publish.manifest(folder(home, as_of), verify=True).facts
+    return LambdaRank.load(folder(home, as_of)) if facts["trained"] else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -9,6 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets.interactions import Floats, Ids, Ints
+
+
+def schema_hash(names: tuple[str, ...]) -> str:
+    """Return the identity of an ordered list of features: sha256 over the names, one a line, all float32."""
+    return hashlib.sha256("".join(f"{name}:float32\n" for name in names).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 
 from pipelines.errors import StateError
 from pipelines.ranking import lambdarank
-from pipelines.ranking.lambdarank import LambdaRank, schema_hash
-from pipelines.ranking.protocol import RankingRows
+from pipelines.ranking.lambdarank import LambdaRank
+from pipelines.ranking.protocol import RankingRows, schema_hash
 
 LISTS, LENGTH = 120, 12
 

@@ -1,0 +1,222 @@
+"""What a bundle is when it runs: sources propose, the blend merges, the ranker orders.
+
+    <folder>/manifest.json          digests of everything below
+    <folder>/items.parquet          item_id in the order of the dense ids
+    <folder>/two_stage.json         blend settings, order of the sources, what is served
+    <folder>/retrieval/<source>/    as `retrieval.lineup` saves it
+    <folder>/ranker/                as `lambdarank` saves it; missing where there was too little to learn from
+
+All of it loads without pickle, and nothing is parsed before its digest was found right.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import columns as c
+from pipelines import config, publish
+from pipelines.config import Home, TrainingSettings
+from pipelines.datasets import universe
+from pipelines.datasets.interactions import Floats, Histories, Ids, histories, load, strings
+from pipelines.errors import StateError
+from pipelines.ranking import lambdarank, proposals
+from pipelines.ranking.context import Context, gather
+from pipelines.ranking.features import assemble
+from pipelines.ranking.lambdarank import LambdaRank
+from pipelines.ranking.proposals import Proposals
+from pipelines.ranking.protocol import Lists
+from pipelines.retrieval import blend, fitting, lineup
+from pipelines.retrieval.protocol import Retriever
+
+RANKED: Final = "ranked"
+BLEND: Final = "blend"
+USERS_AT_ONCE: Final = 16_384  # one question to the feature store for each so many users
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """A fitted two-stage recommender; it holds no parameter of any user.
+
+    Attributes:
+        item_ids: sorted, unique; the catalogue all its models index.
+        retrievers: fitted, by name, in the order of the blend.
+        ranker: None where there was too little to learn from.
+        k_per_source, k_blend: candidates a user asked of each source, and kept of the blend.
+        exclude_seen: whether items of the history are left out.
+        serves: what orders the list: `ranked`, `blend`, or the name of a source, whose proposals
+            then come first in its own order, followed by the blend. See `judging`.
+    """
+
+    item_ids: Ids
+    retrievers: dict[str, Retriever]
+    ranker: LambdaRank | None
+    k_per_source: int
+    k_blend: int
+    exclude_seen: bool
+    serves: str = RANKED
+
+    def __post_init__(self) -> None:
+        allowed = [BLEND, *self.retrievers, *([RANKED] if self.ranker else [])]
+        if self.serves not in allowed:
+            raise StateError("two-stage model", found=f"it serves {self.serves!r}", allowed=f"one of {allowed}")
+
+    def propose(self, users: Histories) -> Proposals:
+        """Return the blended candidates of some histories, which must index this model's items."""
+        lists = {name: model.retrieve(users, self.k_per_source, exclude_seen=self.exclude_seen) for name, model in self.retrievers.items()}
+        return proposals.of_blend(blend.merge(lists, self.k_blend))
+
+    def recommend(self, home: Home, user_ids: Ids, users: Histories, as_of: datetime, k: int) -> Lists:
+        """Return the k best items for each user, in the order asked.
+
+        Features are joined at `as_of`, to which the histories reach. Memory is bounded by
+        `USERS_AT_ONCE`; cutting the users into calls changes nothing.
+
+        Args:
+            users: row r belongs to `user_ids[r]`, indexed by this model's items.
+
+        Raises:
+            StateError: the features that the ranker reads are not all there.
+        """
+        parts = []
+        for first in range(0, max(len(user_ids), 1), USERS_AT_ONCE):
+            some, whose = user_ids[first : first + USERS_AT_ONCE], users.rows(first, min(first + USERS_AT_ONCE, len(user_ids)))
+            proposed = self.propose(whose)
+            context = None
+            if self.serves == RANKED:
+                context = gather(home, proposed, whose, user_ids=some, item_ids=self.item_ids, as_of=as_of)
+            parts.append(self.listed(some, proposed, self.order(proposed, context), k))
+        return Lists(*(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS), parts[0].source_names)
+
+    def order(self, proposed: Proposals, context: Context | None) -> npt.NDArray[np.float64]:
+        """Return float64 [n], what the candidates are ordered by, best is highest; comparable within a list alone.
+
+        Args:
+            context: needed by the ranker only.
+        """
+        if self.serves == BLEND:
+            return proposed.blend_score.astype(np.float64)
+        if self.serves != RANKED or self.ranker is None or context is None:
+            rank = proposed.rank[:, proposed.sources.index(self.serves)]
+            return np.where(np.isfinite(rank), 1.0 / rank, proposed.blend_score - 1.0).astype(np.float64)
+        scores = [self.ranker.score(chosen(*assemble(context, block), self.ranker)) for block in proposed.blocks()]
+        return np.concatenate([np.zeros(0), *scores])
+
+    def listed(self, user_ids: Ids, proposed: Proposals, score: npt.NDArray[np.float64], k: int) -> Lists:
+        """Return the k best candidates of each user with their ids and sources."""
+        item, best, at = proposed.ranked(score, len(user_ids), k)
+        width = max(1, self.item_ids.dtype.itemsize // 4)
+        names = np.full(item.shape, "", dtype=f"<U{width}")
+        names[item >= 0] = self.item_ids[item[item >= 0]]
+        bits = (np.isfinite(proposed.rank) * (np.uint32(1) << np.arange(len(proposed.sources), dtype=np.uint32))).sum(axis=1)
+        sources = np.zeros(item.shape, dtype=np.uint32)
+        sources[item >= 0] = bits[at[item >= 0]]
+        return Lists(np.asarray(user_ids), names, best, sources, proposed.sources)
+
+    def save(self, path: Path) -> None:
+        """Publish the model as a folder of its own, with a manifest; whatever was at `path` before is replaced.
+
+        Raises:
+            StateError: the folder holds something that was not saved by this function.
+        """
+        if path.is_dir() and any(path.iterdir()) and not (path / publish.MANIFEST).is_file():
+            raise StateError(str(path), found="a folder with other files in it", allowed="a folder of its own, or none")
+        facts = {
+            "sources": list(self.retrievers),
+            "k_per_source": self.k_per_source,
+            "k_blend": self.k_blend,
+            "exclude_seen": self.exclude_seen,
+            "serves": self.serves,
+            "ranker": self.ranker is not None,
+        }
+        with publish.folder(path, {}) as out:
+            publish.write_json(out / "two_stage.json", facts)
+            publish.write_parquet(out / "items.parquet", pa.table({c.ITEM_ID: pa.array(self.item_ids, pa.string())}))
+            for name, model in self.retrievers.items():
+                (out / "retrieval" / name).mkdir(parents=True)
+                lineup.save(out / "retrieval" / name, name, model)
+            if self.ranker:
+                self.ranker.save(out / "ranker")
+
+    @classmethod
+    def load(cls, path: Path) -> TwoStage:
+        """Read what `save` published, every byte checked before anything is parsed.
+
+        Raises:
+            StateError: a file is missing, damaged or of another shape.
+        """
+        publish.manifest(path, verify=True)
+        facts: dict[str, Any] = json.loads((path / "two_stage.json").read_text(encoding="utf-8"))
+        return cls(
+            item_ids=strings(pq.read_table(path / "items.parquet")[c.ITEM_ID]),
+            retrievers={name: lineup.load(path / "retrieval" / name) for name in facts["sources"]},
+            ranker=LambdaRank.load(path / "ranker") if facts["ranker"] else None,
+            k_per_source=facts["k_per_source"],
+            k_blend=facts["k_blend"],
+            exclude_seen=facts["exclude_seen"],
+            serves=facts["serves"],
+        )
+
+
+_ARRAYS: Final = ("user_ids", "item_ids", "score", "sources")
+
+
+def chosen(matrix: Floats, names: tuple[str, ...], ranker: LambdaRank) -> Floats:
+    """Return the columns that a ranker reads, in its order; features that came later are left out.
+
+    Raises:
+        StateError: a feature that the ranker reads is not made any more.
+    """
+    wanted = ranker.features
+    if wanted == names:
+        return matrix
+    if missing := [name for name in wanted if name not in names]:
+        raise StateError(
+            "features of the ranker",
+            found=f"no {missing}",
+            allowed="every feature it was trained on",
+            hint="train again, or restore the view",
+        )
+    return matrix[:, [names.index(name) for name in wanted]]
+
+
+def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStage:
+    """Return the model that a training run made: sources of the judged fold, and the ranker.
+
+    Args:
+        serves: what orders the list; the ranker where there is one when None.
+
+    Raises:
+        StateError: a stage of the run is missing or was changed.
+    """
+    settings = config.load(home)
+    world = universe.load(home, as_of)
+    ranker = lambdarank.trained(home, as_of)
+    retrievers = {}
+    for name in settings.retrieval.sources:
+        publish.manifest(fitting.folder(home, as_of, name), verify=True)
+        retrievers[name] = lineup.load(fitting.folder(home, as_of, name))
+    return TwoStage(
+        item_ids=world.item_ids,
+        retrievers=retrievers,
+        ranker=ranker,
+        k_per_source=settings.retrieval.k_per_source,
+        k_blend=settings.retrieval.k_blend,
+        exclude_seen=settings.training.exclude_seen,
+        serves=serves or (RANKED if ranker else BLEND),
+    )
+
+
+def rank_users(home: Home, model: TwoStage, user_ids: Ids, as_of: datetime, k: int) -> Lists:
+    """Return the k best items for each user from what had happened and was received before a moment."""
+    settings: TrainingSettings = config.load(home).training
+    known = load(home, as_of, settings, item_ids=model.item_ids)
+    return model.recommend(home, user_ids, histories(known, user_ids), as_of, k)
