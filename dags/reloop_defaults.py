@@ -56,6 +56,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "on_failure_callback": record_failure,
 }
 
+REASON_LENGTH: Final = 2000
 MOMENT: Final = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:\d{2})?)?$"
 
 
@@ -87,11 +88,10 @@ def current_as_of() -> datetime:
     return max(carried) if carried else _end_of_lake(context)
 
 
-def requested() -> list[str]:
-    """Return why this run was asked for, if it was: its Param `reason`, or the reasons that retrain requests carry."""
+def requested() -> str | None:
+    """Return why this run was asked for, if it was: its Param `reason`, else the reasons that the triggering events carry."""
     context: Any = get_current_context()
-    asked = context["params"].get("reason")
-    return ([asked] if asked else []) + [extra["reason"] for extra in _extras(context) if "reason" in extra]
+    return context["params"].get("reason") or "; ".join(extra["reason"] for extra in _extras(context) if "reason" in extra) or None
 
 
 def _extras(context: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

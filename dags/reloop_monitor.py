@@ -18,7 +18,7 @@ from typing import Any
 
 from airflow.sdk import AssetAny, Metadata, dag, task
 from reloop_assets import champion_decision, features, retrain_request
-from reloop_defaults import DEFAULTS, START, as_of_param, current_as_of, proceed
+from reloop_defaults import DEFAULTS, REASON_LENGTH, START, as_of_param, current_as_of, proceed
 
 
 @dag(
@@ -44,7 +44,7 @@ def reloop_monitor() -> None:
     @task(outlets=[retrain_request])
     def request_training(found: dict[str, Any]) -> Iterator[Metadata]:
         proceed(found["drifted"], found["reasons"])
-        yield Metadata(retrain_request, {"as_of": found["as_of"], "reason": "; ".join(found["reasons"])})
+        yield Metadata(retrain_request, {"as_of": found["as_of"], "reason": "; ".join(found["reasons"])[:REASON_LENGTH]})
 
     request_training(check_drift())
 

@@ -22,12 +22,12 @@ from datetime import timedelta
 
 from airflow.sdk import AssetAny, Metadata, Param, chain, dag, task
 from reloop_assets import challenger, features, retrain_request
-from reloop_defaults import DEFAULTS, START, TRAINING, as_of_param, current_as_of, proceed, requested
+from reloop_defaults import DEFAULTS, REASON_LENGTH, START, TRAINING, as_of_param, current_as_of, proceed, requested
 
 REASON = Param(
     None,
     type=["null", "string"],
-    maxLength=500,
+    maxLength=REASON_LENGTH,
     title="Reason",
     description_md="Why to train although no cadence asks for it; goes into the records. Empty: train only if it is due.",
 )
