@@ -109,15 +109,17 @@ def _events(dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _waits_for(dag: Any) -> set[str]:
-    """Return the names of the Assets in a Dag's schedule."""
-    condition = getattr(dag.timetable, "asset_condition", None)
-    return {key.name for key, _ in condition.iter_assets()} if condition else set()
+def _names(condition: Any) -> set[str]:
+    """Return the names of the Assets in a schedule's condition: one Asset, or any or all of several; none without one."""
+    if condition is None:
+        return set()
+    return set().union(*map(_names, condition.objects)) if hasattr(condition, "objects") else {condition.name}
 
 
 def walk(dags: dict[str, Any], form: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run one cycle, yielding a line a Dag run, until nothing waits any more or one has failed."""
     waiting: dict[str, dict[str, Any]] = {FIRST: form}
+    waits_for = {dag_id: _names(getattr(dag.timetable, "asset_condition", None)) for dag_id, dag in dags.items()}
     runs = dict.fromkeys(FLOW, 0)
     while due := [dag_id for dag_id in FLOW if dag_id in waiting]:
         dag_id = due[0]
@@ -132,7 +134,7 @@ def walk(dags: dict[str, Any], form: dict[str, Any]) -> Iterator[dict[str, Any]]
         for name, extra in events.items():
             for follower in FLOW[1:]:
                 # A monitor asks once a walk, and a training that it asked for is the walk's second and last.
-                if name in _waits_for(dags[follower]) and runs[follower] < (1 if follower == LAST else 2):
+                if name in waits_for[follower] and runs[follower] < (1 if follower == LAST else 2):
                     waiting[follower] = {field: extra[field] for field in ("as_of", "reason") if field in extra}
 
 
