@@ -13,7 +13,7 @@ way they were cut into batches leave no trace.
 from pipelines.lake.engine import open_engine
 from pipelines.lake.journal import recover
 from pipelines.lake.landing import land, land_tables
-from pipelines.lake.ledger import Landing, LandingReport, head, landings
+from pipelines.lake.ledger import Landing, LandingReport, head, landings, reports
 from pipelines.lake.reading import connect, days, event_files
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "landings",
     "open_engine",
     "recover",
+    "reports",
 ]

@@ -99,6 +99,12 @@ def landings(home: Home, after: int = 0) -> list[Landing]:
     return sorted(found, key=lambda landing: landing.sequence)
 
 
+def reports(home: Home) -> list[LandingReport]:
+    """Return what every batch did when it landed last, in order of landing."""
+    recover(home)
+    return sorted((_parse(file) for file in (home.lake / LANDINGS).glob("*.json")), key=lambda report: report.sequence)
+
+
 def _parse(file: Path) -> LandingReport:
     entry = json.loads(file.read_text(encoding="utf-8"))
     touched = entry.pop("touched")

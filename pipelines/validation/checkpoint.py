@@ -1,0 +1,130 @@
+"""May this data enter? Judge every row of a staged batch, then the batch; and the features before they are used."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import pandas as pd
+
+from pipelines import config, cycle, lake, publish
+from pipelines.config import Home
+from pipelines.errors import StateError, ValidationBlocked
+from pipelines.lake.engine import disk_errors
+from pipelines.lake.landing import judged_folder
+from pipelines.validation import feature_profile, judging, profile
+from pipelines.validation.data_docs import SEVERITIES, Verdict, evaluate
+from pipelines.validation.row_rules import table_rules
+from pipelines.validation.suites import events, features, items, users
+from pipelines.window import Window, utc
+
+SUITES: Final = {"events": events, "items": items, "users": users}
+NUMBERS: Final = (
+    "row_count", "quarantined_share", "conflicting_share", "null_share_above_usual", "reason_share_above_usual",
+    "unknown_type_share_above_usual", "volume_share", "off_scale_share", "price_factor",
+)  # fmt: skip
+FEATURE_NUMBERS: Final = (
+    "row_count", "null_keys", "repeated_keys", "wrong_as_of", "early_rows", "not_finite", "negative", "outside_unit", "null_share",
+)  # fmt: skip
+
+
+def validate_batch(home: Home, as_of: datetime, batch_id: str) -> None:
+    """Part a staged batch into accepted rows, quarantine and duplicates, and hold it against its suites.
+
+    Writes `landing/<batch_id>.judged/` (what `lake.land` takes) and `quarantine/<batch_id>/`. A
+    blocked batch leaves only its quarantine and its Data Docs: it cannot be landed.
+
+    Raises:
+        ValidationBlocked: a critical expectation failed; the message names column and count.
+        StateError: the batch was not staged.
+    """
+    with cycle.stage(home, as_of, "validation", batch_id) as record, disk_errors(f"validation of batch {batch_id}", home):
+        staged = home.landing / batch_id
+        facts = publish.manifest(staged).facts
+        settings = config.resolve(home, facts["source"], facts.get("settings", {}))
+        rules = table_rules(settings.validation)
+        window = Window.parse(*facts["window"]) if facts.get("window") else None
+        shutil.rmtree(judged_folder(home, batch_id), ignore_errors=True)
+        record["batch_id"], record["source"] = batch_id, facts["source"]
+        engine = lake.connect(home)
+        try:
+            known = profile.Usual() if window is None else profile.usual(engine, window, batch_id, lake.reports(home))
+            present = [table for table in SUITES if (staged / f"{table}.parquet").is_file()]
+            if "events" not in present:
+                raise StateError(
+                    f"batch {batch_id}", found=f"no events at {staged}", allowed="a staged batch", hint="read the source again"
+                )
+            accounts: dict[str, judging.Accounts] = {}
+            held = []
+            with publish.folder(home.quarantine / batch_id, {"batch_id": batch_id, "source": facts["source"]}) as quarantine:
+                for table in present:
+                    judging.define(engine, table, staged / f"{table}.parquet", rules[table])
+                    judging.write_quarantine(engine, table, quarantine / f"{table}.parquet")
+                    accounts[table] = judging.accounts(engine, table)
+                    odd = facts.get("columns", {}).get(table, {})
+                    lines = profile.measure(engine, table, window=window, accounts=accounts[table], odd_columns=odd, known=known)
+                    held.append((SUITES[table](settings.validation), _frame(lines, NUMBERS)))
+            common = next(iter(accounts["events"].reasons), "none")
+            verdict = evaluate(home.reports / "gx", batch_id, as_of, held, {"common": common})
+            record.update(_figures(verdict, accounts))
+            _gate(verdict, f"batch {batch_id}", f"see {verdict.page} and {home.quarantine / batch_id}; nothing was landed")
+            judgement = {
+                **{fact: facts[fact] for fact in ("source", "window", "settings") if fact in facts},
+                "rows": accounts["events"].rows,
+                "reasons": accounts["events"].reasons,
+                "value": {fate: str(amount) for fate, amount in accounts["events"].value.items()},
+            }
+            with publish.folder(judged_folder(home, batch_id), judgement) as judged:
+                for table in present:
+                    judging.write_accepted(engine, table, judged / f"{table}.parquet")
+        finally:
+            engine.close()
+
+
+def validate_features(home: Home, as_of: datetime) -> None:
+    """Hold the marts published for `as_of` against their suites.
+
+    Raises:
+        ValidationBlocked: a critical expectation failed; the message names mart, column and count.
+    """
+    with cycle.stage(home, as_of, "feature_validation") as record:
+        engine = lake.open_engine(home)
+        try:
+            held = []
+            for mart in feature_profile.KEYS:
+                file = home.features / mart / f"as_of={utc(as_of):%Y-%m-%d}.parquet"
+                held.append((features(mart), _frame(feature_profile.measure(engine, mart, file, as_of), FEATURE_NUMBERS)))
+        finally:
+            engine.close()
+        verdict = evaluate(home.reports / "gx", f"features-{utc(as_of):%Y-%m-%d}", as_of, held)
+        record.update(_figures(verdict, {}))
+        _gate(verdict, f"features of {utc(as_of):%Y-%m-%d}", f"see {verdict.page}; the online store and the champion are as they were")
+
+
+def _frame(lines: list[profile.Line], numbers: tuple[str, ...]) -> pd.DataFrame:
+    """Return measurements as a frame that has a column for every check, NaN or None where a line has none."""
+    frame = pd.DataFrame(lines)
+    for name in (*numbers, "usual"):
+        frame[name] = frame[name].astype(float) if name in frame else float("nan")
+    for name in ("column", "beside"):
+        words: list[object] = [None] * len(frame) if name not in frame else [None if pd.isna(word) else word for word in frame[name]]
+        frame[name] = pd.Series(words, dtype=object)
+    return frame
+
+
+def _figures(verdict: Verdict, accounts: Mapping[str, judging.Accounts]) -> dict[str, Any]:
+    critical = verdict.of("critical")
+    return {
+        "verdict": "blocked" if critical else ("passed with warnings" if verdict.of("warning") else "passed"),
+        "expectations": verdict.evaluated,
+        "failed": {severity: verdict.of(severity) for severity in SEVERITIES},
+        "tables": {table: {"rows": account.rows, "reasons": account.reasons} for table, account in accounts.items()},
+        "data_docs": str(verdict.page),
+    }
+
+
+def _gate(verdict: Verdict, thing: str, hint: str) -> None:
+    if critical := verdict.of("critical"):
+        raise ValidationBlocked(thing, found="; ".join(critical), hint=hint)
