@@ -184,19 +184,19 @@ def _nesting(file: str, column: str, kind: pa.DataType, limits: SourceSettings) 
 
 def _decoded_bytes(path: Path, metadata: pq.FileMetaData, cap: int) -> int:
     """Return an upper bound, close where it matters, on the bytes a whole file decodes to."""
-    total = 0
+    total: int = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group)
         for position in range(rows.num_columns):
             chunk = rows.column(position)
-            values = max(chunk.num_values, rows.num_rows)
+            values = max(int(chunk.num_values), int(rows.num_rows))
             encodings = set(chunk.encodings)
             if width := WIDTHS.get(chunk.physical_type):
                 total += values * width
             elif encodings & {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} and values * chunk.total_uncompressed_size > cap:
                 total += values * _longest(path, group, chunk.path_in_schema, chunk.total_uncompressed_size)
             else:
-                total += max(values * 4, chunk.total_uncompressed_size)
+                total += max(values * 4, int(chunk.total_uncompressed_size))
             if total > cap:
                 return total
     return total
@@ -209,4 +209,4 @@ def _longest(path: Path, group: int, column: str, otherwise: int) -> int:
     if batch is None or not batch.num_columns or not pa.types.is_dictionary(batch.column(0).type):
         return otherwise  # nested: the dictionary cannot be had alone, so its whole size is the bound
     values = batch.column(0).dictionary
-    return max((int(len(value.as_buffer())) for value in values if value.is_valid), default=0)
+    return max((len(value.as_buffer()) for value in values if value.is_valid), default=0)
