@@ -94,7 +94,7 @@ def _hits(judged: Judged, k: int) -> npt.NDArray[np.bool_]:
 
 def precision(judged: Judged, k: int) -> Doubles:
     """Relevant items among the first k, divided by k."""
-    return _measured(_hits(judged, k).sum(axis=1).astype(np.float64) / k, judged)
+    return _measured(np.asarray(_hits(judged, k).sum(axis=1), dtype=np.float64) / k, judged)
 
 
 def recall(judged: Judged, k: int) -> Doubles:

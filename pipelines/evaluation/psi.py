@@ -24,6 +24,7 @@ from pipelines.errors import StateError
 TOP_CATEGORIES: Final = 50
 KNOWN_CATEGORIES: Final = 1000  # beyond the top ones, remembered by name so that "other" is told from "unseen"
 MIN_EXPECTED: Final = 5.0  # rows expected in a bin of the smaller sample; below it chi-square no longer describes the null
+LARGEST: Final = 1e300
 
 Counts = npt.NDArray[np.int64]
 
@@ -58,7 +59,8 @@ class Reference:
 
 
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    return np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    values = np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    return np.clip(values, -LARGEST, LARGEST)  # infinity is a large number here, and edges stay JSON
 
 
 def numeric(column: pa.ChunkedArray) -> bool:

@@ -95,8 +95,8 @@ def _merge(lists: dict[str, Candidates], k: int) -> Blend:
     pairs = np.unique(np.concatenate([key for key, _, _ in proposals.values()]))
     places = {name: np.searchsorted(pairs, key) for name, (key, _, _) in proposals.items()}
     fused = np.zeros(len(pairs))
-    for name, (_, _, rank) in proposals.items():
-        fused[places[name]] += 1 / (RRF_CONSTANT + rank)  # a source names an item once, so no index repeats
+    for name, (_, _, ranks) in proposals.items():
+        fused[places[name]] += 1 / (RRF_CONSTANT + ranks)  # a source names an item once, so no index repeats
 
     score = fused.astype(np.float32)
     user = pairs // max(n_items, 1)

@@ -11,14 +11,22 @@ import numpy as np
 
 from pipelines import publish
 from pipelines.errors import StateError
+from pipelines.retrieval.als import Als
+from pipelines.retrieval.ease import Ease
+from pipelines.retrieval.item_knn import ItemKnn
 from pipelines.retrieval.popular import Popular
 from pipelines.retrieval.protocol import Retriever
 from pipelines.retrieval.repeat import Repeat
+from pipelines.retrieval.sequence_rules import SequenceRules
 
 # Each source with the knobs it has unless the settings say otherwise; none is fitted.
 SOURCES: Final[dict[str, Retriever]] = {
     "popular": Popular(),
     "popular_7d": Popular(window_days=7.0, half_life_days=3.0),
+    "item_knn": ItemKnn(),
+    "sequence_rules": SequenceRules(),
+    "ease": Ease(),
+    "als": Als(),
     "repeat": Repeat(),
 }
 

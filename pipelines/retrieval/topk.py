@@ -13,7 +13,8 @@ from pipelines.datasets.interactions import Floats, Histories, Ints
 from pipelines.errors import StateError
 from pipelines.retrieval.protocol import Candidates
 
-BLOCK: Final = 40_000_000  # scores held at once: 160 MB of float32
+BLOCK: Final = 20_000_000  # scores held at once: 80 MB of float32, and as much again to rank them
+DENSE: Final = 16  # a sparse block with more than one stored value in so many is ranked as a dense one
 
 
 def nothing(n_users: int, k: int) -> Candidates:
@@ -28,32 +29,50 @@ def best(scores: Floats, k: int) -> Candidates:
         scores: float32 [n_users, n_items].
     """
     n_users, width = scores.shape
-    scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
     if width > k > 0:
         # The k-th value cuts; among items that equal it the first ones fill what room is left.
-        cut = np.partition(scores, width - k, axis=1)[:, width - k, None]
-        keep = scores > cut
-        room = k - keep.sum(axis=1, keepdims=True)
-        equal = scores == cut
-        tied = np.flatnonzero(equal.sum(axis=1) > room[:, 0])
-        equal[tied] &= np.cumsum(equal[tied], axis=1, dtype=np.int32) <= room[tied]
-        item = np.nonzero(keep | equal)[1].reshape(n_users, k)
+        top = np.partition(scores, width - k, axis=1)[:, width - k :]
+        if np.isnan(top).any():  # NaN sorts last, so a row that has one shows it here
+            return best(np.where(np.isnan(scores), np.float32(-np.inf), scores), k)
+        cut = top.min(axis=1, keepdims=True)
+        keep = scores >= cut
+        for row in np.flatnonzero(np.count_nonzero(keep, axis=1) > k):
+            tied = np.flatnonzero(scores[row] == cut[row])
+            keep[row, tied[k - np.count_nonzero(scores[row] > cut[row]) :]] = False
+        item = (np.flatnonzero(keep) % width).reshape(n_users, k)
     else:
         item = np.broadcast_to(np.arange(min(width, k)), (n_users, min(width, k)))
     score = np.take_along_axis(scores, item, axis=1)
-    order = np.argsort(-score, axis=1, kind="stable")
+    order = np.argsort(-score, axis=1, kind="stable")  # NaN sorts last here too
     item, score = np.take_along_axis(item, order, axis=1), np.take_along_axis(score, order, axis=1)
     found = nothing(n_users, k)
     found.item[:, : item.shape[1]] = np.where(score > -np.inf, item, -1)
-    found.score[:, : item.shape[1]] = score
+    found.score[:, : item.shape[1]] = np.where(score > -np.inf, score, -np.inf)
     return found
 
 
-def best_sparse(scores: sparse.csr_matrix, k: int) -> Candidates:
+def best_sparse(scores: sparse.csr_matrix, k: int, seen: Histories | None = None) -> Candidates:
     """Return the k largest stored values above zero of each row of a sparse block.
 
-    Rows are packed to the left, so the work grows with what is stored and not with the catalogue.
+    Args:
+        scores: no pair stored twice.
+        seen: the users' histories, where what they met must not be proposed.
     """
+    n_users, n_items = scores.shape
+    if scores.nnz * DENSE < n_users * n_items:
+        return _best_packed(scores if seen is None else without_seen(scores, seen), k)
+    parts, step = [], max(1, BLOCK // max(n_items, 1))
+    for first in range(0, n_users, step):
+        block = scores[first : first + step].toarray()
+        if seen is not None:
+            hide_seen(block, seen.rows(first, min(first + step, n_users)))
+        np.copyto(block, -np.inf, where=block <= 0)
+        parts.append(best(block, k))
+    return stack(parts, k)
+
+
+def _best_packed(scores: sparse.csr_matrix, k: int) -> Candidates:
+    """Do the same with each row packed to the left, so that the work grows with what is stored."""
     scores.sort_indices()
     found = nothing(scores.shape[0], k)
     length = np.diff(scores.indptr)
@@ -63,12 +82,11 @@ def best_sparse(scores: sparse.csr_matrix, k: int) -> Candidates:
         width = int(length[rows[-1]])
         if width == 0:
             continue
-        begin = scores.indptr[rows]
-        at = np.arange(width)[None, :]
-        stored = at < length[rows, None]
-        place = np.minimum(begin[:, None] + at, len(scores.data) - 1)
-        value = np.where(stored, scores.data[place], 0)
-        packed = best(np.where(value > 0, value, -np.inf).astype(np.float32), k)
+        at = np.arange(width, dtype=np.int32)
+        place = np.minimum(scores.indptr[rows][:, None] + at, len(scores.data) - 1)
+        value = scores.data[place]
+        value[(at >= length[rows, None]) | (value <= 0)] = -np.inf
+        packed = best(value, k)
         item = np.take_along_axis(scores.indices[place], np.maximum(packed.item, 0), axis=1)
         found.item[rows] = np.where(packed.item < 0, -1, item)
         found.score[rows] = packed.score

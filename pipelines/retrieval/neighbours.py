@@ -1,0 +1,127 @@
+"""Item-to-item weights: a sparse matrix as arrays, kept to the best of each row, and applied to histories.
+
+Three sources (item_knn, sequence_rules, ease) differ only in how they learn the weights: the score
+of item j for a user is the sum over the user's events e of strength(e) * weight[item(e), j].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints, Longs
+from pipelines.retrieval import topk
+from pipelines.retrieval.protocol import Candidates
+
+State: TypeAlias = dict[str, npt.NDArray[np.generic]]
+PRODUCTS: Final = 20_000_000  # stored values of a sparse product held at once: about 240 MB
+
+
+def state(weights: sparse.csr_matrix) -> State:
+    """Return the arrays that `matrix` turns back into the same weights."""
+    weights.sort_indices()
+    return {
+        "n_items": np.array([weights.shape[0]]),
+        "indptr": weights.indptr.astype(np.int64),
+        "indices": weights.indices.astype(np.int32),
+        "data": weights.data.astype(np.float32),
+    }
+
+
+def matrix(learnt: State) -> sparse.csr_matrix:
+    """Return float32 [n_items, n_items]: from an item of the history to the items it speaks for."""
+    n_items = int(learnt["n_items"][0])
+    return sparse.csr_matrix((learnt["data"], learnt["indices"], learnt["indptr"]), shape=(n_items, n_items))
+
+
+def strongest(weights: Any, k: int) -> sparse.csr_matrix:
+    """Return the `k` weights of each row that are largest in magnitude; equal ones by item index.
+
+    Args:
+        weights: a sparse (CSR, no pair stored twice) or dense float32 block of rows.
+    """
+    if sparse.issparse(weights) and weights.nnz * topk.DENSE < np.prod(weights.shape):
+        size = weights.copy()
+        size.data = np.abs(size.data)
+        kept = topk.best_sparse(size, k)
+        row, column = np.nonzero(kept.item >= 0)
+        item = kept.item[row, column]
+        return sparse.csr_matrix((_lookup(weights, row, item), (row, item)), shape=weights.shape)
+    parts, step = [], max(1, topk.BLOCK // max(weights.shape[1], 1))
+    for first in range(0, weights.shape[0], step):
+        block = weights[first : first + step]
+        block = block.toarray() if sparse.issparse(block) else np.asarray(block)
+        size = np.abs(block)
+        size[size == 0] = -np.inf
+        kept = topk.best(size, k)
+        row, column = np.nonzero(kept.item >= 0)
+        item = kept.item[row, column]
+        parts.append(sparse.csr_matrix((block[row, item], (row, item)), shape=block.shape, dtype=np.float32))
+    return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix(weights.shape, dtype=np.float32)
+
+
+def _lookup(weights: sparse.csr_matrix, row: Longs, item: Ints) -> Floats:
+    weights.sort_indices()
+    stored = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr)) * weights.shape[1] + weights.indices
+    value: Floats = weights.data[np.searchsorted(stored, row * weights.shape[1] + item)]
+    return value
+
+
+def by_rows(n_rows: int, cost: Longs, build: Callable[[int, int], sparse.csr_matrix]) -> sparse.csr_matrix:
+    """Return blocks of rows one below the other, each block small enough to hold.
+
+    Args:
+        cost: int64 [n_rows], an upper bound of what is stored for each row while it is built.
+        build: returns the rows [first, last), pruned.
+    """
+    parts, first = [], 0
+    total = np.concatenate([[0], np.cumsum(cost)])
+    while first < n_rows:
+        last = max(first + 1, int(np.searchsorted(total, total[first] + PRODUCTS, side="right")) - 1)
+        parts.append(build(first, last))
+        first = last
+    return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, 0), dtype=np.float32)
+
+
+def retrieve(learnt: State, histories: Histories, strength: Floats, k: int, *, exclude_seen: bool) -> Candidates:
+    """Return the items with the largest positive sums of weights, blocks of users at a time.
+
+    Args:
+        strength: float32 [n_events], how much each event of the histories counts.
+    """
+    weights = matrix(learnt)
+    users = sparse.csr_matrix((strength, histories.item, histories.indptr), shape=(histories.n_users, histories.n_items), dtype=np.float32)
+    reach = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[histories.item])])
+    cost = np.minimum(np.diff(reach[histories.indptr]), histories.n_items)
+    total = np.concatenate([[0], np.cumsum(cost)])
+    parts, first = [], 0
+    while first < histories.n_users:
+        last = max(first + 1, int(np.searchsorted(total, total[first] + PRODUCTS, side="right")) - 1)
+        scores = (users[first:last] @ weights).tocsr()
+        parts.append(topk.best_sparse(scores, k, seen=histories.rows(first, last) if exclude_seen else None))
+        first = last
+    return topk.stack(parts, k)
+
+
+def user_item(interactions: Interactions, strength: Floats, newest: int) -> sparse.csr_matrix:
+    """Return float32 [n_users, n_items], summed strengths of each user's `newest` events; zeros are dropped.
+
+    The limit bounds what one tireless user (a bot, a shared till) costs and says: pairs grow with its square.
+    """
+    kept = newest_first(interactions.user) < newest
+    kept &= strength > 0
+    shape = (len(interactions.user_ids), len(interactions.item_ids))
+    pairs = sparse.coo_matrix((strength[kept], (interactions.user[kept], interactions.item[kept])), shape=shape, dtype=np.float32)
+    return pairs.tocsr()
+
+
+def newest_first(user: npt.NDArray[np.integer]) -> Longs:
+    """Return int64 [n], how many later events of the same user follow each event (sorted by user and time)."""
+    if not len(user):
+        return np.empty(0, dtype=np.int64)
+    last = np.flatnonzero(np.append(user[1:] != user[:-1], True))
+    return np.repeat(last, np.diff(np.concatenate([[-1], last]))) - np.arange(len(user))
