@@ -94,7 +94,13 @@ class TwoStage:
             if self.serves == RANKED:
                 context = gather(home, proposed, whose, user_ids=some, item_ids=self.item_ids, as_of=as_of)
             parts.append(self.listed(some, proposed, self.order(proposed, context), k))
-        return Lists(*(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS), parts[0].source_names)
+        return Lists(
+            user_ids=np.concatenate([part.user_ids for part in parts]),
+            item_ids=np.concatenate([part.item_ids for part in parts]),
+            score=np.concatenate([part.score for part in parts]),
+            sources=np.concatenate([part.sources for part in parts]),
+            source_names=parts[0].source_names,
+        )
 
     def order(self, proposed: Proposals, context: Context | None) -> npt.NDArray[np.float64]:
         """Return float64 [n], what the candidates are ordered by, best is highest; comparable within a list alone.
@@ -164,9 +170,6 @@ class TwoStage:
             exclude_seen=facts["exclude_seen"],
             serves=facts["serves"],
         )
-
-
-_ARRAYS: Final = ("user_ids", "item_ids", "score", "sources")
 
 
 def chosen(matrix: Floats, names: tuple[str, ...], ranker: LambdaRank) -> Floats:
