@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.sources.simulator.incidents import Fault, Incident, Shift, parse
 
 if TYPE_CHECKING:
-    from pipelines.sources.simulator.shop import Shop, Truth
+    from pipelines.sources.simulator.shop import Shop
+    from pipelines.sources.simulator.truth import Truth
 
 __all__ = ["Fault", "Incident", "Shift", "Shop", "Truth", "parse"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.sources.request import World
-from pipelines.sources.simulator.draws import DAY_MICROS, Bools, Floats, Ints, Longs, categorical, hashed, stream
+from pipelines.sources.simulator.arrays import DAY_MICROS, Bools, Doubles, Floats, Ints, Longs, Numbers, concat
+from pipelines.sources.simulator.draws import categorical, hashed, stream
 
 N_TASTES: Final = 14  # dimensions of taste; with price and quality a vector fills one cache line
 PRICE_SLOT: Final = N_TASTES
@@ -28,6 +28,8 @@ PRICE_FACTORS: Final = np.array([1.0, 1.0, 1.0, 0.9, 0.8, 1.1])
 FEEDBACK: Final = 0.3  # exponent of recent attention in today's exposure; 0 switches the feedback off
 MEMORY: Final = 0.93  # share of yesterday's attention that is remembered
 BURN_IN_DAYS: Final = 40
+GROWN_DAYS: Final = 28
+EVERGREEN: Final = np.iinfo(np.int32).max
 
 CATEGORY_NAMES: Final = (
     *("lighting", "kitchen", "bedding", "garden", "toys", "stationery", "bags", "jewellery", "candles", "clocks"),
@@ -35,12 +37,13 @@ CATEGORY_NAMES: Final = (
     *("bathroom", "crafts", "party", "christmas", "books", "games", "outdoor", "pets", "travel", "tools"),
 )
 COLOURS: Final = ("amber", "blue", "cream", "green", "ivory", "red", "slate", "white")
+MATERIALS: Final = ("brass", "ceramic", "cotton", "glass", "metal", "paper", "wood", "wool")
 _SYLLABLES: Final = ("al", "bo", "cor", "da", "el", "fin", "gra", "hol", "is", "jor", "ka", "lum", "mor", "no", "or", "pel")
 
 
-def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _unit(rows: Doubles) -> Doubles:
     """Return the rows scaled to length 1."""
-    scaled: npt.NDArray[np.float64] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    scaled: Doubles = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
     return scaled
 
 
@@ -77,9 +80,9 @@ class Taxonomy:
             [f"{_SYLLABLES[i % 16]}{_SYLLABLES[(i // 16 + 5 * i) % 16]}".capitalize() + str(i) for i in range(n_brands)]
         )
 
-    def season(self, day_of_year: int) -> npt.NDArray[np.float64]:
+    def season(self, day_of_year: int) -> Doubles:
         """Return the factor on each category's interest on a day of the year."""
-        factor: npt.NDArray[np.float64] = 1.0 + self.swing * np.cos(2 * np.pi * (day_of_year - self.phase) / 365.25)
+        factor: Doubles = 1.0 + self.swing * np.cos(2 * np.pi * (day_of_year - self.phase) / 365.25)
         return factor
 
 
@@ -98,133 +101,150 @@ class Shelf:
             deserves: a uniform cell is a draw by exposure, and a lower cell is shown higher.
         ring: int32 [positions, WIDTH], the position and its next of kin on the circle of styles.
         follow: int32 [positions, WIDTH], what people look at after it: the next five of its style, three that go with it.
-        interest: float64 [categories], log of the public's interest today; -inf where nothing is for sale.
+        interest: float64 [categories], log of the public's interest today.
     """
 
     item: Ints
-    key: npt.NDArray[np.float64]
+    key: Doubles
     vector: Floats
     log_weight: Floats
-    price: npt.NDArray[np.float64]
+    price: Doubles
     first: Longs
     size: Longs
     best: Ints
     ring: Ints
     follow: Ints
-    interest: npt.NDArray[np.float64]
+    interest: Doubles
 
-    def at(self, key: npt.NDArray[np.float64]) -> Longs:
-        """Return the position at or after each key within its category (around the circle); the category is not empty."""
+    def at(self, key: Doubles) -> Longs:
+        """Return the position at or after each key within its category (around the circle)."""
         category = np.floor(key).astype(np.int64)
         offset = np.searchsorted(self.key, key) - self.first[category]
         position: Longs = self.first[category] + offset % self.size[category]
         return position
 
 
+@dataclass(frozen=True)
+class Stock:
+    """Items in the order of their launch; a row number is the item's number for good.
+
+    Attributes:
+        category, brand: int32. style: float64 in [0, 1), the place on the category's circle.
+        vector: float32 [items, N_SLOTS]: N_TASTES of latent, then dearness (log of the price within the
+            category) and quality.
+        log_appeal: float32, what exposure rests on besides attention. base_price: float64.
+        launched: int32, day; -1 for the founding catalogue. retired: int32, the first day without the item.
+        created_at: int64, microseconds since day 0.
+        by_churn: bool, launched by a catalogue churn. churned_on: int32, the day a churn retired it, else -1.
+    """
+
+    category: Ints
+    brand: Ints
+    style: Doubles
+    vector: Floats
+    log_appeal: Floats
+    base_price: Doubles
+    launched: Ints
+    retired: Ints
+    created_at: Longs
+    by_churn: Bools
+    churned_on: Ints
+
+
 class Catalogue:
-    """Every item that is ever launched up to a day; grows by the day, item numbers in order of launch."""
+    """Every item that is ever launched; grows by itself as later days are asked for."""
 
     def __init__(self, world: World, churns: tuple[int, ...]) -> None:
         self.world, self.churns, self.taxonomy = world, churns, Taxonomy(world)
-        self.grown = -1  # the last day whose launches are in
         self.launches: list[int] = []  # items launched up to and including day d
-        self.category = np.empty(0, np.int32)
-        self.brand = np.empty(0, np.int32)
-        self.style = np.empty(0, np.float64)
-        self.vector = np.empty((0, N_SLOTS), np.float32)
-        self.log_appeal = np.empty(0, np.float32)
-        self.base_price = np.empty(0, np.float64)
-        self.launched = np.empty(0, np.int32)  # day; founding items -1
-        self.retired = np.empty(0, np.int32)  # first day without it
-        self.created_at = np.empty(0, np.int64)
-        self.by_churn = np.empty(0, np.bool_)  # launched by a catalogue churn
-        self.churned_on = np.empty(0, np.int32)  # the day a churn retired it, else -1
-        self._attention: dict[int, npt.NDArray[np.float64]] = {}
+        self.stock = self._launch(round(FOUNDING_SHARE * world.items) or 1, -1, churned=0)
+        self._attention: dict[int, Doubles] = {}
         self.shelf = lru_cache(maxsize=4)(self._shelf)
 
-    def grow(self, day: int) -> None:
-        """Launch everything up to and including `day`."""
-        while self.grown < day:
-            today = self.grown + 1
-            regular = _arrivals(self.world.items, today)
-            extra = 0
-            for churn in self.churns:
-                if today == churn:
-                    extra += self._churn(today)
-                if today >= churn:
-                    extra += (CHURN_FACTOR - 1) * _arrivals(self.world.items, max(today, 1))
-            if today == 0:
-                self._launch(round(FOUNDING_SHARE * self.world.items) or 1, -1, churned=0)
-            self._launch(regular + extra, today, churned=extra)
-            self.launches.append(len(self.category))
-            self.grown = today
+    def count(self, day: int) -> int:
+        """Return how many items have been launched up to and including `day` (>= 0)."""
+        while len(self.launches) <= day:
+            self._grow()
+        return self.launches[day]
 
-    def _churn(self, today: int) -> int:
+    def _grow(self) -> None:
+        """Launch the items of the next GROWN_DAYS days at once: each day draws from its own stream, so it may."""
+        launched = [self.stock]
+        start = len(self.launches)
+        for day in range(start, start + GROWN_DAYS):
+            regular = arrivals(self.world.items, day)
+            churned = (CHURN_FACTOR - 1) * regular * sum(day >= churn for churn in self.churns)
+            if day in self.churns:
+                launched = [concat(launched)]
+                churned += self._churn(launched[0], day)
+            launched.append(self._launch(regular + churned, day, churned=churned))
+            self.launches.append((self.launches[-1] if self.launches else len(self.stock.style)) + regular + churned)
+        self.stock = concat(launched)
+
+    def _churn(self, stock: Stock, day: int) -> int:
         """Retire a quarter of what is for sale, shorten the life of the rest, and return how many items replace it."""
-        alive = self.retired > today
-        gone = alive & (hashed(self.world.seed, "churn", np.arange(len(self.retired)), today) < CHURN_SHARE)
-        self.churned_on[gone] = today
-        self.retired[gone] = today
+        alive = (stock.retired > day) & (stock.retired != EVERGREEN)
+        gone = alive & (hashed(self.world.seed, "churn", np.arange(len(alive)), day) < CHURN_SHARE)
+        stock.churned_on[gone] = day
+        stock.retired[gone] = day
         rest = alive & ~gone
-        self.retired[rest] = today + 1 + (self.retired[rest] - today) // CHURN_FACTOR
+        stock.retired[rest] = day + 1 + (stock.retired[rest] - day) // CHURN_FACTOR
         return int(gone.sum())
 
-    def _launch(self, n: int, day: int, *, churned: int) -> None:
+    def _launch(self, n: int, day: int, *, churned: int) -> Stock:
+        """Draw n items that are launched on a day, the last `churned` of them because of a churn."""
         taxonomy, rng = self.taxonomy, stream(self.world.seed, "items", day + 1)
         category = categorical(taxonomy.share**0.7, rng.random(n))
-        if day == -1:  # no category is empty on the first day, however small the world
-            category[: min(n, taxonomy.n)] = np.arange(taxonomy.n)[:n]
         brand = taxonomy.brands[category, categorical(1.0 / np.arange(1, 9), rng.random(n))]
+        life = rng.exponential(LIFETIME_DAYS / (CHURN_FACTOR if any(day >= churn for churn in self.churns) else 1), n)
+        retired = (max(day, 0) + 1 + life).astype(np.int32)
+        if day == -1:  # the first item of every category stays for good, so that none is ever empty
+            category[: taxonomy.n] = np.arange(taxonomy.n)
+            retired[: taxonomy.n] = EVERGREEN
         style, quality = rng.random(n), rng.standard_normal(n)
         angle = 2 * np.pi * style
         latent = 0.7 * taxonomy.brand_vector[brand] + 0.5 * _unit(rng.standard_normal((n, N_TASTES)))
         latent += 0.8 * (np.cos(angle)[:, None] * taxonomy.style[category, 0] + np.sin(angle)[:, None] * taxonomy.style[category, 1])
         dearness = 0.5 * rng.standard_normal(n) + taxonomy.brand_level[brand]
-        vector = np.column_stack([1.6 * latent, dearness, quality])
-        life = rng.exponential(LIFETIME_DAYS / (CHURN_FACTOR if any(day >= churn for churn in self.churns) else 1), n)
-        created = day * DAY_MICROS if day >= 0 else -(rng.integers(1, 730, n) * DAY_MICROS)
-        self.category = np.concatenate([self.category, category])
-        self.brand = np.concatenate([self.brand, brand])
-        self.style = np.concatenate([self.style, style])
-        self.vector = np.concatenate([self.vector, vector.astype(np.float32)])
-        self.log_appeal = np.concatenate([self.log_appeal, (0.7 * rng.standard_normal(n) + 0.5 * quality).astype(np.float32)])
-        self.base_price = np.concatenate([self.base_price, np.exp(taxonomy.log_price[category] + dearness)])
-        self.launched = np.concatenate([self.launched, np.full(n, day, np.int32)])
-        self.retired = np.concatenate([self.retired, (max(day, 0) + 1 + life.astype(np.int32)).astype(np.int32)])
-        self.created_at = np.concatenate([self.created_at, np.broadcast_to(created, n)])
-        self.by_churn = np.concatenate([self.by_churn, np.arange(n) >= n - churned])
-        self.churned_on = np.concatenate([self.churned_on, np.full(n, -1, np.int32)])
-
-    def count(self, day: int) -> int:
-        """Return how many items have been launched up to and including `day`."""
-        self.grow(day)
-        return self.launches[day]
+        return Stock(
+            category=category,
+            brand=brand,
+            style=style,
+            vector=np.column_stack([1.6 * latent, dearness, quality]).astype(np.float32),
+            log_appeal=(0.9 * rng.standard_normal(n) + 0.6 * quality).astype(np.float32),
+            base_price=np.exp(taxonomy.log_price[category] + dearness),
+            launched=np.full(n, day, np.int32),
+            retired=retired,
+            created_at=np.full(n, day * DAY_MICROS) if day >= 0 else -(rng.integers(1, 730, n) * DAY_MICROS),
+            by_churn=np.arange(n) >= n - churned,
+            churned_on=np.full(n, -1, np.int32),
+        )
 
     def for_sale(self, day: int) -> Bools:
         """Return which of the items launched up to `day` can be bought on it; changes take effect at midnight."""
-        available: Bools = self.retired[: self.count(day)] > day
+        available: Bools = self.stock.retired[: self.count(day)] > day
         return available
 
-    def discount(self, day: int, items: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def discount(self, day: int, items: Numbers) -> Doubles:
         """Return the factor on the base price; it may change every PRICE_DAYS, on a weekday of the item's own."""
         seed = self.world.seed
         epoch = (day + PRICE_DAYS + np.floor(hashed(seed, "price day", items) * PRICE_DAYS)).astype(np.int64) // PRICE_DAYS
         return PRICE_FACTORS[np.floor(hashed(seed, "price", items, epoch) * len(PRICE_FACTORS)).astype(np.int64)]
 
-    def price(self, day: int, items: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def price(self, day: int, items: Numbers) -> Doubles:
         """Return the price of items on a day, to the cent."""
-        cents: npt.NDArray[np.float64] = np.round(self.base_price[items] * self.discount(day, items), 2)
+        cents: Doubles = np.round(self.stock.base_price[items] * self.discount(day, items), 2)
         return np.maximum(cents, 0.01)
 
-    def _exposure(self, day: int, attention: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def _exposure(self, day: int, attention: Doubles) -> Doubles:
         """Return how strongly the shop exposes each item launched up to `day`; 0 for what is not for sale."""
         n = len(attention)
-        age = np.where(self.launched[:n] < 0, np.inf, day - self.launched[:n])
+        age = np.where(self.stock.launched[:n] < 0, np.inf, day - self.stock.launched[:n])
         fresh = 1.0 + 1.5 * np.exp(-np.maximum(age, 0) / 7.0)
-        weight = np.exp(self.log_appeal[:n]) * np.maximum(attention, 0.05) ** FEEDBACK * fresh
-        return np.where(self.retired[:n] > day, weight, 0.0)
+        weight = np.exp(self.stock.log_appeal[:n]) * np.maximum(attention, 0.05) ** FEEDBACK * fresh
+        return np.where(self.stock.retired[:n] > day, weight, 0.0)
 
-    def attention(self, day: int) -> npt.NDArray[np.float64]:
+    def attention(self, day: int) -> Doubles:
         """Return the remembered attention of each item at the dawn of `day`, 1 on average: the popularity feedback.
 
         m[d + 1] = MEMORY m[d] + (1 - MEMORY) Poisson(20 s[d]) / 20, where s[d], the exposure on day d
@@ -233,8 +253,7 @@ class Catalogue:
         so that no day needs the events of another.
         """
         if not self._attention:
-            self.grow(0)
-            self._attention[-BURN_IN_DAYS] = np.ones(self.launches[0])
+            self._attention[-BURN_IN_DAYS] = np.ones(self.count(0))
         now = max(d for d in self._attention if d <= day)
         memory = self._attention[now]
         while now < day:
@@ -255,27 +274,25 @@ class Catalogue:
         taxonomy = self.taxonomy
         exposure = self._exposure(day, self.attention(day))
         item = np.flatnonzero(exposure > 0).astype(np.int32)
-        item = item[np.lexsort((self.style[item], self.category[item]))]
-        category = self.category[item]
+        item = item[np.lexsort((self.stock.style[item], self.stock.category[item]))]
+        category = self.stock.category[item]
         exposure = exposure[item]
         size = np.bincount(category, minlength=taxonomy.n)
         first = np.concatenate([[0], np.cumsum(size)[:-1]])
         discount = self.discount(day, item)
-        vector = self.vector[item].copy()
-        vector[:, PRICE_SLOT] += 2.0 * np.log(discount)  # people see the offer more than the price
-        key = category + self.style[item]
+        vector = self.stock.vector[item].copy()
+        vector[:, PRICE_SLOT] += offer(discount)
+        key = category + self.stock.style[item]
         place = np.arange(len(item))
         ring = _around(place, np.arange(WIDTH), first[category], size[category])
-        partner = np.where(size[taxonomy.partner] > 0, taxonomy.partner, np.arange(taxonomy.n))[category]
-        beside = np.searchsorted(key, partner + self.style[item])
+        partner = taxonomy.partner[category]
+        beside = np.searchsorted(key, partner + self.stock.style[item])
         follow = np.hstack(
             [
                 _around(place, np.arange(1, 6), first[category], size[category]),
                 _around(beside, np.arange(3), first[partner], size[partner]),
             ]
         )
-        with np.errstate(divide="ignore"):
-            interest = np.where(size > 0, np.log(taxonomy.share * taxonomy.season(day_of_year)), -np.inf)
         return Shelf(
             item=item,
             key=key,
@@ -287,29 +304,33 @@ class Catalogue:
             best=_cells(exposure, first, size, stream(self.world.seed, "cells", day)),
             ring=ring,
             follow=follow.astype(np.int32),
-            interest=interest,
+            interest=np.log(taxonomy.share * taxonomy.season(day_of_year)),
         )
 
 
-def _arrivals(size: int, day: int) -> int:
+def offer(discount: Doubles) -> Doubles:
+    """Return what a discount adds to dearness: twice its log, for people see the offer more than the price."""
+    felt: Doubles = 2.0 * np.log(discount)
+    return felt
+
+
+def arrivals(size: int, day: int) -> int:
     """Return how many of `size` arrive on a day, after the founding ones."""
     rate = (1.0 - FOUNDING_SHARE) * size / GROWTH_DAYS
     return int(rate * (day + 1)) - int(rate * day)
 
 
-def _around(place: npt.NDArray[Any], steps: npt.NDArray[Any], first: npt.NDArray[Any], size: npt.NDArray[Any]) -> Ints:
+def _around(place: Numbers, steps: Numbers, first: Numbers, size: Numbers) -> Ints:
     """Return the positions `steps` further on within each row's category, around its circle: int32 [rows, steps]."""
     turned: Ints = (first[:, None] + (place[:, None] - first[:, None] + steps) % size[:, None]).astype(np.int32)
     return turned
 
 
-def _cells(exposure: npt.NDArray[np.float64], first: Longs, size: Longs, rng: np.random.Generator) -> Ints:
+def _cells(exposure: Doubles, first: Longs, size: Longs, rng: np.random.Generator) -> Ints:
     """Return `Shelf.best`: per category equal cells over its cumulated exposure, most exposed first."""
     n_cells = 1 << int(np.clip(np.ceil(np.log2(16 * size.max())), 8, 16))
     cells = np.zeros((len(size), n_cells), np.int32)
     for row, (start, n) in enumerate(zip(first, size, strict=True)):
-        if n == 0:
-            continue
         order = start + np.argsort(-exposure[start : start + n], kind="stable")
         edges = np.cumsum(exposure[order])
         marks = (np.arange(n_cells) + rng.random(n_cells)) / n_cells * edges[-1]

@@ -12,13 +12,13 @@ dot product with the visitor's taste), by place in the list, and by luck. What d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from pipelines.sources.simulator.arrays import Bools, Doubles, Floats, Ints, Longs, Numbers
 from pipelines.sources.simulator.catalogue import N_TASTES, WIDTH, Shelf, Taxonomy
-from pipelines.sources.simulator.draws import Bools, Floats, Ints, Longs, categorical, hashed
+from pipelines.sources.simulator.draws import categorical, hashed
 from pipelines.sources.simulator.people import People
 
 CATEGORY_TASTE: Final = 2.0
@@ -29,9 +29,20 @@ ERRAND_DAYS: Final = 6
 STAPLE, ERRAND, BROWSE, FOLLOW, ELSEWHERE = range(5)  # elsewhere: browse another category
 FIRST_VIEW: Final = np.array([0.25, 0.35, 0.40, 0.0, 0.0])
 NEXT_VIEW: Final = np.array([0.08, 0.10, 0.27, 0.45, 0.10])
-CART: Final = -2.4  # log-odds of the cart at appeal 0
+CART: Final = -3.1  # log-odds of the cart at appeal 0
 CART_MODE: Final = np.array([1.5, 0.5, 0.0, 0.3, 0.0], np.float32)
-PURCHASE: Final = -0.3  # log-odds of paying for what is in the cart, at appeal 0
+PURCHASE: Final = -0.4  # log-odds of paying for what is in the cart, at appeal 0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that the visits of one day depend on."""
+
+    seed: int
+    taxonomy: Taxonomy
+    people: People
+    shelf: Shelf
+    day: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Views:
     bought: Bools
 
 
-def _odds(log_odds: npt.NDArray[Any]) -> Floats:
+def _odds(log_odds: Numbers) -> Floats:
     probability: Floats = (1.0 / (1.0 + np.exp(-log_odds))).astype(np.float32)
     return probability
 
@@ -51,19 +62,16 @@ def _odds(log_odds: npt.NDArray[Any]) -> Floats:
 class Chain:
     """A block of sessions under way. Rows are sessions, the longest first, so that those still there form a prefix."""
 
-    def __init__(
-        self, seed: int, taxonomy: Taxonomy, people: People, shelf: Shelf, visitors: Ints, day: int, rng: np.random.Generator
-    ) -> None:
-        self.seed, self.taxonomy, self.people, self.shelf = seed, taxonomy, people, shelf
-        self.visitors, self.day, self.rng = visitors, day, rng
-        self.taste = people.taste(visitors, day)
-        self.pull = category_pull(self.taste, taxonomy, shelf)
+    def __init__(self, scene: Scene, visitors: Ints, rng: np.random.Generator) -> None:
+        self.scene, self.visitors, self.rng = scene, visitors, rng
+        self.taste = scene.people.taste(visitors, scene.day)
+        self.pull = category_pull(self.taste, scene)
         self.category = categorical(self.pull, rng.random(len(visitors)))
         self.position = np.zeros(len(visitors), np.int64)
 
     def view(self, step: int, n: int) -> Views:
         """Let the first n sessions look at their next item; they are those that have looked at `step` items."""
-        rng, shelf = self.rng, self.shelf
+        rng, shelf = self.rng, self.scene.shelf
         mode = categorical(NEXT_VIEW if step else FIRST_VIEW, rng.random(n))
         elsewhere = np.flatnonzero(mode == ELSEWHERE)
         self.category[elsewhere] = categorical(self.pull[elsewhere], rng.random(len(elsewhere)))
@@ -95,22 +103,22 @@ class Chain:
 
         It is a point on a category's circle of styles, so it outlives the item that lies there.
         """
-        user = self.visitors[rows]
-        offset = np.floor(lasts_days * hashed(self.seed, name + " day", user, slot)).astype(np.int64)
-        turn = (self.day + offset) // lasts_days
-        lasting = self.people.lasting(user)
-        draw = hashed(self.seed, name + " category", user, slot, turn)
-        category = categorical(category_pull(lasting, self.taxonomy, self.shelf), draw)
-        style = hashed(self.seed, name + " style", user[:, None], slot[:, None], turn[:, None], np.arange(4))
-        position = self.shelf.at(category[:, None] + style)
-        liking = np.einsum("nk,nwk->nw", lasting, self.shelf.vector[position]) + 1.5 * self.shelf.log_weight[position]
+        scene, user = self.scene, self.visitors[rows]
+        offset = np.floor(lasts_days * hashed(scene.seed, name + " day", user, slot)).astype(np.int64)
+        turn = (scene.day + offset) // lasts_days
+        lasting = scene.people.lasting(user)
+        draw = hashed(scene.seed, name + " category", user, slot, turn)
+        category = categorical(category_pull(lasting, scene), draw)
+        style = hashed(scene.seed, name + " style", user[:, None], slot[:, None], turn[:, None], np.arange(4))
+        position = scene.shelf.at(category[:, None] + style)
+        liking = np.einsum("nk,nwk->nw", lasting, scene.shelf.vector[position]) + 1.5 * scene.shelf.log_weight[position]
         best: Longs = position[np.arange(len(rows)), np.argmax(liking, axis=1)]
         return best
 
 
-def category_pull(taste: Floats, taxonomy: Taxonomy, shelf: Shelf) -> npt.NDArray[np.float64]:
-    """Return each row's weight on each category: taste and the public's interest; 0 where nothing is for sale."""
+def category_pull(taste: Floats, scene: Scene) -> Doubles:
+    """Return each row's weight on each category: taste and the public's interest: float64 [rows, categories]."""
     # einsum, not @: BLAS may round differently with another number of threads
-    liking = np.einsum("nk,ck->nc", taste[:, :N_TASTES], taxonomy.vector)
-    pull: npt.NDArray[np.float64] = np.exp(CATEGORY_TASTE * liking + shelf.interest)
+    liking = np.einsum("nk,ck->nc", taste[:, :N_TASTES], scene.taxonomy.vector)
+    pull: Doubles = np.exp(CATEGORY_TASTE * liking + scene.shelf.interest)
     return pull

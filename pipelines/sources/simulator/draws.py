@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Ints: TypeAlias = npt.NDArray[np.int32]
-Longs: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float32]
-Bools: TypeAlias = npt.NDArray[np.bool_]
-
-MICROS: Final = 1_000_000
-DAY_MICROS: Final = 86_400 * MICROS
+from pipelines.sources.simulator.arrays import Doubles, Ints, Numbers
 
 
 def stream(seed: int, name: str, *keys: int) -> np.random.Generator:
@@ -22,7 +14,7 @@ def stream(seed: int, name: str, *keys: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *keys])))
 
 
-def hashed(seed: int, name: str, *keys: npt.NDArray[Any] | int) -> npt.NDArray[np.float64]:
+def hashed(seed: int, name: str, *keys: Numbers | int) -> Doubles:
     """Return uniforms in [0, 1), each a function of the seed, the name and its row of keys (broadcast).
 
     A SplitMix64 finaliser (Steele, Lea, Flood 2014) over the keys in turn: order of evaluation and
@@ -38,10 +30,11 @@ def hashed(seed: int, name: str, *keys: npt.NDArray[Any] | int) -> npt.NDArray[n
     return np.asarray((state >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
-def categorical(weights: npt.NDArray[Any], uniform: npt.NDArray[Any]) -> Ints:
+def categorical(weights: Numbers, uniform: Numbers) -> Ints:
     """Return, for each uniform in [0, 1), the class it falls into; weights [classes] or one row of them for each."""
     edges = np.cumsum(weights, axis=-1)
     if weights.ndim == 1:
-        return np.minimum(np.searchsorted(edges, uniform * edges[-1], side="right"), len(weights) - 1).astype(np.int32)
+        edge: Ints = np.searchsorted(edges, uniform * edges[-1], side="right").astype(np.int32)
+        return np.minimum(edge, np.int32(len(weights) - 1))
     below: Ints = (edges[:, :-1] <= (uniform * edges[:, -1])[:, None]).sum(axis=1, dtype=np.int32)
     return below

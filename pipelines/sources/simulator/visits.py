@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.sources.request import WORLD_STARTS, World
-from pipelines.sources.simulator.catalogue import Catalogue, Shelf
-from pipelines.sources.simulator.choice import Chain
-from pipelines.sources.simulator.draws import DAY_MICROS, MICROS, Bools, Ints, Longs, categorical, hashed, stream
+from pipelines.sources.simulator.arrays import DAY_MICROS, MICROS, Bools, Doubles, Ints, Longs, concat, take
+from pipelines.sources.simulator.catalogue import Catalogue
+from pipelines.sources.simulator.choice import Chain, Scene
+from pipelines.sources.simulator.draws import categorical, hashed, stream
 from pipelines.sources.simulator.people import DEVICE_WEIGHTS, NEW_DEVICE_WEIGHTS, People
 
 START: Final = date.fromisoformat(WORLD_STARTS)
@@ -20,7 +21,7 @@ KINDS: Final = ("view", "add_to_cart", "purchase")
 WEEKDAY: Final = (1.00, 0.94, 0.95, 0.98, 1.10, 0.92, 1.11)  # Monday first; mean 1
 _NIGHT_TO_EVENING: Final = (8, 5, 3, 2, 2, 4, 10, 20, 32, 40, 45, 48, 52, 48, 46, 46, 48, 54, 62, 72, 78, 66, 40, 18)
 HOURS: Final = np.array([_NIGHT_TO_EVENING, np.roll(_NIGHT_TO_EVENING, 1)], np.float64)  # weekends run an hour late
-EVENTS_PER_SESSION: Final = 4.0
+EVENTS_PER_SESSION: Final = 3.85  # measured
 MAX_VIEWS: Final = 30
 _BLOCK: Final = 1 << 15  # sessions worked on at once
 
@@ -44,8 +45,8 @@ class Visits:
     item: Ints
     kind: npt.NDArray[np.int8]
     device: npt.NDArray[np.int8]
-    value: npt.NDArray[np.float64]
-    quantity: npt.NDArray[np.float64]
+    value: Doubles
+    quantity: Doubles
     at: Longs
     received: Longs
     session: Ints
@@ -55,49 +56,37 @@ class Visits:
         """Return the number of events."""
         return len(self.at)
 
-    def take(self, rows: npt.NDArray[Any]) -> Visits:
-        """Return the rows at some positions or under a mask."""
-        return Visits(*(getattr(self, column.name)[rows] for column in fields(self)))
-
-    @staticmethod
-    def concat(parts: list[Visits]) -> Visits:
-        """Return the parts one after the other."""
-        return Visits(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Visits)))
-
 
 def rhythm(day: int) -> float:
-    """Return the traffic of a day relative to the mean: weekday times season (a mild peak in December)."""
+    """Return the traffic of a day relative to the mean: weekday times season (a mild peak in November)."""
     at = START + timedelta(days=day)
-    return WEEKDAY[at.weekday()] * (1.0 + 0.1 * float(np.cos(2 * np.pi * (at.timetuple().tm_yday - 350) / 365.25)))
+    return WEEKDAY[at.weekday()] * (1.0 + 0.1 * float(np.cos(2 * np.pi * (at.timetuple().tm_yday - 320) / 365.25)))
 
 
 def happen(world: World, catalogue: Catalogue, people: People, day: int) -> Visits:
     """Return everything that is done on a day (>= 0); a function of the world and the day alone."""
     shelf = catalogue.shelf(day, (START + timedelta(days=day)).timetuple().tm_yday)
+    scene = Scene(world.seed, catalogue.taxonomy, people, shelf, day)
     before, now = people.count(day - 1), people.count(day)
     rng = stream(world.seed, "visitors", day)
     n_sessions = max(1, round(world.events_per_day * rhythm(day) / EVENTS_PER_SESSION)) - (now - before)
     edges = np.cumsum(_readiness(world, people, before, day))
     regulars = np.searchsorted(edges, np.sort(rng.random(max(n_sessions, 0))) * edges[-1], side="right").astype(np.int32)
     visitors = np.concatenate([np.minimum(regulars, before - 1), np.arange(before, now, dtype=np.int32)])
-    parts = [
-        _sessions(world, people, catalogue, shelf, visitors[start : start + _BLOCK], day, start)
-        for start in range(0, max(len(visitors), 1), _BLOCK)
-    ]
-    visits = Visits.concat(parts)
-    visits = visits.take(np.argsort(visits.at, kind="stable"))
-    number = np.arange(len(visits), dtype=np.int32)
+    parts = [_sessions(scene, visitors[first : first + _BLOCK], first) for first in range(0, len(visitors), _BLOCK)]
+    visits = concat(parts)
+    visits = take(visits, np.argsort(visits.at, kind="stable"))
     lag = _lag(stream(world.seed, "lag", day), len(visits))
-    return Visits(**{**vars(visits), "number": number, "received": visits.at + lag})
+    return replace(visits, number=np.arange(len(visits), dtype=np.int32), received=visits.at + lag)
 
 
-def _readiness(world: World, people: People, n: int, day: int) -> npt.NDArray[np.float64]:
+def _readiness(world: World, people: People, n: int, day: int) -> Doubles:
     """Return how likely each of the first n users is to visit: own activity, spells of more and less, the first two weeks."""
     user = np.arange(n)
     spell = (day + np.floor(10 * hashed(world.seed, "spell day", user))).astype(np.int64) // 10
     lively = np.where(hashed(world.seed, "spell", user, spell) < 0.5, 0.4, 1.6)
-    young = np.where(people.joined[:n] >= max(day - 14, 0), 1.6, 1.0)
-    weight: npt.NDArray[np.float64] = people.activity[:n] * lively * young
+    young = np.where(people.crowd.joined[:n] >= max(day - 14, 0), 1.6, 1.0)
+    weight: Doubles = people.crowd.activity[:n] * lively * young
     return weight
 
 
@@ -110,14 +99,15 @@ def _lag(rng: np.random.Generator, n: int) -> Longs:
     return lag
 
 
-def _sessions(world: World, people: People, catalogue: Catalogue, shelf: Shelf, visitors: Ints, day: int, first: int) -> Visits:
-    """Return the events of one block of sessions, unsorted."""
-    rng = stream(world.seed, "sessions", day, first)
+def _sessions(scene: Scene, visitors: Ints, first: int) -> Visits:
+    """Return the events of one block of sessions, unsorted; `first` is the number of the first."""
+    people, shelf, day = scene.people, scene.shelf, scene.day
+    rng = stream(scene.seed, "sessions", day, first)
     length = np.minimum(rng.geometric(0.32, len(visitors)), MAX_VIEWS)
     by_length = np.argsort(-length, kind="stable")  # so that those still there form a prefix
     visitors, length = visitors[by_length], length[by_length]
-    chain = Chain(world.seed, catalogue.taxonomy, people, shelf, visitors, day, rng)
-    views = [chain.view(step, int((length > step).sum())) for step in range(int(length[0]) if len(length) else 0)]
+    chain = Chain(scene, visitors, rng)
+    views = [chain.view(step, int((length > step).sum())) for step in range(int(length[0]))]
     session = np.concatenate([np.arange(len(view.position)) for view in views])
     position = np.concatenate([view.position for view in views])
     carted = np.concatenate([view.carted for view in views])
@@ -157,7 +147,7 @@ def _sessions(world: World, people: People, catalogue: Catalogue, shelf: Shelf, 
     )
 
 
-def _elapsed(rng: np.random.Generator, counts: list[int], n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _elapsed(rng: np.random.Generator, counts: list[int], n: int) -> tuple[Doubles, Doubles]:
     """Return the seconds from a session's start to each view (step by step), and to its last view."""
     clock, steps = np.zeros(n), []
     for step, count in enumerate(counts):
@@ -167,7 +157,7 @@ def _elapsed(rng: np.random.Generator, counts: list[int], n: int) -> tuple[npt.N
     return np.concatenate(steps), clock
 
 
-def _starts(rng: np.random.Generator, people: People, visitors: Ints, seconds: npt.NDArray[np.float64], day: int) -> Longs:
+def _starts(rng: np.random.Generator, people: People, visitors: Ints, seconds: Doubles, day: int) -> Longs:
     """Return when each session begins, by hour of day; every session is over by midnight, a first one follows the sign-up."""
     weekend = int((START + timedelta(days=day)).weekday() >= 5)
     hour = categorical(HOURS[weekend], rng.random(len(visitors)))
@@ -175,13 +165,13 @@ def _starts(rng: np.random.Generator, people: People, visitors: Ints, seconds: n
     room = 1.0 - (seconds + 1.0) / 86_400.0
     within = np.where(within < room, within, room * rng.random(len(visitors)))
     start = day * DAY_MICROS + (within * DAY_MICROS).astype(np.int64)
-    return np.where(people.joined[visitors] == day, people.signed_up_at[visitors] + 20 * MICROS, start)
+    return np.where(people.crowd.joined[visitors] == day, people.crowd.signed_up_at[visitors] + 20 * MICROS, start)
 
 
 def _devices(rng: np.random.Generator, people: People, visitors: Ints, day: int) -> tuple[npt.NDArray[np.int8], Bools]:
     """Return the device of each session, and whether a traffic mix had a hand in it."""
     own, other, mixed = rng.random((3, len(visitors)))
-    device = np.where(own < 0.8, people.device[visitors], categorical(DEVICE_WEIGHTS, other))
+    device = np.where(own < 0.8, people.crowd.device[visitors], categorical(DEVICE_WEIGHTS, other))
     moved = (mixed < 0.6) & any(day >= start for start in people.traffic_mixes)
     device = np.where(moved, categorical(NEW_DEVICE_WEIGHTS, other), device)
-    return device.astype(np.int8), moved | people.by_mix[visitors]
+    return device.astype(np.int8), moved | people.crowd.by_mix[visitors]
