@@ -104,7 +104,7 @@ def recall(judged: Judged, k: int) -> Doubles:
 
 def hit_rate(judged: Judged, k: int) -> Doubles:
     """1 if any of the first k is relevant, else 0."""
-    return _measured(_hits(judged, k).any(axis=1).astype(np.float64), judged)
+    return _measured(np.asarray(_hits(judged, k).max(axis=1, initial=False), dtype=np.float64), judged)
 
 
 def reciprocal_rank(judged: Judged, k: int) -> Doubles:
