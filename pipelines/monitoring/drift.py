@@ -27,7 +27,7 @@ DRIFT: Final = "drift"
 NO_DRIFT: Final = "no drift"
 NOT_ENOUGH: Final = "not enough data"
 NO_CHAMPION: Final = "no champion"
-PEOPLE: Final = ("user_category_daily.category", f"{population.TRAFFIC}.")  # who comes and for what
+PEOPLE: Final = ("user_category_daily__category", f"{population.TRAFFIC}__")  # who comes and for what
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,7 @@ def labels(reference: psi.Reference) -> list[str]:
     """Return the names of the bins in their order, numbered so that they also sort in it."""
     if reference.kind == "numeric":
         edges = [f"{edge:.4g}" for edge in reference.edges]
-        names = (
-            [f"< {edges[0]}", *(f"{low} to {high}" for low, high in itertools.pairwise(edges)), f"≥ {edges[-1]}"]
-            if edges
-            else ["any"]
-        )
+        names = [f"< {edges[0]}", *(f"{low} to {high}" for low, high in itertools.pairwise(edges)), f"≥ {edges[-1]}"] if edges else ["any"]
     else:
         names = [*reference.categories, "other", "unseen"]
     return [f"{place:02d} {name}" for place, name in enumerate([*names, "missing"])]

@@ -49,7 +49,7 @@ def mart_file(home: Home, mart: str, day: date | datetime) -> Path:
 
 
 def columns(home: Home, day: datetime) -> Columns:
-    """Return the comparable columns of a day, named mart.column; of each mart one row an entity.
+    """Return the comparable columns of a day, named mart__column as everywhere; of each mart one row an entity.
 
     Raises:
         StateError: the marts of that day were never built.
@@ -65,10 +65,10 @@ def columns(home: Home, day: datetime) -> Columns:
         table = table.filter(pc.greater(table[alive], 0)).sort_by(c.USER_ID if c.USER_ID in table.column_names else c.ITEM_ID)
         for name in table.column_names:
             if name not in KEYS and not LEFT_OUT.search(name):
-                found[f"{mart}.{name}"] = _unclocked(name, table[name])
+                found[f"{mart}__{name}"] = _unclocked(name, table[name])
     pairs = mart_file(home, "user_category_daily", day)
     if pairs.is_file():
-        found["user_category_daily.category"] = _favourites(home, pairs)
+        found["user_category_daily__category"] = _favourites(home, pairs)
     return found | _traffic(home, day)
 
 
@@ -99,7 +99,7 @@ def _traffic(home: Home, day: datetime) -> Columns:
             SELECT device, country FROM active LEFT JOIN known USING (user_id) ORDER BY user_id""",
             [utc(day) - timedelta(days=7)],
         ).to_arrow_table()
-    return {f"{TRAFFIC}.{name}": found[name] for name in found.column_names if found[name].null_count < len(found)}
+    return {f"{TRAFFIC}__{name}": found[name] for name in found.column_names if found[name].null_count < len(found)}
 
 
 @dataclass(frozen=True)

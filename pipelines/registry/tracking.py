@@ -60,3 +60,16 @@ def tag(value: Any) -> str:
     """Return a value as MLflow keeps a tag: text of at most 5,000 characters."""
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= 5000 else f"{text[:4997]}..."
+
+
+def ensure_model(home: Home) -> None:
+    """Make the registered model if it is not there; two first starts at once are both right."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client(home).create_registered_model(
+            MODEL, description="Two-stage recommender: sources propose, the blend merges, the ranker orders."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
