@@ -4,12 +4,9 @@
 {%- endmacro %}
 
 
-{% macro smoothed_conversion(purchases, views, as_of) -%}
-    {#- Purchases per view, drawn to the shop's own rate of the day as if by 20 views more. -#}
-    (
-        coalesce({{ purchases }}, 0)
-        + 20.0 * sum({{ purchases }}) over (partition by {{ as_of }}) / nullif(sum({{ views }}) over (partition by {{ as_of }}), 0)
-    ) / (coalesce({{ views }}, 0) + 20.0)
+{% macro smoothed_conversion(windowed, shop) -%}
+    {#- Purchases per view in 30 days, drawn to the shop's own rate of the day as if by 20 views more; null without views. -#}
+    (coalesce({{ windowed }}.purchases_30d, 0) + 20 * {{ shop }}.conversion_30d) / (coalesce({{ windowed }}.views_30d, 0) + 20)
 {%- endmacro %}
 
 

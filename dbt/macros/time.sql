@@ -15,3 +15,10 @@
     {#- Narrows an aggregate of a wider window to the last `days` days before `days.as_of`. -#}
     days.as_of_date <= event_date + {{ days }}
 {%- endmacro %}
+
+
+{% macro built_days() -%}
+    {#- The rows of this run: older days were tested when they were built. -#}
+    {%- if var('as_of_from') %} as_of >= cast('{{ var("as_of_from") }}' as timestamp) {%- else %} true {%- endif -%}
+    {%- if var('as_of_to') %} and as_of <= cast('{{ var("as_of_to") }}' as timestamp) {%- endif -%}
+{%- endmacro %}

@@ -101,7 +101,7 @@ def run_dbt(home: Home, first: date, last: date, *arguments: str) -> None:
     work = home.warehouse.parent / "dbt"
     work.mkdir(parents=True, exist_ok=True)
     (work / "run_results.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "dbt.cli.main", "build", "--exclude-resource-type", "unit_test", "--no-version-check"]
+    command = [sys.executable, "-c", "from dbt.cli.main import cli; cli()", "build", "--exclude-resource-type", "unit_test", "--no-version-check"]
     command += ["--vars", json.dumps({"as_of_from": str(first), "as_of_to": str(last)}), *arguments]
     environment = {
         **os.environ,

@@ -12,8 +12,8 @@ counted as (
         category,
         event_date,
         known_on,
-        count(*) as events,
-        count(*) filter (where event_type = 'purchase') as purchases,
+        cast(count(*) as integer) as events,
+        cast(count(*) filter (where event_type = 'purchase') as integer) as purchases,
         max(event_at) as last_event_at
     from events
     where category is not null

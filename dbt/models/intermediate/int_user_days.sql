@@ -11,11 +11,11 @@ counted as (
         user_id,
         event_date,
         known_on,
-        count(*) as events,
-        count(*) filter (where event_type = 'view') as views,
-        count(*) filter (where event_type = 'add_to_cart') as add_to_carts,
-        count(*) filter (where event_type = 'purchase') as purchases,
-        count(event_value) filter (where event_type = 'rating') as ratings,
+        cast(count(*) as integer) as events,
+        cast(count(*) filter (where event_type = 'view') as integer) as views,
+        cast(count(*) filter (where event_type = 'add_to_cart') as integer) as add_to_carts,
+        cast(count(*) filter (where event_type = 'purchase') as integer) as purchases,
+        cast(count(event_value) filter (where event_type = 'rating') as integer) as ratings,
         sum(event_value) filter (where event_type = 'rating') as rating_sum,
         sum(event_value) filter (where event_type = 'purchase') as spend,
         sum(coalesce(quantity, 1)) filter (where event_type = 'purchase' and event_value is not null) as units,
@@ -42,14 +42,14 @@ sessions_counted as (
         user_id,
         event_date,
         known_on,
-        count(*) as sessions
+        cast(count(*) as integer) as sessions
     from sessions
     group by all
 )
 
 select
     counted.*,
-    coalesce(sessions_counted.sessions, 0) as sessions,
+    cast(coalesce(sessions_counted.sessions, 0) as integer) as sessions,
     -- 1 on the row through which the day first became known as active.
     cast(counted.known_on = min(counted.known_on) over (partition by counted.user_id, counted.event_date) as integer) as active_days
 from counted

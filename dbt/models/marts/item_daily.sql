@@ -34,6 +34,15 @@ windowed as (
     group by all
 ),
 
+-- The shop's own rate of the day, to which the rates of those with few views are drawn.
+shop as (
+    select
+        as_of,
+        cast(sum(purchases_30d) as double) / nullif(sum(views_30d), 0) as conversion_30d
+    from windowed
+    group by all
+),
+
 priced as (
     select
         item_days.item_id,
@@ -130,7 +139,7 @@ final as (
         {{ counted('windowed.purchases_30d', 'coverage.purchases_known_on') }} as purchases_30d,
         cast(priced.mean_purchase_price_90d as double) as mean_purchase_price_90d,
         joined.price / nullif(median(joined.price) over (partition by joined.as_of, joined.category), 0) as price_to_category_median,
-        {{ smoothed_conversion('windowed.purchases_30d', 'windowed.views_30d', 'joined.as_of') }} as conversion_30d,
+        {{ smoothed_conversion('windowed', 'shop') }} as conversion_30d,
         -- One added above and below: an item with no past is neither rising nor falling.
         (coalesce(windowed.events_7d, 0) + 1)
         / cast(coalesce(windowed.events_14d, 0) - coalesce(windowed.events_7d, 0) + 1 as double) as trend_ratio_7d,
@@ -143,6 +152,7 @@ final as (
     from joined
     left join windowed on joined.item_id = windowed.item_id and joined.as_of = windowed.as_of
     left join priced on joined.item_id = priced.item_id and joined.as_of = priced.as_of
+    left join shop on joined.as_of = shop.as_of
     cross join coverage
 )
 

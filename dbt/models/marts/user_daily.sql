@@ -39,6 +39,15 @@ windowed as (
     group by all
 ),
 
+-- The shop's own rate of the day, to which the rates of those with few views are drawn.
+shop as (
+    select
+        as_of,
+        cast(sum(purchases_30d) as double) / nullif(sum(views_30d), 0) as conversion_30d
+    from windowed
+    group by all
+),
+
 priced as (
     select
         user_days.user_id,
@@ -151,7 +160,7 @@ final as (
         cast(coalesce(windowed.active_days_30d, 0) as integer) as active_days_30d,
         {{ counted('categorised.distinct_categories_30d', 'coverage.categories_known_on') }} as distinct_categories_30d,
         categorised.top_category_share_30d,
-        {{ smoothed_conversion('windowed.purchases_30d', 'windowed.views_30d', 'joined.as_of') }} as conversion_30d,
+        {{ smoothed_conversion('windowed', 'shop') }} as conversion_30d,
         {{ counted('joined.ratings_lifetime', 'coverage.ratings_known_on') }} as ratings_lifetime,
         cast(joined.rating_sum_lifetime as double) / nullif(joined.ratings_lifetime, 0) as rating_mean,
         {{ days_before('joined.last_event_at', 'joined.as_of') }} as days_since_last_event,
@@ -162,6 +171,7 @@ final as (
     left join windowed on joined.user_id = windowed.user_id and joined.as_of = windowed.as_of
     left join priced on joined.user_id = priced.user_id and joined.as_of = priced.as_of
     left join categorised on joined.user_id = categorised.user_id and joined.as_of = categorised.as_of
+    left join shop on joined.as_of = shop.as_of
     cross join coverage
 )
 

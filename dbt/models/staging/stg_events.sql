@@ -16,8 +16,8 @@ typed as (
         {{ utc('event_at') }} as event_at,
         {{ utc('received_at') }} as received_at,
         -- Decimals add up to the same number in any order, doubles do not.
-        cast(value as decimal(18, 4)) as event_value,
-        cast(quantity as decimal(18, 4)) as quantity
+        try_cast(value as decimal(18, 4)) as event_value,
+        try_cast(quantity as decimal(18, 4)) as quantity
     from source
 )
 

@@ -1,7 +1,20 @@
 with
 
 source as (
-    select * from {{ source('lake', 'items') }}
+    {% if lake_holds('items') %}
+        select * from {{ source('lake', 'items') }}
+    {% else %}
+        select
+            cast(null as varchar) as item_id,
+            cast(null as varchar) as title,
+            cast(null as varchar) as category,
+            cast(null as varchar) as brand,
+            cast(null as double) as price,
+            cast(null as boolean) as available,
+            cast(null as timestamptz) as created_at,
+            cast(null as timestamptz) as valid_from
+        where false
+    {% endif %}
 ),
 
 typed as (

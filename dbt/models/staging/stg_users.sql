@@ -1,7 +1,17 @@
 with
 
 source as (
-    select * from {{ source('lake', 'users') }}
+    {% if lake_holds('users') %}
+        select * from {{ source('lake', 'users') }}
+    {% else %}
+        select
+            cast(null as varchar) as user_id,
+            cast(null as varchar) as country,
+            cast(null as varchar) as age_band,
+            cast(null as timestamptz) as signed_up_at,
+            cast(null as timestamptz) as valid_from
+        where false
+    {% endif %}
 ),
 
 typed as (
