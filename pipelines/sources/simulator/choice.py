@@ -17,9 +17,10 @@ from typing import Final
 import numpy as np
 
 from pipelines.sources.simulator.arrays import Bools, Doubles, Floats, Ints, Longs, Numbers
-from pipelines.sources.simulator.catalogue import N_TASTES, WIDTH, Shelf, Taxonomy
+from pipelines.sources.simulator.catalogue import WIDTH, Shelf
 from pipelines.sources.simulator.draws import categorical, hashed
 from pipelines.sources.simulator.people import People
+from pipelines.sources.simulator.taxonomy import N_TASTES, Taxonomy
 
 CATEGORY_TASTE: Final = 2.0
 PLACE_BIAS: Final = (0.9 * np.log2(1.0 + np.arange(WIDTH) / 2.0)).astype(np.float32)  # the last place of eight costs 2

@@ -9,8 +9,9 @@ import numpy as np
 
 from pipelines.sources.request import World
 from pipelines.sources.simulator.arrays import DAY_MICROS, MICROS, Bools, Doubles, Floats, Ints, Longs, Numbers, concat
-from pipelines.sources.simulator.catalogue import FOUNDING_SHARE, GROWN_DAYS, N_SLOTS, N_TASTES, PRICE_SLOT, QUALITY_SLOT, arrivals
+from pipelines.sources.simulator.catalogue import FOUNDING_SHARE, GROWN_DAYS, N_SLOTS, PRICE_SLOT, QUALITY_SLOT, arrivals
 from pipelines.sources.simulator.draws import categorical, stream
+from pipelines.sources.simulator.taxonomy import N_TASTES
 
 COUNTRIES: Final = ("DE", "FR", "GB", "NL", "ES", "IT", "PL", "SE", "US", "BR", "IN", "MX")
 COUNTRY_WEIGHTS: Final = np.array([0.30, 0.18, 0.14, 0.10, 0.08, 0.07, 0.06, 0.04, 0.03, 0.0, 0.0, 0.0])

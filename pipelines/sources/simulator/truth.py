@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.sources.simulator.arrays import Bools, Floats, Ints, Numbers
-from pipelines.sources.simulator.catalogue import N_TASTES
 from pipelines.sources.simulator.choice import CATEGORY_TASTE
 from pipelines.sources.simulator.faults import Touched
 from pipelines.sources.simulator.incidents import Fault, Shift
+from pipelines.sources.simulator.taxonomy import N_TASTES
 
 
 @dataclass(frozen=True)
