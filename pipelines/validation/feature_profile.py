@@ -16,7 +16,7 @@ from pipelines.lake.engine import parquet, quoted
 from pipelines.window import utc
 
 KEYS: Final = {"user_daily": (c.USER_ID,), "item_daily": (c.ITEM_ID,), "user_category_daily": (c.USER_ID, c.CATEGORY)}
-UNIT_WORDS: Final = frozenset({"rate", "share", "ratio", "conversion"})
+UNIT_WORDS: Final = frozenset({"rate", "share", "conversion"})
 COUNT_WORDS: Final = frozenset(
     {"views", "clicks", "carts", "purchases", "ratings", "events", "sessions", "count", "days", "items", "users"}
 )
