@@ -75,9 +75,15 @@ class Histories:
         return np.repeat(np.arange(self.n_users), self.lengths())
 
     def matrix(self) -> sparse.csr_matrix:
-        """Return float32 [n_users, n_items]: summed weights, duplicates merged, indices sorted."""
-        matrix = sparse.csr_matrix((self.weight, self.item, self.indptr), shape=(self.n_users, self.n_items), dtype=np.float32)
+        """Return float32 [n_users, n_items]: summed weights, pairs merged, indices sorted, zeros dropped."""
+        return self.weighted(self.weight)
+
+    def weighted(self, strength: Floats) -> sparse.csr_matrix:
+        """Return the same with another strength for each event, float32 [n_events]; pairs of zero are dropped."""
+        shape = (self.n_users, self.n_items)
+        matrix = sparse.csr_matrix((strength, self.item, self.indptr), shape=shape, dtype=np.float32, copy=True)
         matrix.sum_duplicates()
+        matrix.eliminate_zeros()
         return matrix
 
 

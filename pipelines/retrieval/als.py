@@ -8,7 +8,6 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 from implicit.cpu.als import AlternatingLeastSquares
-from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions
@@ -90,9 +89,7 @@ class Als:
         """Return float32 [n_users, n_factors]; a user without a known item has zeros."""
         strength = (histories.weight * 0.5 ** (topk.age_days(histories) / self.recency_half_life_days)).astype(np.float32)
         strength[~known[histories.item]] = 0
-        pairs = sparse.csr_matrix((strength, histories.item, histories.indptr), shape=(histories.n_users, histories.n_items))
-        pairs.sum_duplicates()
-        pairs.eliminate_zeros()
+        pairs = histories.weighted(strength)
         pairs.data = 1 + np.float32(self.alpha) * pairs.data
         with threadpool_limits(1, "blas"):
             solver = self._solver()

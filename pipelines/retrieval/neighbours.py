@@ -94,9 +94,9 @@ def retrieve(learnt: State, histories: Histories, strength: Floats, k: int, *, e
         strength: float32 [n_events], how much each event of the histories counts.
     """
     weights = matrix(learnt)
-    users = sparse.csr_matrix((strength, histories.item, histories.indptr), shape=(histories.n_users, histories.n_items), dtype=np.float32)
-    reach = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[histories.item])])
-    cost = np.minimum(np.diff(reach[histories.indptr]), histories.n_items)
+    users = histories.weighted(strength)
+    reach = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[users.indices])])
+    cost = np.minimum(np.diff(reach[users.indptr]), histories.n_items)
     total = np.concatenate([[0], np.cumsum(cost)])
     parts, first = [], 0
     while first < histories.n_users:

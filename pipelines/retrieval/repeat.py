@@ -7,7 +7,6 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from pipelines.datasets.interactions import Histories, Interactions
 from pipelines.retrieval import topk
@@ -40,6 +39,4 @@ class Repeat:
         weight = (histories.weight * 0.5 ** (topk.age_days(histories) / self.half_life_days)).astype(np.float32)
         # Old events fade to nothing in float32; an item once liked is still the user's own.
         weight = np.where(histories.weight > 0, np.maximum(weight, np.finfo(np.float32).tiny), 0)
-        scores = sparse.csr_matrix((weight, histories.item, histories.indptr), shape=(histories.n_users, histories.n_items))
-        scores.sum_duplicates()
-        return topk.best_sparse(scores, k)
+        return topk.best_sparse(histories.weighted(weight.astype(np.float32)), k)
