@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.config import REPOSITORY, Home
+from pipelines.errors import StateError
 
 DAGS: Final = Path(__file__).resolve().parent
 LOOPBACK: Final = "127.0.0.1"
 ADMIN: Final = "admin"
+PASSWORD_LENGTH: Final = 12
 
 
 def keys(home: Home) -> dict[str, str]:
@@ -35,12 +37,31 @@ def keys(home: Home) -> dict[str, str]:
     return found
 
 
-def passwords(home: Home) -> Path:
-    """Return the file with the password of the user `admin`, made at the first start."""
+def passwords(home: Home, chosen: str | None = None) -> Path:
+    """Return the file with the password of the user `admin`: the chosen one, else one made at the first start."""
     file = home.airflow / "passwords.json"
+    if chosen and file.is_file() and json.loads(file.read_text(encoding="utf-8")) != {ADMIN: chosen}:
+        file.unlink()
     if not file.is_file():
-        _write_once(file, json.dumps({ADMIN: secrets.token_urlsafe(12)}))
+        _write_once(file, json.dumps({ADMIN: chosen or secrets.token_urlsafe(12)}))
     return file
+
+
+def address(base: Mapping[str, str]) -> str:
+    """Return the address to listen on: RELOOP_BIND, by default loopback.
+
+    Raises:
+        StateError: it is reachable from outside, and nobody has chosen a password.
+    """
+    bind = base.get("RELOOP_BIND", LOOPBACK)
+    if bind not in {LOOPBACK, "::1", "localhost"} and len(base.get("RELOOP_ADMIN_PASSWORD", "")) < PASSWORD_LENGTH:
+        raise StateError(
+            "RELOOP_BIND",
+            found=f"{bind}, which others can reach, without a RELOOP_ADMIN_PASSWORD of {PASSWORD_LENGTH} characters",
+            allowed=f"{LOOPBACK}, or any address once that password is chosen",
+            hint="and put a proxy that asks who is there in front of MLflow, which asks nobody",
+        )
+    return bind
 
 
 def _write_once(file: Path, text: str) -> None:
@@ -64,10 +85,11 @@ def environment(home: Home, *, port: int = 8080, base: Mapping[str, str] = os.en
     """Return the whole environment of an Airflow process of this state folder.
 
     Read from `base`: RELOOP_AIRFLOW_DB (SQLAlchemy URL of the metadata database; default SQLite in the state
-    folder), RELOOP_BIND (address to listen on; default loopback), RELOOP_AIRFLOW_URL (where other processes
-    reach the API server; default that address and port). AIRFLOW settings of another installation are dropped.
+    folder), RELOOP_BIND (address to listen on; default loopback), RELOOP_ADMIN_PASSWORD (default: made at the first
+    start), RELOOP_AIRFLOW_URL (where other processes reach the API server; default that address and port). AIRFLOW
+    settings of another installation are dropped.
     """
-    bind = base.get("RELOOP_BIND", LOOPBACK)
+    bind = address(base)
     url = base.get("RELOOP_AIRFLOW_URL", f"http://{bind}:{port}")
     made = keys(home)
     inherited = {name: value for name, value in base.items() if not name.startswith("AIRFLOW_")}
@@ -85,7 +107,7 @@ def environment(home: Home, *, port: int = 8080, base: Mapping[str, str] = os.en
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",  # no look-up over the network
         "AIRFLOW__CORE__FERNET_KEY": made["fernet"],
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords(home)),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords(home, base.get("RELOOP_ADMIN_PASSWORD"))),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": base.get("RELOOP_AIRFLOW_DB", f"sqlite:///{home.airflow / 'airflow.db'}"),
         "AIRFLOW__API__HOST": bind,

@@ -24,7 +24,7 @@ from reloop_stages import land, plan, read, settle, source_params, validate
 
 
 @dag(
-    schedule=os.environ.get("RELOOP_INGEST_SCHEDULE"),
+    schedule=os.environ.get("RELOOP_INGEST_SCHEDULE") or None,
     start_date=START,
     catchup=False,
     max_active_runs=1,

@@ -32,7 +32,7 @@ from pipelines.errors import StateError
 
 sys.path.append(str(REPOSITORY / "dags"))
 
-from reloop_environment import ADMIN, LOOPBACK, environment, passwords
+from reloop_environment import ADMIN, LOOPBACK, address, environment, passwords
 
 AIRFLOW: Final = ("api-server", "scheduler", "dag-processor", "triggerer")
 MLFLOW: Final = "mlflow"
@@ -47,25 +47,47 @@ def command(service: str, home: Home, mlflow_port: int) -> list[str]:
     """Return the command line of one component."""
     binaries = Path(sys.executable).parent
     if service == MLFLOW:
-        from pipelines.registry import tracking
-
-        bind = os.environ.get("RELOOP_BIND", LOOPBACK)
-        books = ["--backend-store-uri", tracking.uri(home), "--default-artifact-root", (home.mlflow / "artifacts").as_uri()]
-        return [str(binaries / "mlflow"), "server", "--host", bind, "--port", str(mlflow_port), "--workers", "1", *books]
+        return [
+            str(binaries / "mlflow"),
+            "server",
+            "--host",
+            address(os.environ),
+            "--port",
+            str(mlflow_port),
+            "--workers",
+            "1",
+            *books(home),
+        ]
     # Without this switch the log servers of scheduler and triggerer listen on every address.
     silent = ["--skip-serve-logs"] if service in {"scheduler", "triggerer"} else []
     return [str(binaries / "airflow"), service, *silent]
 
 
-def surroundings(home: Home, airflow_port: int) -> dict[str, str]:
+def books(home: Home) -> list[str]:
+    """Return where the MLflow server keeps its books and artifacts.
+
+    With RELOOP_MLFLOW_DB (a SQLAlchemy URL) the server alone touches the database, and hands artifacts on over HTTP.
+    """
+    from pipelines.registry import tracking
+
+    artifacts = (home.mlflow / "artifacts").as_uri()
+    if database := os.environ.get("RELOOP_MLFLOW_DB"):
+        return ["--backend-store-uri", database, "--artifacts-destination", artifacts]
+    return ["--backend-store-uri", tracking.uri(home), "--default-artifact-root", artifacts]
+
+
+def surroundings(home: Home, airflow_port: int, mlflow_port: int) -> dict[str, str]:
     """Return the environment of every component."""
-    return environment(home, port=airflow_port) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONUNBUFFERED": "1"}
+    added = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONUNBUFFERED": "1"}
+    if "RELOOP_MLFLOW_DB" in os.environ:
+        added["RELOOP_MLFLOW_URI"] = os.environ.get("RELOOP_MLFLOW_URI", f"http://{LOOPBACK}:{mlflow_port}")
+    return environment(home, port=airflow_port) | added
 
 
-def prepare(home: Home, airflow_port: int) -> None:
+def prepare(home: Home) -> None:
     """Bring Airflow's metadata database up to date."""
     airflow = [str(Path(sys.executable).parent / "airflow"), "db", "migrate"]
-    done = subprocess.run(airflow, env=surroundings(home, airflow_port), capture_output=True, text=True, check=False)
+    done = subprocess.run(airflow, env=environment(home), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StateError(
             "Airflow's metadata database", found=done.stderr.strip()[-500:], hint="is RELOOP_AIRFLOW_DB right, and does it answer?"
@@ -86,7 +108,7 @@ def supervise(home: Home, airflow_port: int, mlflow_port: int) -> None:
                 with (logs / f"{service}.log").open("ab") as log:
                     running[service] = subprocess.Popen(
                         command(service, home, mlflow_port),
-                        env=surroundings(home, airflow_port),
+                        env=surroundings(home, airflow_port, mlflow_port),
                         cwd=REPOSITORY,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -137,7 +159,7 @@ def up(home: Home, airflow_port: int | None, mlflow_port: int | None) -> dict[st
     if (stack := running_stack(home)) is not None:
         return stack
     airflow_port, mlflow_port = airflow_port or free_port(8080), mlflow_port or free_port(5000)
-    prepare(home, airflow_port)
+    prepare(home)
     mark = secrets.token_hex(16)
     log_file = home.root / "logs" / "supervisor.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -211,9 +233,23 @@ def _request(method: str, url: str, body: Any = None, headers: dict[str, str] | 
     return json.loads(text) if text else None
 
 
-def _is_well(url: str) -> bool:
+PARTS: Final = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
+
+
+def _is_well(url: str, *services: str) -> bool:
+    """Return whether Airflow says of these components (of all of them, if none is named) that they are healthy."""
     health = _request("GET", f"{url}/api/v2/monitor/health")
-    return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "triggerer", "dag_processor"))
+    return all(health[PARTS[service]]["status"] == "healthy" for service in services or AIRFLOW)
+
+
+def check(service: str, home: Home, airflow_port: int, mlflow_port: int) -> bool:
+    """Return whether one component is well; False also where nobody answers."""
+    try:
+        if service == MLFLOW:
+            return _answers(f"http://{LOOPBACK}:{mlflow_port}/health")
+        return _is_well(environment(home, port=airflow_port)["AIRFLOW__API__BASE_URL"], service)
+    except (OSError, KeyError, ValueError):
+        return False
 
 
 def _answers(url: str) -> bool:
@@ -302,7 +338,7 @@ def say(text: str) -> None:
 def main() -> int:
     """Run one verb."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("up", "down", "status", "run", "serve", "prepare", "settle"))
+    parser.add_argument("verb", choices=("up", "down", "status", "run", "serve", "prepare", "settle", "check"))
     parser.add_argument("service", nargs="?", choices=SERVICES)
     parser.add_argument("--airflow-port", type=int, default=None)
     parser.add_argument("--mlflow-port", type=int, default=None)
@@ -321,14 +357,16 @@ def main() -> int:
         case "run":
             supervise(home, airflow_port, mlflow_port)
         case "prepare":
-            prepare(home, airflow_port)
+            prepare(home)
         case "settle":
             settle(home, environment(home, port=airflow_port)["AIRFLOW__API__BASE_URL"])
+        case "check" | "serve" if arguments.service is None:
+            parser.error(f"{arguments.verb} what? one of {', '.join(SERVICES)}")
+        case "check":
+            return 0 if check(arguments.service, home, airflow_port, mlflow_port) else 1
         case "serve":
-            if arguments.service is None:
-                parser.error(f"serve what? one of {', '.join(SERVICES)}")
             line = command(arguments.service, home, mlflow_port)
-            os.execve(line[0], line, surroundings(home, airflow_port))  # noqa: S606 - a command line of our own making
+            os.execve(line[0], line, surroundings(home, airflow_port, mlflow_port))  # noqa: S606 - a command line of our own making
     return 0
 
 
