@@ -5,9 +5,11 @@ Columns are reached only through the aliases that `Scope` hands out for names th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Final
 
 from pipelines.errors import MappingError
@@ -83,7 +85,7 @@ class Scope:
         else:
             sql = f" || {literal(spec.joined_by)} || ".join(self.column(name, key).sql for name in spec.columns)
         if spec.pattern is not None:
-            group = 1 if "(" in spec.pattern.replace("\\(", "").replace("(?", "") else 0
+            group = min(re.compile(spec.pattern).groups, 1)
             sql = f"nullif(regexp_extract({sql}, {literal(spec.pattern)}, {group}), '')"
         if spec.case != "keep":
             sql = f"{spec.case}({sql})"
@@ -95,7 +97,7 @@ class Scope:
             number = f"try_cast({sql} AS DOUBLE)"
             names = [
                 f"under-{limits[0]:g}",
-                *(f"{a:g}-{b - 1:g}" for a, b in zip(limits, limits[1:], strict=False)),
+                *(f"{a:g}-{b - 1:g}" for a, b in pairwise(limits)),
                 f"{limits[-1]:g}-plus",
             ]
             cases = " ".join(f"WHEN {number} < {limit!r} THEN {literal(name)}" for limit, name in zip(limits, names, strict=False))
@@ -200,21 +202,18 @@ class Scope:
     def skipped(self, rule: Skip) -> str:
         """Return the SQL condition that a row is of the kind a rule names."""
         column = self.column(rule.column, f"skip ({rule.reason})")
-        sql = column.sql
-        if rule.missing:
-            return f"{sql} IS NULL"
-        if rule.equals:
-            return f"{sql} IN ({', '.join(map(literal, rule.equals))})"
-        if rule.differs:
-            return f"{sql} NOT IN ({', '.join(map(literal, rule.differs))})"
-        if rule.matches is not None:
-            return f"regexp_matches({sql}, {literal(rule.matches)})"
-        if rule.lacks is not None:
-            return f"NOT regexp_matches({sql}, {literal(rule.lacks)})"
-        number = self._one_number(column)
-        if rule.at_most is not None:
-            return f"{number} <= {rule.at_most!r}"
-        return f"{number} < {rule.below!r}" if rule.below is not None else f"{number} > {rule.above!r}"
+        sql, number = column.sql, self._one_number(column)
+        tests = {
+            f"{sql} IS NULL": rule.missing,
+            f"{sql} IN ({', '.join(map(literal, rule.equals))})": rule.equals,
+            f"{sql} NOT IN ({', '.join(map(literal, rule.differs))})": rule.differs,
+            f"regexp_matches({sql}, {literal(rule.matches or '')})": rule.matches is not None,
+            f"NOT regexp_matches({sql}, {literal(rule.lacks or '')})": rule.lacks is not None,
+            f"{number} < {rule.below!r}": rule.below is not None,
+            f"{number} > {rule.above!r}": rule.above is not None,
+            f"{number} <= {rule.at_most!r}": rule.at_most is not None,
+        }
+        return next(test for test, said in tests.items() if said)
 
 
 def _since_1970(sql: str, micros: int) -> str:

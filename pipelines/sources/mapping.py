@@ -11,10 +11,10 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from pipelines import columns as c
 from pipelines.config import Frozen, Settings
@@ -43,8 +43,10 @@ def _keys(value: Any) -> Any:
 
 
 def _zone(value: str) -> str:
-    if value not in available_timezones():
-        raise ValueError(f"{value!r} is no time zone; use a name such as Europe/London, or UTC")
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{value!r} is no time zone; use a name such as Europe/London, or UTC") from error
     return value
 
 
@@ -99,6 +101,8 @@ class FileSpec(Frozen):
             raise ValueError("decimal and thousands are the same character")
         if not self.header and not self.columns:
             raise ValueError("a file without a header needs `columns: [...]`, a name for each")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns: a name stands twice")
         if self.separator is not None and not 1 <= len(self.separator) <= 4:
             raise ValueError("a separator has one to four characters")
         if self.quote != "none" and len(self.quote) != 1:
@@ -358,7 +362,7 @@ def load(path: Path) -> Mapping:
 def parse(content: Any, name: str) -> Mapping:
     """Return the mapping that a document says; `name` is what an error calls it."""
     try:
-        return TypeAdapter(Mapping).validate_python(content)
+        return Mapping.model_validate(content)
     except ValidationError as error:
         raise MappingError(
             name,

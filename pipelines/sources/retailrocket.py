@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pipelines import columns as c
 from pipelines.errors import SourceError
-from pipelines.sources import mapping, raw
+from pipelines.sources import delimited, mapping
 from pipelines.sources.files import Place
 from pipelines.sources.mapping import FileSpec
 from pipelines.sources.table import Origin, Reading, changes, write_items
@@ -22,7 +22,7 @@ def origin(place: Place) -> Origin:
         SourceError: no events file, or one with other columns.
     """
     name = place.only or place.find("events.csv*")[0].name
-    header = raw.header_names(name, FileSpec(), place.find(name), place.limits)
+    header = delimited.header_names(name, FileSpec(), place.find(name), place.limits)
     user, item = ("visitorid", "itemid") if "visitorid" in header else ("user", "item")
     if missing := {"timestamp", "event", user, item} - set(header):
         raise SourceError(

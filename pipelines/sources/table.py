@@ -15,12 +15,12 @@ from pipelines import columns as c
 from pipelines import tables
 from pipelines.config import SourceSettings
 from pipelines.errors import MappingError
-from pipelines.sources import raw
+from pipelines.sources import raw, rows
 from pipelines.sources.expressions import Column, Scope, either, literal
 from pipelines.sources.files import Place
 from pipelines.sources.mapping import EventsMap, FileSpec, ItemsMap, Mapping, Number, UsersMap, When
 
-ROW_GROUP: Final = 32_768  # rows; small, so that a day is sliced out of a year without decoding the year
+ROW_GROUPS: Final = 4_000  # about as many in a large file: a day is sliced out of a year without decoding the year
 MISFIT: Final = 0.5  # above this share of unreadable rows the mapping is wrong, not the data
 SCALARS: Final = (c.SESSION_ID, c.DEVICE, c.REQUEST_ID)
 
@@ -87,10 +87,12 @@ class Reading:
 
     def write(self, name: str, query: str, order: str) -> None:
         """Write a query as `<name>.parquet` in the staged schema, sorted."""
+        rows = sum(pq.read_metadata(file).num_rows for file in self.file(self.mapping.events.file)[1].files)
+        group = min(max(rows // ROW_GROUPS, 8_192), 122_880) // 2048 * 2048  # DuckDB's vectors hold 2,048 rows
         picked = ", ".join(f"CAST({field.name} AS {_sql_type(field.type)}) AS {field.name}" for field in tables.staged(name))
         self.connection.execute(
             f"COPY (SELECT {picked} FROM ({query}) ORDER BY {order}) TO {literal(str(self.folder / f'{name}.parquet'))}"
-            f" (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})"
+            f" (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {group})"
         )
 
     def first_seen(self, entity: str) -> str:
@@ -106,7 +108,7 @@ def _view(table: raw.RawTable) -> str:
     for file in table.files:
         if table.counted:
             texts = [f"c{n}" for n in range(len(table.columns))]
-            own = f"{raw.ROW} AS source_row, {raw.BAD} AS bad, {raw.TEXT} AS bad_text"
+            own = f"{rows.ROW} AS source_row, {rows.BAD} AS bad, {rows.TEXT} AS bad_text"
         else:
             schema = table.schema or pa.schema([])
             texts = [_as_text(field) for field in schema]
@@ -328,7 +330,7 @@ def _write_entities(reading: Reading, part: str, entity: str, spec: ItemsMap | U
     if derived:
         query = _versions_in_events(reading, entity, identity, fields)
     else:
-        query = _versions_in_file(reading, scope, entity, identity, fields, spec)
+        query = _versions_in_file(reading, scope, entity, identity, fields, spec=spec)
     reading.write(part, query, f"{c.VALID_FROM} NULLS FIRST, {entity}, {c.SOURCE_ROW}")
 
 
@@ -378,7 +380,9 @@ def changes(query: str, entity: str, fields: list[str]) -> str:
     return f"SELECT *, []::VARCHAR[] AS {c.REASONS}, NULL::VARCHAR AS {c.RAW} FROM ({query})"
 
 
-def _versions_in_file(reading: Reading, scope: Scope, entity: str, identity: str, fields: dict[str, str], spec: ItemsMap | UsersMap) -> str:
+def _versions_in_file(
+    reading: Reading, scope: Scope, entity: str, identity: str, fields: dict[str, str], *, spec: ItemsMap | UsersMap
+) -> str:
     """Return the rows of an entity file. Without a date of their own they hold from the entity's first event.
 
     What was never seen holds from the source's first moment: nothing says since when it exists.
