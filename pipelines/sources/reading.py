@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -49,10 +50,11 @@ def stage_batch(home: Home, request: Request, window: Window) -> str:
     normalised = None if request.source is Source.SIMULATED else normalising.normalised(home, request)
     with publish.folder(home.landing / batch_id, facts) as folder:
         if normalised is None:
-            drawn = _simulated(request.world, window)
-            facts["columns"] = {name: odd for name, table in drawn.items() if (odd := _odd_columns(name, table))}
-            for name, table in drawn.items():
-                rows[name] = _write(folder / f"{name}.parquet", name, iter([conform(name, table)]))
+            facts["columns"] = {}
+            shop = _shop(request.world)
+            drawn = {"events": shop.raw(window), "items": iter([shop.items(window)]), "users": iter([shop.users(window)])}
+            for name, pieces in drawn.items():
+                rows[name] = _write(folder / f"{name}.parquet", name, _conformed(name, pieces, facts["columns"]))
         else:
             facts["settings"] = normalised.settings
             for name in TABLES:
@@ -67,28 +69,40 @@ def _shop(world: World) -> Shop:
     return Shop(world)
 
 
-def _simulated(world: World, window: Window) -> dict[str, pa.Table]:
-    shop = _shop(world)
-    return {"events": shop.raw_events(window), "items": shop.items(window), "users": shop.users(window)}
+def _conformed(name: str, pieces: Iterator[pa.Table], odd: dict[str, dict[str, list[str]]]) -> Iterator[pa.Table]:
+    """Yield pieces in the staged schema, rows numbered through; note in `odd` which columns were missing or unknown."""
+    first = 0
+    for piece in pieces:
+        known = {*tables.staged(name).names}
+        missing = [column for column in tables.CANONICAL[name].names if column not in piece.column_names]
+        unknown = [column for column in piece.column_names if column not in known]
+        if missing or unknown:
+            noted = odd.setdefault(name, {"missing": [], "unknown": []})
+            odd[name] = {key: sorted({*noted[key], *found}) for key, found in (("missing", missing), ("unknown", unknown))}
+        if unknown and c.RAW not in piece.column_names:
+            # What stands in a column that nobody knows is kept, so that quarantine can show it.
+            piece = piece.append_column(c.RAW, [_as_json(piece.select(unknown))])  # noqa: PLW2901
+        yield conform(name, piece, first)
+        first += piece.num_rows
 
 
-def _odd_columns(name: str, table: pa.Table) -> dict[str, list[str]]:
-    """Return the canonical columns that a table lacks and those it has beside them; empty if it fits."""
-    expected, extra = tables.CANONICAL[name].names, {c.SOURCE_ROW, c.REASONS, c.RAW}
-    missing = [column for column in expected if column not in table.column_names]
-    unknown = [column for column in table.column_names if column not in expected and column not in extra]
-    return {"missing": missing, "unknown": unknown} if missing or unknown else {}
+def _as_json(table: pa.Table) -> pa.Array:
+    """Return each row as a JSON object, null where nothing in it is filled."""
+    rows = table.to_pylist()
+    return pa.array(
+        [json.dumps(row, default=str) if any(value is not None for value in row.values()) else None for row in rows], pa.string()
+    )
 
 
-def conform(name: str, table: pa.Table) -> pa.Table:
-    """Return `table` in the staged schema: missing columns null, `source_row` counted, others dropped."""
+def conform(name: str, table: pa.Table, first: int = 0) -> pa.Table:
+    """Return `table` in the staged schema: missing columns null, `source_row` counted from `first`, unknown ones dropped."""
     schema = tables.staged(name)
     columns = []
     for field in schema:
         if field.name in table.column_names:
             columns.append(table.column(field.name).cast(field.type))
         elif field.name == c.SOURCE_ROW:
-            columns.append(pa.array(range(table.num_rows), pa.int64()))
+            columns.append(pa.array(range(first, first + table.num_rows), pa.int64()))
         else:
             columns.append(pa.nulls(table.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
@@ -109,7 +123,7 @@ def _slice(source: normalising.Normalised, name: str, window: Window) -> Iterato
                 continue
             if not spread and not undated:
                 continue
-            table = conform(name, file.read_row_group(group))
+            table = conform(name, file.read_row_group(group, use_threads=False))
             at = table.column(ARRIVES[name]).cast(pa.int64())
             inside = pc.and_(pc.greater_equal(at, start), pc.less(at, end))
             kept = table.filter(pc.fill_null(inside, undated))
