@@ -129,16 +129,38 @@ def stack_file(home: Home) -> Path:
     return home.root / "stack.json"
 
 
-def members(mark: str) -> list[psutil.Process]:
-    """Return every living process that carries the mark of one `up`."""
+def members(stack: dict[str, Any]) -> list[psutil.Process]:
+    """Return every living process of what one `up` started.
+
+    They share the supervisor's session, whose number the kernel gives to nobody else while one of them lives.
+    Who has left the session is known by the mark in its environment (which `setproctitle` overwrites in others).
+    """
+    ours = _session_is_ours(stack)
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            member = (ours and os.getsid(process.pid) == stack["pid"]) or process.environ().get(MARK) == stack["mark"]
+            if member and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        except (psutil.Error, OSError):
             continue
     return found
+
+
+def _session_is_ours(stack: dict[str, Any]) -> bool:
+    """Return whether the supervisor's number still means its session: not after a restart, nor once another process has it."""
+    if stack["boot"] != boot():
+        return False
+    try:
+        return abs(psutil.Process(stack["pid"]).create_time() - stack["born"]) < 1.0
+    except psutil.NoSuchProcess:
+        return True
+
+
+def boot() -> str:
+    """Return what tells this start of the machine from every other."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text(encoding="ascii").strip() if file.is_file() else str(psutil.boot_time())
 
 
 def running_stack(home: Home) -> dict[str, Any] | None:
@@ -147,7 +169,7 @@ def running_stack(home: Home) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     stack: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return stack if members(stack["mark"]) else None
+    return stack if members(stack) else None
 
 
 def up(home: Home, airflow_port: int | None, mlflow_port: int | None) -> dict[str, Any]:
@@ -175,6 +197,8 @@ def up(home: Home, airflow_port: int | None, mlflow_port: int | None) -> dict[st
         )
     stack = {
         "pid": supervisor.pid,
+        "born": psutil.Process(supervisor.pid).create_time(),
+        "boot": boot(),
         "mark": mark,
         "airflow": f"http://{LOOPBACK}:{airflow_port}",
         "mlflow": f"http://{LOOPBACK}:{mlflow_port}",
@@ -292,18 +316,18 @@ def down(home: Home) -> int:
     file = stack_file(home)
     if not file.is_file():
         return 0
-    mark = json.loads(file.read_text(encoding="utf-8"))["mark"]
-    there = members(mark)
+    stack = json.loads(file.read_text(encoding="utf-8"))
+    there = members(stack)
     for process in there:
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + SECONDS_TO_STOP
-    while (left := members(mark)) and time.monotonic() < deadline:
+    while (left := members(stack)) and time.monotonic() < deadline:
         time.sleep(0.2)
     while left:  # a killed parent may have forked once more
         for process in left:
             _signal(process, signal.SIGKILL)
         time.sleep(0.2)
-        left = members(mark)
+        left = members(stack)
     file.unlink()
     return len(there)
 
