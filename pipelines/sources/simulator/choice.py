@@ -107,7 +107,7 @@ class Chain:
         scene, user = self.scene, self.visitors[rows]
         offset = np.floor(lasts_days * hashed(scene.seed, name + " day", user, slot)).astype(np.int64)
         turn = (scene.day + offset) // lasts_days
-        lasting = scene.people.lasting(user)
+        lasting = scene.people.lasting(user, scene.day)
         draw = hashed(scene.seed, name + " category", user, slot, turn)
         category = categorical(category_pull(lasting, scene), draw)
         style = hashed(scene.seed, name + " style", user[:, None], slot[:, None], turn[:, None], np.arange(4))

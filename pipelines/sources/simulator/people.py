@@ -108,9 +108,9 @@ class People:
         band: Ints = np.searchsorted(AGE_EDGES, self.crowd.age[users] + day / 365.25, side="right").astype(np.int32)
         return band
 
-    def lasting(self, users: Numbers) -> Floats:
-        """Return the part of taste that never changes: float32 [users, N_SLOTS], as `taste`."""
-        return self._with_slots(self.crowd.core[users], users)
+    def lasting(self, users: Numbers, day: int) -> Floats:
+        """Return the part of taste that no drift moves, as `taste`: constant between taste shifts."""
+        return self._turned(self.crowd.core[users], users, day)
 
     def taste(self, users: Numbers, day: int) -> Floats:
         """Return what users like on a day: float32 [users, N_SLOTS].
@@ -121,21 +121,19 @@ class People:
         angle = (2 * np.pi * day) / self.crowd.period[users]
         swing = self.crowd.swing[users]
         taste = self.crowd.core[users] + np.cos(angle)[:, None] * swing[:, 0] + np.sin(angle)[:, None] * swing[:, 1]
-        extra = 0.0
-        for start in self.taste_shifts:
-            if day >= start:
-                rng = stream(self.world.seed, "taste shift", start)
+        return self._turned(taste.astype(np.float32), users, day)
+
+    def _turned(self, taste: Floats, users: Numbers, day: int) -> Floats:
+        """Return tastes after the taste shifts up to a day, with thrift and the love of quality beside them."""
+        vector = np.empty((len(taste), N_SLOTS), np.float32)
+        vector[:, PRICE_SLOT] = -self.crowd.thrift[users]
+        vector[:, QUALITY_SLOT] = 0.4
+        for since in self.taste_shifts:
+            if day >= since:
+                rng = stream(self.world.seed, "taste shift", since)
                 turn, sign = rng.permutation(N_TASTES), rng.choice(np.array([-1.0, 1.0], np.float32), N_TASTES)
                 fashion = rng.standard_normal(N_TASTES).astype(np.float32)
                 taste = np.float32(0.5) * taste + np.float32(0.8) * taste[:, turn] * sign + np.float32(0.6) * fashion
-                extra += 0.8
-        vector = self._with_slots(taste.astype(np.float32), users)
-        vector[:, PRICE_SLOT] -= np.float32(extra)
-        return vector
-
-    def _with_slots(self, taste: Floats, users: Numbers) -> Floats:
-        vector = np.empty((len(taste), N_SLOTS), np.float32)
+                vector[:, PRICE_SLOT] -= np.float32(0.8)
         vector[:, :N_TASTES] = taste
-        vector[:, PRICE_SLOT] = -self.crowd.thrift[users]
-        vector[:, QUALITY_SLOT] = 0.4
         return vector
