@@ -2,8 +2,8 @@
 
 The marts' dbt contracts fix the same columns and types; a test holds the two together. A view's
 `ttl` is how far back a lookup reaches for a row: the weekly cadence of the loop and a day of grace.
-dbt keeps a pair of user and category for as many days after its last event left the window, so
-that it is seen to fall to zero before it is gone.
+dbt keeps a pair of user and category for as many days after its last event left the window
+(`ttl_days` in dbt_project.yml), so that it is seen to fall to zero before it is gone.
 """
 
 from datetime import timedelta

@@ -101,7 +101,15 @@ def run_dbt(home: Home, first: date, last: date, *arguments: str) -> None:
     work = home.warehouse.parent / "dbt"
     work.mkdir(parents=True, exist_ok=True)
     (work / "run_results.json").unlink(missing_ok=True)
-    command = [sys.executable, "-c", "from dbt.cli.main import cli; cli()", "build", "--exclude-resource-type", "unit_test", "--no-version-check"]
+    command = [
+        sys.executable,
+        "-c",
+        "from dbt.cli.main import cli; cli()",
+        "build",
+        "--exclude-resource-type",
+        "unit_test",
+        "--no-version-check",
+    ]
     command += ["--vars", json.dumps({"as_of_from": str(first), "as_of_to": str(last)}), *arguments]
     environment = {
         **os.environ,
@@ -141,9 +149,9 @@ def publish_days(home: Home, days: list[date]) -> dict[str, dict[date, int]]:
     with duckdb.connect(str(home.warehouse), read_only=True, config={"threads": "2", "memory_limit": "2GB"}) as warehouse:
         for mart, keys in MARTS.items():
             rows[mart] = {}
-            query = f"select * from {mart} where as_of = ? order by {', '.join(keys)}"
+            query = f"select * from {mart} where as_of = $day order by {', '.join(keys)}"
             for day in days:
-                table = _in_utc(warehouse.execute(query, [datetime(day.year, day.month, day.day)]).to_arrow_table())  # noqa: DTZ001 - the warehouse holds UTC without zone
+                table = _in_utc(warehouse.sql(query, params={"day": datetime(day.year, day.month, day.day)}).to_arrow_table())  # noqa: DTZ001 - the warehouse holds UTC without zone
                 publish.write_parquet(home.features / mart / f"as_of={day}.parquet", table)
                 rows[mart][day] = len(table)
     return rows

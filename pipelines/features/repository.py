@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,7 @@ class FeatureSpec:
         view: the feature view, which is also the mart.
         keys: the join keys of the view, in order.
         description: what it means, with unit and window.
+        ttl: a row older than this is no answer.
     """
 
     name: str
@@ -45,6 +47,7 @@ class FeatureSpec:
     view: str
     keys: tuple[str, ...]
     description: str
+    ttl: timedelta
 
 
 @contextmanager
@@ -87,7 +90,8 @@ def configuration(home: Home) -> dict[str, Any]:
     config["registry"]["path"] = os.environ.get(REGISTRY_URL) or f"sqlite:///{home.feast / 'registry.db'}"
     config["online_store"]["path"] = str(home.feast / "online.db")
     if redis := os.environ.get(REDIS):
-        config["online_store"] = {"type": "redis", "connection_string": redis}
+        # Feast's own rule drops a correction that carries the same moment; `store.materialize` keeps the order itself.
+        config["online_store"] = {"type": "redis", "connection_string": redis, "skip_dedup": True}
     return config
 
 
@@ -128,6 +132,7 @@ def _schema(service: str) -> tuple[FeatureSpec, ...]:
                 projection.name,
                 keys,
                 field.description,
+                views[projection.name].ttl,
             )
             for field in views[projection.name].features  # `schema` is a set: its order changes with the hash seed
         ]

@@ -7,7 +7,6 @@ takes it from `item_daily__category` where the rows do not bring one.
 from __future__ import annotations
 
 import fcntl
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipelines import columns as c
 from pipelines import cycle
@@ -23,14 +23,13 @@ from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.features.repository import FeatureSpec, declarations, open_store, publish_configuration, schema
 from pipelines.tables import TIMESTAMP
-from pipelines.window import utc
+from pipelines.window import DAY, floor_day, utc
 
 __all__ = ["FeatureSpec", "apply", "historical", "materialize", "online", "schema"]
 
 EVENT_TIMESTAMP: Final = "event_timestamp"
 DERIVED: Final = {c.CATEGORY: "item_daily__category"}
 POSITION: Final = "__position"
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -51,29 +50,36 @@ def apply(home: Home) -> None:
 
 
 def materialize(home: Home, as_of: datetime) -> dict[str, int]:
-    """Bring the online store to the features known at `as_of`, and never back from where it is.
+    """Bring the online store to the rows of the day `as_of`, and never back from the day it is at.
 
-    Returns and records the rows written by view. If the store is at a later moment already, what
-    was rebuilt since `as_of` is written again up to that moment.
+    Every entity has a row a day, so the newest day is the whole state. If the store is at a later
+    day already (a backfill, a rebuild after late events), that day is written again, corrections
+    and all. One process at a time; killed and run again, it ends in the same values.
+
+    Returns and records the rows written by view.
+
+    Raises:
+        StateError: the features of that day were never built.
     """
     with cycle.stage(home, as_of, "materialize") as record, _lock(home, "materialize"):
         store = open_store(home)
         rows = {}
         for view in sorted(store.list_batch_feature_views(), key=lambda view: view.name):
-            newest = max((utc(end) for _, end in view.materialization_intervals), default=None)
-            since = utc(as_of) - view.ttl if newest is None else min(utc(as_of), newest)
-            until = utc(as_of) if newest is None else max(utc(as_of), newest)
-            store.materialize(since, until, feature_views=[view.name], disable_event_timestamp=False)
-            rows[view.name] = _count(home, view.name, until)
+            done = [utc(end) for _, end in view.materialization_intervals]
+            until = max([floor_day(as_of), *done])
+            rows[view.name] = _rows(home, view.name, until)
+            store.materialize(until - DAY + timedelta(microseconds=1), until, feature_views=[view.name])
         record["online"] = rows
         return rows
 
 
-def _count(home: Home, mart: str, day: datetime) -> int:
-    import pyarrow.parquet as pq
-
+def _rows(home: Home, mart: str, day: datetime) -> int:
     file = home.features / mart / f"as_of={day:%Y-%m-%d}.parquet"
-    return int(pq.read_metadata(file).num_rows) if file.is_file() else 0
+    if not file.is_file():
+        raise StateError(
+            f"features {mart} of {day:%Y-%m-%d}", found=f"no file {file}", allowed="a day that was built", hint="run `reloop features`"
+        )
+    return int(pq.read_metadata(file).num_rows)
 
 
 def historical(home: Home, entity_rows: pa.Table, *, service: str = "ranking_v1") -> pa.Table:
@@ -118,8 +124,10 @@ def _keys(rows: pa.Table, keys: list[str], view: str) -> pa.Table:
 
 
 def _retrieve(store: Any, wanted: pa.Table, specs: list[FeatureSpec]) -> pa.Table:
-    references = [spec.name.replace("__", ":", 1) for spec in specs]
-    job = store.get_historical_features(entity_df=wanted.to_pandas(), features=references, full_feature_names=True)
+    """Ask Feast for the features of one view; only rows that were also available by the moment count."""
+    job = store.get_historical_features(
+        entity_df=wanted.to_pandas(), features=_references(specs), full_feature_names=True, filter_by_created_timestamp=True
+    )
     return job.to_arrow()
 
 
@@ -132,9 +140,7 @@ def _attach(rows: pa.Table, asked: pa.Table, found: pa.Table, keys: list[str], s
     right = pa.table({**{key: found[key].cast(asked.schema.field(key).type) for key in keys}, POSITION: pa.array(range(len(found)))})
     left = asked.append_column("__row", pa.array(range(len(asked))))
     joined = left.join(right, keys=keys, join_type="left outer").sort_by("__row")
-    for spec in specs:
-        rows = rows.append_column(spec.name, found[spec.name].combine_chunks().cast(spec.dtype).take(joined[POSITION]))
-    return rows
+    return _add(rows, {spec: found[spec.name].combine_chunks().cast(spec.dtype).take(joined[POSITION]) for spec in specs})
 
 
 def online(home: Home, rows: pa.Table, service: str = "ranking_v1", *, as_of: datetime | None = None) -> pa.Table:
@@ -148,10 +154,24 @@ def online(home: Home, rows: pa.Table, service: str = "ranking_v1", *, as_of: da
     store, result = open_store(home), rows
     for view, specs in _by_view(service):
         asked = _keys(result, list(specs[0].keys), view)
-        references = [spec.name.replace("__", ":", 1) for spec in specs]
+        if not len(asked):
+            result = _add(result, {spec: pa.nulls(0, spec.dtype) for spec in specs})
+            continue
         entities = {key: asked[key].fill_null("").to_pylist() for key in asked.column_names}
-        answer = store.get_online_features(features=references, entity_rows=entities, full_feature_names=True)
-        values, ages = answer.to_dict(include_event_timestamps=False), answer
-        for spec in specs:
-            result = result.append_column(spec.name, pa.array(values[spec.name], spec.dtype))
+        answer = store.get_online_features(features=_references(specs), entity_rows=entities, full_feature_names=True)
+        found = answer.to_dict(include_event_timestamps=True)
+        # Feast answers with the epoch where it holds nothing.
+        oldest = 1 if as_of is None else int((utc(as_of) - specs[0].ttl).timestamp())
+        fresh = pa.array([moment >= oldest for moment in found[f"{specs[0].name}__ts"]])
+        result = _add(result, {spec: pc.if_else(fresh, pa.array(found[spec.name], spec.dtype), None) for spec in specs})
     return result.select([*rows.column_names, *(spec.name for spec in schema(home, service))])
+
+
+def _add(rows: pa.Table, found: dict[FeatureSpec, pa.Array]) -> pa.Table:
+    for spec, values in found.items():
+        rows = rows.append_column(spec.name, values)
+    return rows
+
+
+def _references(specs: list[FeatureSpec]) -> list[str]:
+    return [spec.name.replace("__", ":", 1) for spec in specs]

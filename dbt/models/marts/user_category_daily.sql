@@ -63,8 +63,8 @@ states as (
     window growing as (partition by user_id, category order by changed_on)
 ),
 
--- A pair is written once more on the day it has fallen to zero, so that no lookup takes an older
--- row for the newest; after that it is gone until the next event.
+-- A pair that has fallen to zero is written for as many days more as a lookup reaches back (the ttl
+-- of the feature view), so that a zero is seen before the pair is gone until the next event.
 daily as (
     select
         states.user_id,
@@ -74,7 +74,7 @@ daily as (
         states.last_event_at,
         unnest(generate_series(
             greatest(states.holds_from, days.first_on),
-            least(states.holds_until, cast(states.last_event_at as date) + 31, days.last_on),
+            least(states.holds_until, cast(states.last_event_at as date) + 30 + {{ var('ttl_days') }}, days.last_on),
             interval 1 day
         )) as as_of
     from states

@@ -1,0 +1,52 @@
+"""The small shop's features, built once a test run, however many processes share the tests."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+
+import pytest
+from feature_world import END, day, events, items, table, users
+
+from pipelines import lake
+from pipelines.config import Home
+from pipelines.features import build, store
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str = "") -> Home:
+    """Return a home that lived the 40 days: three landings, three builds, one of them after a week of silence.
+
+    The second landing brings events that were received days before: the days since are built again.
+    """
+    root = tmp_path_factory.getbasetemp().parent / "lived" if worker_id else tmp_path_factory.getbasetemp() / "lived"
+    root.parent.mkdir(exist_ok=True)
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        home = Home(root)
+        if not (root / "ready").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            _live(home)
+            (root / "ready").touch()
+    return home
+
+
+def _live(home: Home) -> None:
+    log = events()
+    held_back = {event["event_id"] for event in log if day(12) <= event["received_at"] < day(20)} & {f"e{n}" for n in range(0, 900, 3)}
+    first = [event for event in log if event["received_at"] < day(20) and event["event_id"] not in held_back]
+    second = [event for event in log if event["received_at"] < day(27) and event not in first]
+    third = [event for event in log if event not in first and event not in second]
+    for batch, as_of in ((first, day(20)), (second, day(27)), (third, END)):
+        lake.land_tables(home, events=table("events", batch), items=table("items", items()), users=table("users", users()))
+        build.build(home, as_of)
+    store.apply(home)
+
+
+@pytest.fixture
+def lived(built: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Return a copy of the home that lived, for a test to change."""
+    shutil.copytree(built.root, tmp_path / "var")
+    monkeypatch.setenv("RELOOP_HOME", str(tmp_path / "var"))
+    return Home(tmp_path / "var")
