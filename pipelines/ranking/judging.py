@@ -2,7 +2,7 @@
 
     training/<as_of>/evaluation/
         per_user.parquet   user_id, ndcg_at_10__served, ndcg_at_10__ranked, ndcg_at_10__blend and
-                           ndcg_at_10__<source> in [0, 1], slice__<name> bool; a row for everyone
+                           ndcg_at_10__<source> in [0, 1], slice__<name> bool for light, heavy and cold users; a row for everyone
                            with a positive in the window, sorted by user_id
         metrics.json       every metric of the served list and of its rivals, the slices, what is served
 
@@ -21,25 +21,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines import columns as c
 from pipelines import config, cycle, publish
-from pipelines.config import Home
+from pipelines.config import Home, Settings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Ints, histories, positions
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
-from pipelines.evaluation import metrics, paired
-from pipelines.evaluation.metrics import Doubles
+from pipelines.evaluation import metrics, paired, slices, spread
+from pipelines.evaluation.metrics import Doubles, Judged
+from pipelines.evaluation.slices import Mask
 from pipelines.ranking import proposals, two_stage
-from pipelines.ranking.context import Context, gather
+from pipelines.ranking.context import Context, catalogue, gather
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.two_stage import BLEND, RANKED, TwoStage
 from pipelines.retrieval import blend, fitting
 
 K: Final = 10
+SERVED: Final = "served"
 CUTOFFS: Final = (10, 50)
 
 
@@ -72,28 +73,71 @@ def evaluate(home: Home, as_of: datetime) -> None:
         past = world.interactions(fold.cutoff, settings.training)
         users = histories(past, truth.user_ids)
         proposed = proposals.of_table(blend.candidates(home, as_of, JUDGE), positions(truth.user_ids, world.user_ids))
+        goods = catalogue(home, world.item_ids, fold.cutoff)
         context = None
         if model.ranker:
             context = gather(home, proposed, users, user_ids=truth.user_ids, item_ids=world.item_ids, as_of=fold.cutoff)
 
         lists = {name: fitting.candidates(home, as_of, name, JUDGE, world.digest).item for name in settings.retrieval.sources}
         lists |= {name: _list(model, name, proposed, context, truth.n_users) for name in (BLEND, *([RANKED] if model.ranker else []))}
-        judged = {name: metrics.judge(item, truth.indptr, truth.item, truth.gain) for name, item in lists.items()}
-        ndcg = {name: metrics.ndcg(laid, K) for name, laid in judged.items()}
-        decision = decide(ndcg, settings.retrieval.sources, settings.gate.confidence, settings.training.seed)
-        serves = decision["serves"]
-        groups: dict[str, npt.NDArray[np.bool_]] = {}
-        everything = {
-            name: {metric: metrics.mean(values) for metric, values in metrics.table(laid, CUTOFFS).items()} for name, laid in judged.items()
+        decision = decide({name: _ndcg(item, truth) for name, item in lists.items()}, settings.retrieval.sources, settings)
+        # A source alone may propose fewer than ten; served, it is followed by the blend.
+        lists[SERVED] = _list(model, decision["serves"], proposed, context, truth.n_users)
+
+        past_users = np.bincount(
+            np.unique(past.item.astype(np.int64) * len(past.user_ids) + past.user) // len(past.user_ids), minlength=len(past.item_ids)
+        )
+        per_user = {name: metrics.table(_judged(item, truth), CUTOFFS) for name, item in lists.items()}
+        for name, item in lists.items():
+            per_user[name] |= {
+                f"novelty_at_{K}": spread.novelty(item, past_users, len(past.user_ids), K),
+                f"diversity_at_{K}": spread.intra_list_diversity(item, goods.category, K),
+            }
+        groups = slices.users(users.lengths())
+        report = {
+            **decision,
+            **_own(per_user[SERVED]["ndcg_at_10"], settings),
+            "slices": _sliced(
+                lists[SERVED], per_user[SERVED]["ndcg_at_10"], truth, users=groups, items=slices.items(past_users), settings=settings
+            ),
+            "metrics": {name: {metric: metrics.mean(values) for metric, values in table.items()} for name, table in per_user.items()},
         }
-        sliced = {
-            name: {order: metrics.mean(values[rows]) for order, values in ndcg.items()} | {"n_users": int(rows.sum())}
-            for name, rows in groups.items()
-        }
-        record |= {**decision, "slices": sliced, "metrics": everything[serves]}
-        with publish.folder(folder(home, as_of), {"universe": world.digest, "serves": serves}) as out:
-            publish.write_parquet(out / "per_user.parquet", _per_user(truth, ndcg, ndcg[serves], groups))
-            publish.write_json(out / "metrics.json", {**decision, "slices": sliced, "metrics": everything})
+        for name, item in lists.items():
+            report["metrics"][name] |= {
+                f"coverage_at_{K}": known(spread.coverage(item, len(world.item_ids), K)),
+                f"gini_at_{K}": known(spread.gini(item, len(world.item_ids), K)),
+            }
+        record |= {**report, "metrics": report["metrics"][SERVED]}
+        with publish.folder(folder(home, as_of), {"universe": world.digest, "serves": report["serves"]}) as out:
+            columns: dict[str, Any] = {c.USER_ID: pa.array(truth.user_ids, pa.string())}
+            columns |= {f"ndcg_at_10__{name}": table["ndcg_at_10"] for name, table in sorted(per_user.items())}
+            publish.write_parquet(out / "per_user.parquet", pa.table(columns | {f"slice__{name}": rows for name, rows in groups.items()}))
+            publish.write_json(out / "metrics.json", report)
+
+
+def _judged(item: Ints, truth: Labels) -> Judged:
+    return metrics.judge(item, truth.indptr, truth.item, truth.gain)
+
+
+def _ndcg(item: Ints, truth: Labels) -> Doubles:
+    return metrics.ndcg(_judged(item, truth), K)
+
+
+def _own(ndcg: Doubles, settings: Settings) -> dict[str, float | int | None]:
+    """Return the mean of what is served, with its interval."""
+    found = paired.interval(ndcg, settings.gate.confidence, settings.training.seed)
+    return {"ndcg_at_10": known(found.mean), "lower": known(found.lower), "upper": known(found.upper), "n_users": found.n}
+
+
+def _sliced(
+    item: Ints, ndcg: Doubles, truth: Labels, *, users: dict[str, Mask], items: dict[str, Mask], settings: Settings
+) -> dict[str, Any]:
+    """Return the mean NDCG@10 of what is served, with its interval, for kinds of users, and for the labels on kinds of items."""
+    found = {name: _own(ndcg[rows], settings) for name, rows in users.items()}
+    for name, wanted in items.items():
+        gain = slices.labels_on(wanted, truth.item, truth.gain)
+        found[name] = _own(metrics.ndcg(metrics.judge(item, truth.indptr, truth.item, gain), K), settings)
+    return found
 
 
 def _list(model: TwoStage, serves: str, proposed: Proposals, context: Context | None, n_users: int) -> Ints:
@@ -102,8 +146,8 @@ def _list(model: TwoStage, serves: str, proposed: Proposals, context: Context | 
     return proposed.ranked(model.order(proposed, context), n_users, model.k_blend)[0]
 
 
-def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], confidence: float, seed: int) -> dict[str, Any]:
-    """Return what is served and why, with the figures of the record.
+def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+    """Return what is served and why; pure.
 
     Args:
         ndcg: per order float64 [n_users]; `ranked` may be missing.
@@ -112,7 +156,7 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], confidence: float
     best = max(sources, key=lambda name: means[name])  # the first of equals
     fallback = BLEND if means[BLEND] >= means[best] else best
     ranked = ndcg.get(RANKED, ndcg[BLEND])
-    difference = paired.interval(ranked - ndcg[best], confidence, seed)
+    difference = paired.interval(ranked - ndcg[best], settings.gate.confidence, settings.training.seed)
     reasons = []
     if RANKED not in ndcg:
         serves, why = fallback, "there was too little to train a ranker"
@@ -122,12 +166,7 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], confidence: float
         serves, why = RANKED, ""
     if why:
         reasons.append(f"{why}; {serves} is served")
-    own = paired.interval(ndcg[serves], confidence, seed)
     return {
-        "ndcg_at_10": known(own.mean),
-        "lower": known(own.lower),
-        "upper": known(own.upper),
-        "n_users": own.n,
         "best_single": best,
         "best_single_ndcg_at_10": means[best],
         "blend_ndcg_at_10": means[BLEND],
@@ -138,12 +177,6 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], confidence: float
         "serves": serves,
         "reasons": reasons,
     }
-
-
-def _per_user(truth: Labels, ndcg: dict[str, Doubles], own: Doubles, groups: dict[str, npt.NDArray[np.bool_]]) -> pa.Table:
-    columns: dict[str, Any] = {c.USER_ID: pa.array(truth.user_ids, pa.string()), "ndcg_at_10__served": own}
-    columns |= {f"ndcg_at_10__{name}": values for name, values in sorted(ndcg.items())}
-    return pa.table(columns | {f"slice__{name}": rows for name, rows in groups.items()})
 
 
 def known(value: float) -> float | None:
