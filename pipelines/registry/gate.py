@@ -221,7 +221,7 @@ def judge(evidence: Evidence, policy: GatePolicy) -> Verdict:
     elif age is not None and age > policy.max_age_days:
         track = "freshness"
     decision = evidence.earlier_decisions + 1
-    figures: dict[str, Any] = {"n_users": n, "decision": decision, "champion_age_days": age}
+    figures: dict[str, Any] = {"n_users": n, "decision": decision, "champion_age_days": None if age is None else _known(age)}
     if problems := _damage(evidence, policy):
         return Verdict(KEEP, track, tuple(f"the evidence is damaged: {problem}" for problem in problems), figures)
     if not n >= max(policy.min_users, 2):

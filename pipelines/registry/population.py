@@ -80,7 +80,7 @@ def _favourites(home: Home, pairs: Path) -> pa.ChunkedArray:
     """Return each active user's favourite category of the last thirty days, in order of users."""
     with lake.open_engine(home) as db:
         db.register("pairs", pq.read_table(pairs, partitioning=None))
-        found = db.execute(
+        found = db.sql(
             """SELECT arg_max(category, (events_30d, -days_since_last_event, category)) AS category
             FROM pairs WHERE events_30d > 0 AND days_since_last_event < 7 GROUP BY user_id ORDER BY user_id"""
         ).to_arrow_table()
@@ -90,14 +90,14 @@ def _favourites(home: Home, pairs: Path) -> pa.ChunkedArray:
 def _traffic(home: Home, day: datetime) -> Columns:
     """Return device and country of the users of the last seven days, one row a user; nothing where a source has neither."""
     with lake.connect(home, before=day) as db:
-        found = db.execute(
+        found = db.sql(
             """WITH active AS (
                 SELECT user_id, arg_max(device, (event_at, event_id)) AS device FROM events WHERE event_at >= ? GROUP BY user_id
             ), known AS (
                 SELECT user_id, arg_max(country, valid_from) AS country FROM users GROUP BY user_id
             )
             SELECT device, country FROM active LEFT JOIN known USING (user_id) ORDER BY user_id""",
-            [utc(day) - timedelta(days=7)],
+            params=[utc(day) - timedelta(days=7)],
         ).to_arrow_table()
     return {f"{TRAFFIC}__{name}": found[name] for name in found.column_names if found[name].null_count < len(found)}
 
