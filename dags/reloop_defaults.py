@@ -48,9 +48,13 @@ DEFAULTS: Final[dict[str, Any]] = {
     "retry_delay": timedelta(seconds=10),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=5),
-    # A ReloopError says what a person must do: waiting changes nothing. Everything else may be the machine's fault.
+    # Whoever was overtaken decides anew. Any other ReloopError says what a person must do, and waiting changes
+    # nothing. Everything else may be the machine's fault.
     "retry_policy": ExceptionRetryPolicy(
-        rules=[RetryRule(exception="pipelines.errors.ReloopError", action=RetryAction.FAIL, reason="a person must act; see the message")]
+        rules=[
+            RetryRule(exception="pipelines.errors.StaleFence", action=RetryAction.RETRY, reason="another process was faster"),
+            RetryRule(exception="pipelines.errors.ReloopError", action=RetryAction.FAIL, reason="a person must act; see the message"),
+        ]
     ),
     "execution_timeout": timedelta(hours=2),
     "on_failure_callback": record_failure,

@@ -39,7 +39,12 @@ def reloop_monitor() -> None:
 
         as_of = current_as_of()
         found = drift.check(Home.from_environment(), as_of)
-        return {"as_of": as_of.isoformat(), "drifted": found.drifted, "reasons": list(found.reasons)}
+        return {
+            "as_of": as_of.isoformat(),
+            "drifted": found.verdict == drift.DRIFT,
+            "verdict": found.verdict,
+            "reasons": list(found.reasons),
+        }
 
     @task(outlets=[retrain_request])
     def request_training(found: dict[str, Any]) -> Iterator[Metadata]:

@@ -38,7 +38,8 @@ def reloop_promote() -> None:
 
         as_of = current_as_of()
         decision = promotion.decide(Home.from_environment(), as_of)
-        yield Metadata(champion_decision, {"as_of": as_of.isoformat(), "verdict": str(decision.verdict), "reasons": list(decision.reasons)})
+        said = {name: decision[name] for name in ("verdict", "champion_before", "champion_after", "reasons")}
+        yield Metadata(champion_decision, {"as_of": as_of.isoformat(), **said})
 
     decide()
 
