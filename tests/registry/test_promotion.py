@@ -1,0 +1,184 @@
+"""Bundle to decision on a real, small shop: idempotent, killed between steps, racing, damaged."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from trained_shop import FIRST, SECOND
+
+from pipelines import cycle, publish
+from pipelines.config import Home
+from pipelines.errors import StaleFence, StateError
+from pipelines.registry import bundle, promotion, releases, runs, tracking
+
+FORK = multiprocessing.get_context("fork")
+
+
+def aliases(home: Home) -> dict[str, str]:
+    return dict(tracking.client(home).get_registered_model(tracking.MODEL).aliases)
+
+
+def in_child(action: Callable[[], Any]) -> int:
+    """Run an action in a fork; return its exit status, 7 for a stale fence, minus the signal for a kill."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        except StaleFence:
+            os._exit(7)
+        except BaseException as error:  # noqa: BLE001 - the child must not return into the parent's tests
+            os.write(2, repr(error).encode())
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_first_model_then_a_week_later(fresh: Home) -> None:
+    first = promotion.decide(fresh, FIRST)
+    assert first["verdict"] == "promote", first["reasons"]
+    assert (first["champion_before"], first["champion_after"], first["track"]) == (None, 1, "first")
+    second = promotion.decide(fresh, SECOND)
+    assert second["champion_before"] == 1
+    assert second["figures"]["champion_age_days"] == 7.0
+    assert set(second["figures"]["slices"]) == {"light_users", "tail_items"}
+    assert 0 < second["figures"]["slices"]["tail_items"]["n_users"] <= second["figures"]["n_users"]
+    (gate,) = cycle.records(fresh, SECOND, "gate")
+    assert {"verdict", "champion_before", "champion_after", "reasons", "figures"} <= set(gate)
+    assert json.loads(promotion.report_file(fresh, SECOND).read_text()) == {name: gate[name] for name in second}
+    assert aliases(fresh)["champion"] == str(second["champion_after"])
+    tags = tracking.client(fresh).get_model_version(tracking.MODEL, "2").tags
+    assert tags["gate.reasons"] == "\n".join(second["reasons"])
+    assert tags["gate.verdict"] == second["verdict"]
+
+
+def test_the_champion_scored_against_itself_does_not_differ(fresh: Home) -> None:
+    """The same bundle on both sides: every difference is zero, so nothing hangs on which side a model stands."""
+    digest = cycle.records(fresh, FIRST, "bundle")[0]["digest"]
+    baseline = releases.Pointer(1, digest, FIRST.isoformat(), None, None, 1)
+    evidence = promotion.weigh(fresh, FIRST, baseline, bundle.load(fresh, digest))
+    assert evidence.champion is not None
+    assert (evidence.challenger == evidence.champion).all()
+    assert all((before == after).all() for before, after in evidence.slices.values())
+    assert len(evidence.challenger) > 100
+    assert evidence.challenger.mean() == pytest.approx(cycle.records(fresh, FIRST, "ranking")[0]["ndcg_at_10"], abs=1e-9)
+
+
+def test_deciding_again_repeats_the_decision_and_nothing_else(fresh: Home) -> None:
+    once = promotion.decide(fresh, FIRST)
+    tracking.client(fresh).delete_registered_model_alias(tracking.MODEL, "champion")
+    assert promotion.decide(fresh, FIRST) == once
+    assert len(releases.history(fresh)) == 1
+    assert releases.pointer(fresh).fence == 1
+    assert aliases(fresh)["champion"] == "1"  # a lost alias is put back
+
+
+def test_a_rerun_after_a_rollback_does_not_promote_again(fresh: Home) -> None:
+    promotion.decide(fresh, FIRST)
+    now = releases.pointer(fresh)
+    digest = cycle.records(fresh, SECOND, "bundle")[0]["digest"]
+    body = {
+        "as_of": SECOND.isoformat(),
+        "champion_before": 1,
+        "champion_after": 2,
+        "reasons": [],
+        "verdict": "promote",
+        "track": "superiority",
+        "figures": {},
+        "challenger": 2,
+    }
+    releases.flip(fresh, now, version=2, digest=digest, as_of=SECOND.isoformat(), key=f"decide/{SECOND.isoformat()}/{digest}", body=body)
+    releases.rollback(fresh)
+    assert promotion.decide(fresh, SECOND)["verdict"] == "promote"  # what was decided then
+    assert releases.pointer(fresh).version == 1
+    assert aliases(fresh) == {"champion": "1", "previous_champion": "2", "challenger": "2"}
+
+
+def test_an_older_challenger_never_replaces_a_newer_champion(fresh: Home) -> None:
+    assert promotion.decide(fresh, SECOND)["verdict"] == "promote"
+    late = promotion.decide(fresh, FIRST)
+    assert late["verdict"] == "keep"
+    assert "never goes back in time" in late["reasons"][0]
+    assert releases.pointer(fresh).version == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (bundle, "load"),
+        (promotion, "weigh"),
+        (releases, "_append"),
+        (publish, "write_json"),
+        (releases, "sync"),
+        (runs, "describe_version"),
+    ],
+)
+def test_killed_before_any_step_a_rerun_ends_as_if_nothing_had_happened(
+    fresh: Home, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
+) -> None:
+    def killed() -> None:
+        monkeypatch.setattr(module, step, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        promotion.decide(fresh, FIRST)
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert promotion.decide(fresh, FIRST)["verdict"] == "promote"
+    assert asdict(releases.pointer(fresh)) | {"digest": ""} == {
+        "version": 1,
+        "digest": "",
+        "as_of": FIRST.isoformat(),
+        "previous_version": None,
+        "previous_digest": None,
+        "fence": 1,
+    }
+    assert [entry["kind"] for entry in releases.history(fresh)] == ["promoted"]
+    assert releases.verify(fresh) == 1
+    assert aliases(fresh)["champion"] == "1"
+
+
+def test_two_gates_at_once_one_wins_the_other_is_refused_and_judged_again(fresh: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both read "no champion"; without the fence the later writer would stay on top, whichever is better."""
+    both_judged = FORK.Barrier(2)
+    flip = releases.flip
+
+    def flip_together(*arguments: Any, **named: Any) -> Any:
+        both_judged.wait(120)
+        return flip(*arguments, **named)
+
+    monkeypatch.setattr(releases, "flip", flip_together)
+    racers = [
+        FORK.Process(target=lambda as_of=as_of: os._exit(in_child(lambda: promotion.decide(fresh, as_of)))) for as_of in (FIRST, SECOND)
+    ]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(240)
+    assert sorted(racer.exitcode or 0 for racer in racers) == [0, 7]
+    assert sorted(entry["kind"] for entry in releases.history(fresh)) == ["promoted", "refused"]
+    monkeypatch.undo()
+    monkeypatch.setenv("RELOOP_HOME", str(fresh.root))
+    winner = releases.pointer(fresh).version
+    loser = FIRST if winner == 2 else SECOND
+    assert promotion.decide(fresh, loser)["champion_before"] == winner
+    assert releases.verify(fresh) == 3
+
+
+def test_a_damaged_champion_stops_the_gate_and_keeps_serving_nothing_new(fresh: Home) -> None:
+    promotion.decide(fresh, FIRST)
+    digest = releases.pointer(fresh).digest
+    assert digest is not None
+    file = fresh.bundles / digest / "model" / "ranker" / "model.txt"
+    file.write_bytes(file.read_bytes().replace(b"leaf_value=0", b"leaf_value=9", 1) + b" ")
+    with pytest.raises(StateError, match="differ from its manifest"):
+        promotion.decide(fresh, SECOND)
+    assert releases.pointer(fresh).version == 1
+
+
+def test_without_a_bundle_there_is_nothing_to_decide(fresh: Home) -> None:
+    with pytest.raises(StateError, match="challenger"):
+        promotion.decide(fresh, FIRST.replace(year=2024))
