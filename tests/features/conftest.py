@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from pipelines.features import build, store
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str = "") -> Home:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Return a home that lived the 40 days: three landings, three builds, one of them after a week of silence.
 
     The second landing brings events that were received days before: the days since are built again.
     """
-    root = tmp_path_factory.getbasetemp().parent / "lived" if worker_id else tmp_path_factory.getbasetemp() / "lived"
-    root.parent.mkdir(exist_ok=True)
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lived"
     with root.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         home = Home(root)

@@ -124,8 +124,10 @@ def everything_at_once(home: Home) -> None:
 
 
 def test_killed_twice_and_fed_the_future_a_full_build_ends_in_the_bytes_of_the_days_lived_one_by_one(built: Home, home: Home):
-    """One landing in another order, with future-dated events, late arrivals and later corrections among
-    it; one build that is killed in dbt and again while it publishes; the same bytes for every day.
+    """The worst road and the best end alike.
+
+    One landing in another order, with future-dated events, late arrivals and later corrections
+    among it; one build that is killed in dbt and again while it publishes.
     """
     everything_at_once(home)
     call = f"from pipelines.config import Home; from pipelines.features.build import build; from pipelines.window import utc; build(Home.from_environment(), utc('{END.isoformat()}'))"

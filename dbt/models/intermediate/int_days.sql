@@ -11,8 +11,8 @@ known as (
 
 bounds as (
     select
-        {% if var('as_of_from') %} cast('{{ var("as_of_from") }}' as date) {% else %} first_on {% endif %} as first_on,
-        {% if var('as_of_to') %} cast('{{ var("as_of_to") }}' as date) {% else %} last_on {% endif %} as last_on
+        coalesce(cast(nullif('{{ var("as_of_from") }}', '') as date), first_on) as first_on,
+        coalesce(cast(nullif('{{ var("as_of_to") }}', '') as date), last_on) as last_on
     from known
 ),
 

@@ -116,7 +116,10 @@ joined as (
         items.price,
         items.is_available,
         items.created_at,
-        lifetime.* exclude (item_id, known_on)
+        lifetime.ratings_lifetime,
+        lifetime.rating_sum_lifetime,
+        lifetime.first_event_at,
+        lifetime.last_event_at
     from grid
     asof left join lifetime on grid.item_id = lifetime.item_id and grid.as_of_date >= lifetime.known_on
     asof left join items on grid.item_id = items.item_id and grid.as_of > items.valid_from

@@ -134,7 +134,12 @@ joined as (
         grid.user_id,
         grid.as_of,
         users.signed_up_at,
-        lifetime.* exclude (user_id, known_on)
+        lifetime.purchases_lifetime,
+        lifetime.ratings_lifetime,
+        lifetime.rating_sum_lifetime,
+        lifetime.first_event_at,
+        lifetime.last_event_at,
+        lifetime.last_purchase_at
     from grid
     asof left join lifetime on grid.user_id = lifetime.user_id and grid.as_of_date >= lifetime.known_on
     asof left join users on grid.user_id = users.user_id and grid.as_of > users.valid_from

@@ -1,0 +1,118 @@
+"""`feature_repo/` under the stock `feast` command, as any Feast user expects."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from pipelines import publish
+from pipelines.config import REPOSITORY, Home
+from pipelines.features import build, repository, store
+from pipelines.tables import TIMESTAMP
+from pipelines.window import utc
+
+DAY = utc("2025-02-01")
+
+
+@pytest.fixture
+def shop(home: Home) -> Home:
+    """Return a home with one day of marts: user u1, item i1 of category c1, every number a 7."""
+    keys = {"user_id": "u1", "item_id": "i1", "category": "c1"}
+    for mart in build.MARTS:
+        columns = {key: pa.array([keys[key]]) for key in build.MARTS[mart]}
+        for spec in store.schema(home):
+            if spec.view == mart:
+                value = "c1" if spec.dtype == pa.string() else True if spec.dtype == pa.bool_() else 7
+                columns[spec.name.split("__", 1)[1]] = pa.array([value], spec.dtype)
+        moment = pa.array([DAY], TIMESTAMP)
+        publish.write_parquet(
+            home.features / mart / f"as_of={DAY:%F}.parquet", pa.table({**columns, "as_of": moment, "available_at": moment})
+        )
+    repository.publish_configuration(home)
+    return home
+
+
+def command(home: Home, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    executable = shutil.which("feast", path=str(Path(sys.executable).parent)) or "feast"
+    environment = {
+        **os.environ,
+        "RELOOP_HOME": str(home.root),
+        "FEAST_FS_YAML_FILE_PATH": str(home.feast / "feature_store.yaml"),
+        "PYTHONWARNINGS": "ignore",
+    }
+    return [executable, *arguments], environment
+
+
+def feast(home: Home, *arguments: str) -> str:
+    """Run the stock command in feature_repo/."""
+    argv, environment = command(home, *arguments)
+    done = subprocess.run(argv, cwd=repository.FOLDER, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_feast_apply_and_materialize_by_hand_serve_what_the_library_reads(shop: Home):
+    feast(shop, "apply")
+    assert "ranking_v1" in feast(shop, "feature-services", "list")
+    feast(shop, "materialize", "2025-01-31T12:00:00", "2025-02-01T00:00:00")
+    (row,) = store.online(shop, pa.table({"user_id": ["u1"], "item_id": ["i1"]}), as_of=DAY).to_pylist()
+    assert {value for name, value in row.items() if "__" in name} == {7, True, "c1"}
+
+
+def test_without_any_environment_the_state_is_that_of_the_repository():
+    config = yaml.safe_load((repository.FOLDER / "feature_store.yaml").read_text())
+    default = repository.configuration(Home(REPOSITORY / "var"))
+    relative = {"registry": config["registry"]["path"].removeprefix("sqlite:///"), "online": config["online_store"]["path"]}
+    resolved = {name: str((repository.FOLDER / path).resolve()) for name, path in relative.items()}
+    assert resolved == {
+        "registry": default["registry"]["path"].removeprefix("sqlite:///"),
+        "online": default["online_store"]["path"],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "path"), [("serve", "/health"), ("ui", "/")])
+def test_feast_serve_and_feast_ui_answer_on_loopback(shop: Home, verb: str, path: str):
+    store.apply(shop)
+    store.materialize(shop, DAY)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv, environment = command(shop, verb, "--host", "127.0.0.1", "--port", str(port))
+    with subprocess.Popen(argv, cwd=repository.FOLDER, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            assert get(f"http://127.0.0.1:{port}{path}", server)
+            if verb == "serve":
+                asked = json.dumps(
+                    {"feature_service": "ranking_v1", "entities": {"user_id": ["u1"], "item_id": ["i1"], "category": ["c1"]}}
+                ).encode()
+                request = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/get-online-features", data=asked, headers={"Content-Type": "application/json"}
+                )
+                answer = json.loads(urllib.request.urlopen(request).read())
+                assert [7] in [result["values"] for result in answer["results"]]
+        finally:
+            server.terminate()
+
+
+def get(address: str, server: subprocess.Popen) -> bool:
+    """Return whether the address answers before the server dies or two minutes are over."""
+    for _ in range(480):
+        if server.poll() is not None:
+            return False
+        try:
+            return urllib.request.urlopen(address).status == 200
+        except OSError:
+            time.sleep(0.25)
+    return False
