@@ -9,7 +9,7 @@ from typing import Final
 from pipelines import lake
 from pipelines.config import Home, TrainingSettings
 from pipelines.errors import NotEnoughData
-from pipelines.window import DAY, Window, utc
+from pipelines.window import DAY, Window, floor_day, utc
 
 JUDGE: Final = "judge"
 
@@ -40,7 +40,7 @@ def folds(as_of: datetime, settings: TrainingSettings, *, first: datetime | None
     judge 03-22 2025-03-22..2025-03-29
 
     Args:
-        first: when history begins. Given it, the oldest ranker windows that would leave less than
+        first: when history begins; its whole day counts. Given it, the oldest ranker windows that would leave less than
             `min_history_days` before their cutoff are dropped, so there may be fewer than
             `ranker_windows` (at least one; `rank_1` is always the oldest kept). None means
             history is long enough.
@@ -51,7 +51,7 @@ def folds(as_of: datetime, settings: TrainingSettings, *, first: datetime | None
     as_of, horizon, gap = utc(as_of), timedelta(days=settings.horizon_days), timedelta(days=settings.label_gap_days)
     windows = [Window(as_of - (age + 1) * horizon, as_of - age * horizon) for age in range(settings.ranker_windows + 1)]
     if first is not None:
-        earliest = utc(first) + settings.min_history_days * DAY
+        earliest = floor_day(first) + settings.min_history_days * DAY
         windows = [window for window in windows if window.start - gap >= earliest]
     if len(windows) < 2:
         needed = settings.min_history_days + settings.label_gap_days + 2 * settings.horizon_days
