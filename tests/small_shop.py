@@ -18,14 +18,13 @@ START = utc("2025-01-06")  # a Monday
 def shop(days: int, *, first: datetime = START, rows_a_day: int = 200, seed: int = 0) -> pa.Table:
     """Return `rows_a_day` events a day: of five, three views, an add_to_cart and a purchase of item i for 10 + i."""
     n = days * rows_a_day
-    rng = np.random.default_rng(seed)
+    user, item = (np.random.default_rng((seed, what)).integers(0, many, n) for what, many in enumerate((50, 30)))
     at = micros(first) + np.arange(n, dtype=np.int64) * (86_400_000_000 // rows_a_day)
     kind = np.resize(["view", "view", "add_to_cart", "view", "purchase"], n)
-    item = rng.integers(0, 30, n)
     bought = kind == "purchase"
     columns = {
         "event_id": [f"{first:%Y%m%d}-{row}" for row in range(n)],
-        "user_id": [f"u{user}" for user in rng.integers(0, 50, n)],
+        "user_id": [f"u{u}" for u in user],
         "item_id": [f"i{i}" for i in item],
         "event_type": kind.tolist(),
         "value": [10.0 + i if b else None for i, b in zip(item.tolist(), bought, strict=True)],
@@ -66,7 +65,9 @@ def staged(name: str, table: pa.Table) -> pa.Table:
     return pa.table({field.name: columns.get(field.name, pa.nulls(len(table), field.type)) for field in schema}).cast(schema)
 
 
-def stage(home: Home, batch_id: str, days: int, *, first: datetime = START, facts: dict[str, Any] | None = None, **given: pa.Table) -> Window:
+def stage(
+    home: Home, batch_id: str, days: int, *, first: datetime = START, facts: dict[str, Any] | None = None, **given: pa.Table
+) -> Window:
     """Publish a staged batch and return its window."""
     window = Window(first, first + timedelta(days=days))
     about = {"source": "shop", "window": [window.start.isoformat(), window.end.isoformat()], **(facts or {})}

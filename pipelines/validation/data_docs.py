@@ -44,7 +44,9 @@ table{border-collapse:collapse;width:100%}td,th{border:1px solid #ddd;padding:.4
 .text-success{color:#17733b}.text-danger{color:#b3261e}.text-warning{color:#8a5a00}
 </style>"""
 _REMOTE: Final = re.compile(
-    r"<script[^>]*\ssrc=\"https?://[^>]*>\s*</script>|<link[^>]*\shref=\"https?://[^>]*>|<img[^>]*\ssrc=\"https?://[^>]*>", re.IGNORECASE
+    r"<script[^>]*\ssrc=\"https?://[^>]*>\s*</script>|<link[^>]*\shref=\"https?://[^>]*>|<img[^>]*\ssrc=\"https?://[^>]*>"
+    r"|<a[^>]*\shref=\"https?://[^>]*>|url\(['\"]?https?://[^)]*\)",
+    re.IGNORECASE,
 )
 
 
@@ -113,8 +115,7 @@ def evaluate(
             identifiers += [suite_id, ValidationResultIdentifier(suite_id, run_id, result.batch_id)]
         _forget(folder)
         context.build_data_docs(resource_identifiers=identifiers)
-        page = folder / "index.html"
-        _part_with_the_network(folder, run)
+        page = _part_with_the_network(folder, run, held[0][0].name)
     failures.sort(key=lambda failure: SEVERITIES.index(failure.severity))
     return Verdict(failures, evaluated, page)
 
@@ -188,7 +189,8 @@ def _forget(folder: Path) -> None:
             empty.rmdir()
 
 
-def _part_with_the_network(folder: Path, run: str) -> None:
+def _part_with_the_network(folder: Path, run: str, suite: str) -> Path:
+    """Take what lies on other hosts out of the pages just written; return the page of one suite's result."""
     pages = [folder / "index.html", *(folder / "expectations").glob("*.html"), *(folder / "validations").glob(f"*/{run}/*/*.html")]
     for page in pages:
         text = page.read_text(encoding="utf-8")
@@ -197,6 +199,7 @@ def _part_with_the_network(folder: Path, run: str) -> None:
             local = local.replace("</head>", STYLE + "</head>", 1)
         if local != text:
             publish.write_text(page, local)
+    return next((page for page in pages if page.parts[-4:-2] == (suite, run)), pages[0])
 
 
 @contextmanager

@@ -133,7 +133,11 @@ def _check_schema(table: str, file: Path) -> None:
     schema = pq.read_schema(file)
     for wanted in tables.staged(table):
         if wanted.name not in schema.names:
-            raise StateError(f"{file.name}: column {wanted.name!r}", found="missing", allowed=f"the staged columns {tables.staged(table).names}")
+            raise StateError(
+                f"{file.name}: column {wanted.name!r}", found="missing", allowed=f"the staged columns {tables.staged(table).names}"
+            )
         # Arrow's equality overlooks how Parquet names the items of a list and the entries of a map, as it should.
         if not schema.field(wanted.name).type.equals(wanted.type):
-            raise StateError(f"{file.name}: column {wanted.name!r}", found=f"the type {schema.field(wanted.name).type}", allowed=str(wanted.type))
+            raise StateError(
+                f"{file.name}: column {wanted.name!r}", found=f"the type {schema.field(wanted.name).type}", allowed=str(wanted.type)
+            )

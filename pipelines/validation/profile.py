@@ -27,7 +27,7 @@ from pipelines.window import DAY, Window
 
 HISTORY: Final = timedelta(days=28)
 WHOLE: Final = "all"
-MIN_ROWS: Final = 50  # a day with fewer is judged with the batch only: its shares are noise
+MIN_ROWS: Final = 30  # a day with fewer is judged with the batch only: its shares are noise
 MIN_EXPECTED: Final = 50  # rows of a usual day below which its volume says nothing
 MIN_ITEMS: Final = 20  # items sold both now and before, to compare their prices
 UNHEARD_OF: Final = 0.3  # what a reason's usual share is taken to be before there is history

@@ -1,0 +1,172 @@
+"""May this batch enter? Faults that a shop has are caught by column and count; harmless changes pass."""
+
+import re
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from small_shop import START, catalogue, shop, stage, with_column
+
+from pipelines import cycle, lake
+from pipelines.config import Home
+from pipelines.errors import ValidationBlocked
+from pipelines.validation import checkpoint
+
+MONDAY = START + timedelta(days=14)
+CLEAN = shop(7, first=MONDAY)
+DAY = slice(200, 400)  # the rows of the Tuesday: a fault of one day in a batch of a week
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory) -> Home:
+    """Return a state folder whose lake holds two clean weeks."""
+    home = Home(tmp_path_factory.mktemp("filled"))
+    for week in range(2):
+        first = START + timedelta(days=7 * week)
+        window = stage(home, f"week-{week}", 7, first=first, events=shop(7, first=first), items=catalogue())
+        checkpoint.validate_batch(home, window.end, f"week-{week}")
+        lake.land(home, window.end, f"week-{week}")
+    return home
+
+
+def on_tuesday(column: str, change, every: int = 1) -> pa.Table:
+    """Return the clean week with a change to every so manieth row of the Tuesday that has a value."""
+    values = CLEAN[column].to_pylist()
+    rows = [row for row in range(DAY.start, DAY.stop) if values[row] is not None]
+    for row in rows[::every]:
+        values[row] = change(values[row])
+    schema = CLEAN.schema.set(CLEAN.schema.get_field_index(column), pa.field(column, CLEAN.schema.field(column).type))
+    return with_column(CLEAN.cast(schema), column, values)
+
+
+def try_batch(home: Home, batch: str, **given):
+    window = stage(home, batch, 7, first=MONDAY, **{"events": CLEAN, "items": catalogue(first=MONDAY), **given})
+    try:
+        checkpoint.validate_batch(home, window.end, batch)
+    finally:
+        records = cycle.records(home, window.end, "validation")
+    return next(record for record in records if record["key"] == batch)
+
+
+NO_ITEM = {"columns": {"events": {"missing": ["item_id"], "unknown": ["product_id"]}}}
+BLOCKED = {
+    "renamed column": (
+        {"events": on_tuesday("item_id", lambda _: None), "facts": NO_ITEM},
+        r"column 'item_id' is missing, 1,400 of 1,400.*'product_id'",
+    ),
+    "renamed column, one day": (
+        {"events": on_tuesday("item_id", lambda _: None)},
+        r"item_id is missing, 200 of 200 rows \(100.0%\) on 2025-01-21",
+    ),
+    "type change": (
+        {"events": on_tuesday("event_at", lambda _: None)},
+        r"event_at is missing, 200 of 200 rows \(100.0%\) on 2025-01-21",
+    ),
+    "new event type": (
+        {"events": on_tuesday("event_type", lambda _: "wishlist", 20)},
+        r"event_type 'wishlist' is new, column event_type, 10 of 200",
+    ),
+    "30% nulls in a required column": (
+        {"events": on_tuesday("user_id", lambda _: None, 3)},
+        r"user_id is missing, 67 of 200 rows \(33.5%\)",
+    ),
+    "30% nulls in an optional column": (
+        {"events": on_tuesday("device", lambda _: None, 3)},
+        r"column 'device' is null in 67 of 200 rows \(33.5%\)",
+    ),
+    "nulls in the amounts": (
+        {"events": on_tuesday("value", lambda _: None, 3)},
+        r"column 'value' is null in 14 of 40 rows \(35.0%\) of the batch|column 'value'",
+    ),
+    "half the volume": (
+        {"events": CLEAN.take([n for n in range(1400) if not (200 <= n < 400 and n % 2)])},
+        r"100 rows with event_at on 2025-01-21, 50%",
+    ),
+    "a day that never came": (
+        {"events": pa.concat_tables([CLEAN.slice(0, 200), CLEAN.slice(400)])},
+        r"0 rows with event_at on 2025-01-21, 0%",
+    ),
+    "nothing at all": ({"events": CLEAN.slice(0, 0)}, r"the batch is empty, 0 rows"),
+    "unit change of amounts": (
+        {"events": on_tuesday("value", lambda v: v * 100)},
+        r"column 'value' is at least 20 times off .* 40 of 40 rows",
+    ),
+    "unit change of half the amounts": ({"events": on_tuesday("value", lambda v: v / 100, 2)}, r"column 'value' is at least 20 times off"),
+    "unit change of list prices": (
+        {"items": catalogue(price=100.0, first=MONDAY)},
+        r"items: column 'price' is at least 20 times off .* 30 of 30 rows",
+    ),
+    "an event_id that is no id": (
+        {"events": with_column(CLEAN, "event_id", [f"order-{n // 4}" for n in range(1400)])},
+        r"1,050 of 1,400 rows .* repeat an event_id",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BLOCKED)
+def test_a_fault_blocks_the_batch_and_names_column_and_count(filled, fault):
+    given, message = BLOCKED[fault]
+    before = sorted((file, file.stat().st_mtime_ns) for file in filled.lake.rglob("*") if file.is_file())
+    with pytest.raises(ValidationBlocked, match=message):
+        try_batch(filled, "faulty", **given)
+    assert not (filled.landing / "faulty.judged").exists()
+    assert sorted((file, file.stat().st_mtime_ns) for file in filled.lake.rglob("*") if file.is_file()) == before
+    assert any(record["verdict"] == "blocked" for record in cycle.records(filled, MONDAY + timedelta(days=7), "validation"))
+
+
+def test_another_currency_is_a_warning_and_lands(filled):
+    record = try_batch(filled, "currency", events=on_tuesday("value", lambda v: v * 7))
+    assert record["verdict"] == "passed with warnings"
+    assert re.search(r"column 'value' is typically 7\.0 times off .* 40 rows on 2025-01-21", record["failed"]["warning"][0])
+
+
+@pytest.mark.parametrize(
+    "change", ["as it is", "columns in another order", "rows in another order", "some rows late", "few stray rows", "a new column"]
+)
+def test_what_is_harmless_passes(filled, change):
+    rng = np.random.default_rng(0)
+    late = pc.add(CLEAN["received_at"].cast(pa.int64()), pa.array(np.where(np.arange(1400) % 5 == 0, 2 * 86_400_000_000, 0)))
+    stray = [None if n in (210, 211) else user for n, user in enumerate(CLEAN["user_id"].to_pylist())]
+    events = {
+        "columns in another order": CLEAN.select(sorted(CLEAN.column_names)),
+        "rows in another order": CLEAN.take(rng.permutation(1400)),
+        "some rows late": with_column(CLEAN, "received_at", late.cast(pa.timestamp("us", tz="UTC")).combine_chunks()),
+        "few stray rows": with_column(on_tuesday("user_id", lambda user: user), "user_id", stray),
+    }.get(change, CLEAN)
+    facts = {"columns": {"events": {"missing": [], "unknown": ["colour"]}}} if change == "a new column" else {}
+    record = try_batch(filled, "harmless", events=events, facts=facts)
+    assert record["failed"]["critical"] == []
+    assert record["tables"]["events"]["rows"]["accepted"] == (1398 if change == "few stray rows" else 1400)
+    assert record["failed"]["warning"] == (["events: column 'colour' is unknown, 1,400 of 1,400 rows"] if change == "a new column" else [])
+
+
+def test_a_first_batch_has_no_history_to_be_held_against(home):
+    """A third of the rows may lack something: some shops are like that. Most of them may not."""
+    users = [None if n % 3 == 0 else "u" for n in range(1400)]
+    schema = CLEAN.schema.set(1, pa.field("user_id", pa.string()))
+    record = try_batch(home, "first", events=with_column(CLEAN.cast(schema), "user_id", users))
+    assert record["verdict"] == "passed"
+    most = [None if n % 3 else "u" for n in range(1400)]
+    with pytest.raises(ValidationBlocked, match=r"user_id is missing"):
+        try_batch(home, "most", events=with_column(CLEAN.cast(schema), "user_id", most))
+
+
+def test_a_window_without_events_passes_where_the_source_is_a_file(home):
+    record = try_batch(home, "quiet", events=CLEAN.slice(0, 0), facts={"source": "online-retail"})
+    assert record["failed"] == {"critical": [], "warning": ["events: the batch is empty, 0 rows"], "info": []}
+
+
+def test_data_docs_are_files_that_fetch_nothing_and_old_ones_go(filled, monkeypatch):
+    monkeypatch.setattr("pipelines.validation.data_docs.KEPT", 2)
+    for number in range(3):
+        try_batch(filled, f"page-{number}")
+    record = try_batch(filled, "page-3")
+    folder = filled.reports / "gx"
+    pages = list(folder.rglob("*.html"))
+    assert str(folder / "validations" / "events" / "page-3") in record["data_docs"]
+    for page in pages:
+        assert not re.search(r"(src|href)=[\"']?https?://|url\([\"']?https?:", page.read_text(encoding="utf-8")), page
+    assert len(list((folder / "validations" / "events").iterdir())) == 2
+    assert "null_share_above_usual" in (folder / "validations" / "events").rglob("*.html").__next__().read_text(encoding="utf-8")
