@@ -20,6 +20,7 @@ import pyarrow.csv as pacsv
 
 from pipelines.config import SourceSettings
 from pipelines.errors import MappingError, SourceError
+from pipelines.sources import guard
 from pipelines.sources.files import Entry
 from pipelines.sources.mapping import FileSpec
 from pipelines.sources.rows import CHUNK, Chunk, Row, numbered
@@ -145,11 +146,15 @@ def _header(entry: Entry, spec: FileSpec, limits: SourceSettings) -> list[str]:
     separator = _separator(entry, spec, limits)
     with entry.open(limits) as stream, _decoded(entry, stream, spec) as text:
         row = next(_reader(entry, spec, _lines(text, spec, separator), separator, limits), [])
+    guard.columns(entry.name, len(row), limits)
     names: list[str] = []
     for position, found in enumerate(row):
-        name = found.strip().encode("utf-8", "backslashreplace").decode() or f"column_{position + 1}"
-        count = sum(other == name or (other.startswith(f"{name}_") and other[len(name) + 1 :].isdigit()) for other in names)
-        names.append(f"{name}_{count + 1}" if name in names else name)
+        name = wanted = found.strip().encode("utf-8", "backslashreplace").decode() or f"column_{position + 1}"
+        count = 1
+        while name in names:
+            count += 1
+            name = f"{wanted}_{count}"
+        names.append(name)
     return names
 
 

@@ -230,7 +230,7 @@ def _epoch(sql: str) -> str:
         f" WHEN regexp_matches({sql}, '^\\d{{9,11}}(\\.|$)') THEN {_since_1970(sql, 1_000_000)}"
         f" WHEN regexp_matches({sql}, '^\\d{{12,14}}(\\.|$)') THEN {_since_1970(sql, 1_000)}"
         f" WHEN regexp_matches({sql}, '^\\d{{15,17}}(\\.|$)') THEN {_since_1970(sql, 1)}"
-        f" WHEN regexp_matches({sql}, '^\\d{{18,19}}$') THEN timezone('UTC', make_timestamp_ns(try_cast({sql} AS BIGINT))::TIMESTAMP) END"
+        f" WHEN regexp_matches({sql}, '^\\d{{18,19}}$') THEN timezone('UTC', make_timestamp(try_cast({sql} AS BIGINT) // 1000)) END"
     )
 
 

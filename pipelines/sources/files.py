@@ -152,7 +152,7 @@ class Place:
             SourceError: the pattern leaves the folder, or nothing is there.
         """
         wanted = guard.within(self.root, pattern)
-        entries = self._in_folder(self.root) if self.only else self.entries
+        entries = self.neighbours()
         found = [entry for entry in entries if entry.name == wanted or fnmatchcase(entry.name, wanted)]
         found = found or [entry for entry in entries if entry.name.startswith(f"{wanted}/") and (entry.kind or wanted.endswith(".zip"))]
         if not found:
@@ -163,14 +163,24 @@ class Place:
             )
         return found
 
+    def neighbours(self) -> list[Entry]:
+        """Return every file that a name can reach: beside a single file those of its folder, but of no folder below."""
+        if not self.only:
+            return self.entries
+        beside = (file for file in self.root.iterdir() if file.is_file() and not file.is_symlink() and not _hidden(file.name))
+        return [Entry(file.name, file) for file in sorted(beside)]
+
+    def parquet_files(self) -> list[Path]:
+        """Return the real paths of the files that are read where they lie."""
+        return [entry.path.resolve() for entry in self.neighbours() if entry.kind == "parquet" and entry.plain]
+
     def has(self, pattern: str) -> bool:
         """Return whether a name or pattern is here."""
-        entries = self._in_folder(self.root) if self.only else self.entries
-        return any(fnmatchcase(entry.name, pattern) for entry in entries)
+        return any(fnmatchcase(entry.name, pattern) for entry in self.neighbours())
 
     def names(self) -> list[str]:
         """Return the first names that are here, for an error to show."""
-        entries = self._in_folder(self.root) if self.only else self.entries
+        entries = self.neighbours()
         names = [entry.name for entry in entries[:20]]
         return [*names, f"... {len(entries) - 20} more"] if len(entries) > 20 else names
 

@@ -62,7 +62,7 @@ def normalised(home: Home, request: Request) -> Normalised:
         with publish.folder(folder, facts) as temporary:
             workspace = temporary / "workspace"
             workspace.mkdir()
-            with table.connect(temporary, limits) as connection:
+            with table.connect(temporary, place.parquet_files(), limits) as connection:
                 reading = table.Reading(connection, place, origin.mapping, workspace, temporary, limits)
                 _write(reading, origin)
                 facts |= _ends(reading)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipelines import columns as c
 from pipelines import publish, tables
 from pipelines.config import Home
+from pipelines.errors import SourceError
 from pipelines.sources import normalising
 from pipelines.sources.request import Request, Source, World
 from pipelines.window import Window, micros
@@ -100,12 +101,21 @@ def conform(name: str, table: pa.Table, first: int = 0) -> pa.Table:
     columns = []
     for field in schema:
         if field.name in table.column_names:
-            columns.append(table.column(field.name).cast(field.type))
+            columns.append(_cast(table.column(field.name), field, name))
         elif field.name == c.SOURCE_ROW:
             columns.append(pa.array(range(first, first + table.num_rows), pa.int64()))
         else:
             columns.append(pa.nulls(table.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, name: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SourceError(
+            f"{name}.{field.name}", found=f"{column.type} that is no {field.type}: {error}", allowed=str(field.type)
+        ) from error
 
 
 def _slice(source: normalising.Normalised, name: str, window: Window) -> Iterator[pa.Table]:

@@ -25,8 +25,8 @@ MISFIT: Final = 0.5  # above this share of unreadable rows the mapping is wrong,
 SCALARS: Final = (c.SESSION_ID, c.DEVICE, c.REQUEST_ID)
 
 
-def connect(workspace: Path, limits: SourceSettings) -> duckdb.DuckDBPyConnection:
-    """Return an in-memory DuckDB that reaches no file outside `workspace`, loads nothing and cannot be reconfigured."""
+def connect(workspace: Path, inputs: list[Path], limits: SourceSettings) -> duckdb.DuckDBPyConnection:
+    """Return an in-memory DuckDB that reaches `workspace` and `inputs` and no other file, loads nothing and cannot be reconfigured."""
     spill = workspace / "spill"
     spill.mkdir()
     connection = duckdb.connect(
@@ -39,7 +39,8 @@ def connect(workspace: Path, limits: SourceSettings) -> duckdb.DuckDBPyConnectio
         }
     )
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute("SET allowed_directories = [$folder]", {"folder": str(workspace)})
+    connection.execute("SET allowed_directories = $folders", {"folders": [str(workspace)]})
+    connection.execute("SET allowed_paths = $files", {"files": [str(file) for file in inputs]})
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
