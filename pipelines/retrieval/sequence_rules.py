@@ -21,8 +21,8 @@ class SequenceRules:
     """A decayed Markov chain over the last items, from counts alone.
 
     Weight from item a to item b: the sum, over every time b followed a within `window` steps of one
-    user's sequence, of decay^(steps - 1), divided by the popularity of b to the power
-    `popularity_exponent`. A run of events on one item is one step. State: the weights as the arrays
+    user's sequence, of decay^(steps - 1); divided by the popularity of a (so that a rare item's
+    followers count as much as a frequent one's) and by that of b to the power `popularity_exponent`. A run of events on one item is one step. State: the weights as the arrays
     of a sparse matrix.
 
     Attributes:
@@ -33,7 +33,7 @@ class SequenceRules:
     """
 
     window: int = 20
-    decay: float = 0.7
+    decay: float = 0.8
     popularity_exponent: float = 0.25
     n_neighbours: int = 300
     state: dict[str, npt.NDArray[np.generic]] | None = field(default=None, repr=False, compare=False)
@@ -46,10 +46,11 @@ class SequenceRules:
         follows = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
         for first in range(0, len(user), EVENTS_AT_ONCE):
             follows = follows + self._count(user, item, first, min(first + EVENTS_AT_ONCE, len(user)), n_items)
-        popularity = np.bincount(item, minlength=n_items).astype(np.float32)
         follows = follows.tocsr()
-        follows.data[np.repeat(np.arange(n_items), np.diff(follows.indptr)) == follows.indices] = 0  # an item is no news after itself
-        follows.data /= np.maximum(popularity, 1)[follows.indices] ** np.float32(self.popularity_exponent)
+        source = np.repeat(np.arange(n_items), np.diff(follows.indptr))
+        popularity = np.maximum(np.bincount(item, minlength=n_items), 1).astype(np.float32)
+        follows.data /= popularity[source] * popularity[follows.indices] ** np.float32(self.popularity_exponent)
+        follows.data[source == follows.indices] = 0  # an item is no news after itself
         return replace(self, state=neighbours.state(neighbours.strongest(follows, self.n_neighbours)))
 
     def _count(self, user: Ints, item: Ints, first: int, last: int, n_items: int) -> sparse.csr_matrix:

@@ -29,11 +29,11 @@ def test_rules_count_what_follows_and_fade_with_the_steps():
     # a, b (a run of two), c: b follows a at once, c follows b at once and a after two steps
     events = [(0, 0, 4, 1.0), (0, 1, 3, 1.0), (0, 1, 2, 1.0), (0, 2, 1, 1.0), (1, 2, 2, 1.0), (1, 0, 1, 1.0)]
     found = weights(SequenceRules(window=5, decay=0.5, popularity_exponent=0).fit(world(events, 2, 3)))
-    assert found.tolist() == [[0, 1, 0.5], [0, 0, 1], [1, 0, 0]]
+    assert found.tolist() == [[0, 1 / 2, 0.5 / 2], [0, 0, 1], [1 / 2, 0, 0]], "a and c were met twice"
     narrow = weights(SequenceRules(window=1, decay=0.5, popularity_exponent=0).fit(world(events, 2, 3)))
-    assert narrow.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert narrow.tolist() == [[0, 1 / 2, 0], [0, 0, 1], [1 / 2, 0, 0]]
     fair = weights(SequenceRules(window=1, decay=0.5, popularity_exponent=1).fit(world(events, 2, 3)))
-    assert fair.tolist() == [[0, 1, 0], [0, 0, 0.5], [0.5, 0, 0]]
+    assert fair.tolist() == [[0, 1 / 2, 0], [0, 0, 1 / 2], [1 / 4, 0, 0]]
 
 
 def test_the_last_step_of_a_history_speaks_loudest():
