@@ -73,11 +73,27 @@ def _is_current() -> bool:
 def _run(dag: Any, conf: dict[str, Any]) -> dict[str, Any]:
     """Run one Dag to its end and return its JSON line."""
     began = time.perf_counter()
-    run = dag.test(run_conf=conf)
-    line = {"dag_id": dag.dag_id, "run_id": run.run_id, "as_of": conf.get("as_of"), "state": str(run.state)}
-    if line["state"] != "success":
-        line |= _failure(dag.dag_id, run)
+    line = {"dag_id": dag.dag_id, "run_id": None, "as_of": conf.get("as_of"), "state": "failed"}
+    try:
+        run = dag.test(run_conf=conf)
+    except ValueError as error:  # the form does not fit the Dag's Params: nothing ran
+        line |= {"failed_task": None, "error": str(error), "hint": "the Dag's Params say what each field takes"}
+    else:
+        line |= {"run_id": run.run_id, "state": str(run.state)}
+        line |= {} if line["state"] == "success" else _failure(dag.dag_id, run)
     return line | {"seconds": round(time.perf_counter() - began, 3)}
+
+
+def _scheduler_runs(home: Home) -> bool:
+    """Return whether `make up` is running on this state folder: it would run the tasks of our runs a second time."""
+    file = home.root / "stack.json"
+    if not file.is_file():
+        return False
+    leader = json.loads(file.read_text(encoding="utf-8"))["pid"]
+    try:
+        return os.getsid(leader) == leader
+    except ProcessLookupError:
+        return False
 
 
 def _failure(dag_id: str, run: Any) -> dict[str, Any]:
@@ -148,6 +164,8 @@ def main() -> int:
     if not isinstance(forms, list) or not all(isinstance(form, dict) for form in forms):
         parser.error(f"{arguments.plan}: expected a JSON list of objects")
     home = Home.from_environment()
+    if _scheduler_runs(home):
+        parser.error(f"Airflow is up on {home.root} and would run these tasks too: trigger the Dags there, or `make down` first")
     os.environ.setdefault("RELOOP_RETRIES", "0")
     os.environ.update(environment(home))
     log = arguments.log or home.root / "run" / "airflow.log"

@@ -20,5 +20,5 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def decided(stack: Stack) -> Stack:
     """Return the stack after one REST trigger of reloop_ingest has run through to the gate's decision."""
     stack.trigger("reloop_ingest", FIRST)
-    stack.wait("reloop_promote", 1, seconds=8 * MINUTES)
+    stack.wait("reloop_promote", 1, seconds=20 * MINUTES)
     return stack

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from stack import MINUTES, WORLD, Stack
 
-pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(2400)]
 FLOW = ("reloop_ingest", "reloop_features", "reloop_train", "reloop_promote")
 
 
@@ -80,7 +80,7 @@ def test_drift_starts_a_training_that_no_cadence_asks_for(decided: Stack):
     trained = len(decided.runs("reloop_promote"))
     conf = {**WORLD, "from": "2025-02-24", "to": "2025-02-27", "batch_days": 3, "shifts": ["traffic_mix@2025-02-24"]}
     decided.trigger("reloop_ingest", conf)
-    decided.wait("reloop_promote", trained + 1, seconds=8 * MINUTES)
+    decided.wait("reloop_promote", trained + 1, seconds=20 * MINUTES)
     requests = [
         event for event in decided.api().call("GET", "/assets/events?limit=100")["asset_events"] if event["name"] == "retrain_request"
     ]

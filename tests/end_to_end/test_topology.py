@@ -18,7 +18,7 @@ from stack import FIRST, MINUTES, load_up, running
 
 from pipelines.config import REPOSITORY, Home
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 PASSWORD = "only-for-this-test"
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -92,7 +92,7 @@ def test_the_loop_runs_on_postgresql_and_redis(tmp_path: Path):
         }
         with running(home, settings) as stack:
             stack.trigger("reloop_ingest", FIRST)
-            stack.wait("reloop_promote", 1, seconds=12 * MINUTES)
+            stack.wait("reloop_promote", 1, seconds=25 * MINUTES)
 
         def count(database: str, query: str) -> int:
             engine = sa.create_engine(f"{server}/{database}")
