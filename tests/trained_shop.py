@@ -94,5 +94,5 @@ def twice(folder: Path) -> Home:
 
 def copied(home: Home, root: Path) -> Home:
     """Return a copy of a state folder to break; registered artifacts stay where they were logged."""
-    shutil.copytree(home.root, root, ignore=shutil.ignore_patterns("tmp", "artifacts", "warehouse"))
+    shutil.copytree(home.root, root, ignore=shutil.ignore_patterns("tmp", "artifacts"))
     return Home(root)

@@ -20,7 +20,7 @@ from pipelines import config, cycle, publish
 from pipelines.config import DriftPolicy, Home
 from pipelines.evaluation import psi
 from pipelines.monitoring import evidently_page
-from pipelines.registry import bundle, population, releases
+from pipelines.registry import bundle, population, releases, runs
 from pipelines.window import DAY, floor_day, utc
 
 DRIFT: Final = "drift"
@@ -166,4 +166,5 @@ def check(home: Home, as_of: datetime) -> Check:
             "features": {name: {"psi": one["psi"], "threshold": one["threshold"]} for name, one in said["features"].items()},
             "champion": None if champion is None else champion.version,
         }
+    runs.log_cycle(home, as_of)
     return found

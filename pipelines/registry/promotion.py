@@ -182,7 +182,9 @@ def decide(home: Home, as_of: datetime) -> dict[str, Any]:
         }
         publish.write_json(report_file(home, as_of), {name: decision[name] for name in record})
         _project(home, decision)
-    return dict(record)
+        answer = dict(record)
+    runs.log_cycle(home, as_of)  # after the stage, so that the gate's own record is among them
+    return answer
 
 
 def report_file(home: Home, as_of: datetime) -> Path:

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import signal
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
 
+import promotion_lab
 import pytest
 from trained_shop import FIRST, SECOND
 
-from pipelines import cycle, publish
+from pipelines import cycle
 from pipelines.config import Home
-from pipelines.errors import StaleFence, StateError
-from pipelines.registry import bundle, promotion, releases, runs, tracking
-
-FORK = multiprocessing.get_context("fork")
+from pipelines.errors import StateError
+from pipelines.registry import bundle, promotion, releases, tracking
 
 
 def aliases(home: Home) -> dict[str, str]:
     return dict(tracking.client(home).get_registered_model(tracking.MODEL).aliases)
-
-
-def in_child(action: Callable[[], Any]) -> int:
-    """Run an action in a fork; return its exit status, 7 for a stale fence, minus the signal for a kill."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        except StaleFence:
-            os._exit(7)
-        except BaseException as error:  # noqa: BLE001 - the child must not return into the parent's tests
-            os.write(2, repr(error).encode())
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_first_model_then_a_week_later(fresh: Home) -> None:
@@ -109,59 +88,35 @@ def test_an_older_challenger_never_replaces_a_newer_champion(fresh: Home) -> Non
 
 
 @pytest.mark.parametrize(
-    ("module", "step"),
+    "step",
     [
-        (bundle, "load"),
-        (promotion, "weigh"),
-        (releases, "_append"),
-        (publish, "write_json"),
-        (releases, "sync"),
-        (runs, "describe_version"),
+        "bundle.load",
+        "promotion.weigh",
+        "releases._append",
+        "promotion.report_file",
+        "releases.sync",
+        "runs.describe_version",
+        "runs.log_cycle",
     ],
 )
-def test_killed_before_any_step_a_rerun_ends_as_if_nothing_had_happened(
-    fresh: Home, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
-) -> None:
-    def killed() -> None:
-        monkeypatch.setattr(module, step, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-        promotion.decide(fresh, FIRST)
-
-    assert in_child(killed) == -signal.SIGKILL
+def test_killed_before_any_step_a_rerun_ends_as_if_nothing_had_happened(fresh: Home, step: str) -> None:
+    module, function = step.split(".")
+    codes = promotion_lab.exit_codes(promotion_lab.killed_before, [(fresh.root, FIRST, f"pipelines.registry.{module}", function)])
+    assert codes == [-signal.SIGKILL]
     assert promotion.decide(fresh, FIRST)["verdict"] == "promote"
-    assert asdict(releases.pointer(fresh)) | {"digest": ""} == {
-        "version": 1,
-        "digest": "",
-        "as_of": FIRST.isoformat(),
-        "previous_version": None,
-        "previous_digest": None,
-        "fence": 1,
-    }
+    now = releases.pointer(fresh)
+    assert (now.version, now.as_of, now.previous_version, now.fence) == (1, FIRST.isoformat(), None, 1)
     assert [entry["kind"] for entry in releases.history(fresh)] == ["promoted"]
     assert releases.verify(fresh) == 1
     assert aliases(fresh)["champion"] == "1"
 
 
-def test_two_gates_at_once_one_wins_the_other_is_refused_and_judged_again(fresh: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_gates_at_once_one_wins_the_other_is_refused_and_judged_again(fresh: Home) -> None:
     """Both read "no champion"; without the fence the later writer would stay on top, whichever is better."""
-    both_judged = FORK.Barrier(2)
-    flip = releases.flip
-
-    def flip_together(*arguments: Any, **named: Any) -> Any:
-        both_judged.wait(120)
-        return flip(*arguments, **named)
-
-    monkeypatch.setattr(releases, "flip", flip_together)
-    racers = [
-        FORK.Process(target=lambda as_of=as_of: os._exit(in_child(lambda: promotion.decide(fresh, as_of)))) for as_of in (FIRST, SECOND)
-    ]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join(240)
-    assert sorted(racer.exitcode or 0 for racer in racers) == [0, 7]
+    both = promotion_lab.SERVER.Barrier(2)
+    codes = promotion_lab.exit_codes(promotion_lab.together, [(fresh.root, FIRST, both), (fresh.root, SECOND, both)])
+    assert sorted(code if code is not None else -1 for code in codes) == [0, promotion_lab.STALE]
     assert sorted(entry["kind"] for entry in releases.history(fresh)) == ["promoted", "refused"]
-    monkeypatch.undo()
-    monkeypatch.setenv("RELOOP_HOME", str(fresh.root))
     winner = releases.pointer(fresh).version
     loser = FIRST if winner == 2 else SECOND
     assert promotion.decide(fresh, loser)["champion_before"] == winner

@@ -1,0 +1,64 @@
+"""Processes to race and to kill in the promotion stage.
+
+A fork server imports the library once and forks for every run: forking the test process itself would
+inherit the threads of the native libraries it has used, which hang in a child.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+from datetime import datetime
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.config import Home
+from pipelines.errors import StaleFence
+from pipelines.registry import promotion, releases
+
+SERVER: Final = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["promotion_lab", "mlflow", "pipelines.registry.runs"])
+STALE: Final = 7
+
+
+def _decide(root: Path, as_of: datetime) -> None:
+    os.environ["RELOOP_HOME"] = str(root)
+    try:
+        promotion.decide(Home(root), as_of)
+    except StaleFence:
+        os._exit(STALE)
+
+
+def killed_before(root: Path, as_of: datetime, module: str, step: str) -> None:
+    """Decide, ended by SIGKILL on the way into a function."""
+
+    def kill(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(importlib.import_module(module), step, kill)
+    _decide(root, as_of)
+
+
+def together(root: Path, as_of: datetime, judged: Barrier) -> None:
+    """Decide, but flip the pointer only when the others have judged too."""
+    flip = releases.flip
+
+    def waiting(*arguments: Any, **named: Any) -> Any:
+        judged.wait(240)
+        return flip(*arguments, **named)
+
+    releases.flip = waiting  # type: ignore[assignment]
+    _decide(root, as_of)
+
+
+def exit_codes(target: Any, calls: list[tuple[Any, ...]]) -> list[int | None]:
+    """Run a function in as many processes as there are calls, at once; return how each ended."""
+    processes = [SERVER.Process(target=target, args=arguments) for arguments in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
