@@ -1,0 +1,75 @@
+"""One universe a run, whoever asks first and however many ask at once."""
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines import columns as c
+from pipelines import lake, publish, tables
+from pipelines.datasets import universe
+from pipelines.errors import StateError
+from pipelines.window import utc
+
+START = utc("2025-01-06")
+AS_OF = START + timedelta(days=35)
+ENSURE = """
+import sys
+from pathlib import Path
+from pipelines.config import Home
+from pipelines.datasets import universe
+from pipelines.window import utc
+print(universe.ensure(Home(Path(sys.argv[1])), utc("2025-02-10")).digest)
+"""
+
+
+def week_of(day, user, item):
+    """Return one purchase a day for a week."""
+    rows = {name: [None] * 7 for name in tables.EVENTS.names}
+    at = [START + timedelta(days=day + n, hours=n) for n in range(7)]
+    rows[c.EVENT_ID] = [f"{user}-{item}-{day + n}" for n in range(7)]
+    rows |= {c.USER_ID: [user] * 7, c.ITEM_ID: [item] * 7, c.EVENT_TYPE: [c.PURCHASE] * 7, c.EVENT_AT: at, c.RECEIVED_AT: at}
+    return pa.table(rows, schema=tables.EVENTS)
+
+
+@pytest.fixture
+def shop(home):
+    weeks = [week_of(7 * week, f"u{week % 2}", f"i{week}") for week in range(6)]  # the sixth lies after as_of
+    lake.land_tables(home, events=pa.concat_tables(weeks))
+    return home
+
+
+def test_it_holds_what_is_known_as_of_the_run_and_nothing_later(shop):
+    found = universe.ensure(shop, AS_OF)
+    assert (found.user_ids.tolist(), found.item_ids.tolist()) == (["u0", "u1"], ["i0", "i1", "i2", "i3", "i4"])
+    truth = found.labels("judge")
+    assert (truth.user_ids.tolist(), truth.item_ids[truth.item].tolist(), truth.gain.tolist()) == (["u0"], ["i4"], [3.0])
+    with pytest.raises(StateError, match="fold 'rank_9': not in this run"):
+        found.labels("rank_9")
+
+
+def test_a_label_on_an_item_no_model_could_know_is_in_the_catalogue(shop):
+    found = universe.ensure(shop, AS_OF)
+    known = found.interactions(found.fold("judge").cutoff, universe.TrainingSettings())
+    new = np.setdiff1d(found.labels("judge").item, known.item)
+    assert found.item_ids[new].tolist() == ["i4"]
+
+
+def test_it_is_kept_until_the_lake_changes(shop):
+    first = universe.ensure(shop, AS_OF)
+    manifest = first.path / publish.MANIFEST
+    written = manifest.stat().st_mtime_ns
+    assert universe.ensure(shop, AS_OF).digest == first.digest
+    assert manifest.stat().st_mtime_ns == written
+    lake.land_tables(shop, events=week_of(0, "u7", "i7"), batch_id="late")
+    assert "u7" in universe.ensure(shop, AS_OF).user_ids
+
+
+def test_sources_that_ask_at_once_get_the_same_one(shop):
+    asked = [subprocess.Popen([sys.executable, "-c", ENSURE, str(shop.root)], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = {process.communicate(timeout=120)[0].strip() for process in asked}
+    assert [process.returncode for process in asked] == [0, 0, 0]
+    assert answers == {universe.load(shop, AS_OF).digest}
