@@ -137,8 +137,10 @@ def _nothing(wanted: pa.Table, specs: list[FeatureSpec]) -> pa.Table:
 
 def _attach(rows: pa.Table, asked: pa.Table, found: pa.Table, keys: list[str], specs: list[FeatureSpec]) -> pa.Table:
     """Return `rows` with the features found for its keys; a join, then a take, so that order stays."""
-    right = pa.table({**{key: found[key].cast(asked.schema.field(key).type) for key in keys}, POSITION: pa.array(range(len(found)))})
-    left = asked.append_column("__row", pa.array(range(len(asked))))
+    right = pa.table(
+        {**{key: found[key].cast(asked.schema.field(key).type) for key in keys}, POSITION: pa.array(range(len(found)), pa.int64())}
+    )
+    left = asked.append_column("__row", pa.array(range(len(asked)), pa.int64()))
     joined = left.join(right, keys=keys, join_type="left outer").sort_by("__row")
     return _add(rows, {spec: found[spec.name].combine_chunks().cast(spec.dtype).take(joined[POSITION]) for spec in specs})
 
