@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from pipelines.retrieval import neighbours, topk
 from pipelines.retrieval.protocol import Candidates
 
 log = logging.getLogger(__name__)
+
+BLOCK: Final = 1024  # items multiplied at once
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,29 @@ class Ease:
         of_all = sparse.csr_matrix((pruned.data, (some[pruned.row], some[pruned.col])), shape=(n_items, n_items), dtype=np.float32)
         return replace(self, state=neighbours.state(of_all))
 
-    def _solve(self, users: sparse.csc_matrix) -> Floats:
-        """Return float32 [n_some, n_some], row i holding what item i says for each other item."""
-        if not users.shape[1]:
-            return np.empty((0, 0), dtype=np.float32)
-        gram = np.asfortranarray((users.T @ users).toarray(), dtype=np.float32)
-        gram[np.diag_indices_from(gram)] += np.float32(self.regularization)
+    def _solve(self, users: sparse.csr_matrix) -> Floats:
+        """Return float32 [n_some, n_some], row i holding what item i says for each other item; made in place, block by block."""
+        n_items = users.shape[1]
+        gram = np.zeros((n_items, n_items), dtype=np.float32, order="F")
+        if not n_items:
+            return gram
+        items = users.T.tocsr()
+        blocks = [(first, min(first + BLOCK, n_items)) for first in range(0, n_items, BLOCK)]
+        for first, last in blocks:
+            gram[:, first:last] = (items[first:last] @ users).toarray().T
+        gram[np.diag_indices(n_items)] += np.float32(self.regularization)
         factor, failed = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
         if not failed:
-            inverse, failed = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
+            factor, failed = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
         if failed:
             raise ReloopError("ease", found=f"regularization {self.regularization}", allowed="a number above zero", hint="raise it")
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        weights: Floats = -inverse / np.diag(inverse)
-        weights[np.diag_indices_from(weights)] = 0
+        weights: Floats = factor
+        for first, last in blocks:  # LAPACK fills the lower triangle; the inverse is symmetric
+            square = np.tril(weights[first:last, first:last])
+            weights[first:last, first:last] = square + np.tril(square, -1).T
+            weights[first:last, last:] = weights[last:, first:last].T
+        weights /= -np.diag(weights).copy()
+        weights[np.diag_indices(n_items)] = 0
         return weights
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:

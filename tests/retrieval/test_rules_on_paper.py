@@ -5,7 +5,7 @@ import pytest
 from retriever_contract import everyone, world
 
 from pipelines.errors import ReloopError, StateError
-from pipelines.retrieval import lineup, neighbours
+from pipelines.retrieval import ease, lineup, neighbours
 from pipelines.retrieval.ease import Ease
 from pipelines.retrieval.item_knn import ItemKnn
 from pipelines.retrieval.popular import Popular
@@ -43,7 +43,8 @@ def test_the_last_step_of_a_history_speaks_loudest():
     assert found.item[2].tolist() == [3, 1]
 
 
-def test_ease_is_the_closed_form():
+def test_ease_is_the_closed_form(monkeypatch):
+    monkeypatch.setattr(ease, "BLOCK", 3)
     rng = np.random.default_rng(0)
     events = [(user, item, 1.0, 1.0) for user in range(30) for item in range(8) if rng.random() < 0.4]
     interactions = world(events, 30, 8)
