@@ -137,7 +137,7 @@ def columns(name: str, found: int, limits: SourceSettings) -> None:
         )
 
 
-def parquet(path: Path, limits: SourceSettings) -> pa.Schema:
+def parquet(path: Path, limits: SourceSettings, name: str | None = None) -> pa.Schema:
     """Return the schema of a Parquet file that is worth decoding.
 
     The uncompressed size in the footer counts encoded pages: a constant column of two billion rows
@@ -148,21 +148,22 @@ def parquet(path: Path, limits: SourceSettings) -> pa.Schema:
     Raises:
         SourceError: no Parquet, too many rows or columns, nested too deep, or decoding to too much.
     """
+    name = name or path.name
     try:
         with pq.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
-            columns(path.name, metadata.num_columns, limits)
+            columns(name, metadata.num_columns, limits)
             for field in schema:
-                _nesting(path.name, field.name, field.type, limits)
+                _nesting(name, field.name, field.type, limits)
             if metadata.num_rows > limits.max_rows:
-                raise SourceError(path.name, found=f"{metadata.num_rows:,} rows", allowed=f"at most {limits.max_rows:,}")
+                raise SourceError(name, found=f"{metadata.num_rows:,} rows", allowed=f"at most {limits.max_rows:,}")
             cap = min(limits.max_expanded_bytes, max(limits.ratio_from_bytes, int(path.stat().st_size * limits.max_ratio)))
             decoded = _decoded_bytes(path, metadata, cap)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise SourceError(path.name, found=f"no readable Parquet: {error}", allowed="a Parquet file") from error
+        raise SourceError(name, found=f"no readable Parquet: {error}", allowed="a Parquet file") from error
     if decoded > cap:
         raise SourceError(
-            path.name,
+            name,
             found=f"{path.stat().st_size:,} bytes that decode to about {decoded:,}",
             allowed=f"{cap:,} bytes",
             hint="if the file is honest, raise sources.max_ratio or sources.max_expanded_bytes in reloop.toml",

@@ -336,6 +336,17 @@ class Mapping(Frozen):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `on`, `yes` and `2024-01-01` are words (YAML 1.1 makes them booleans and dates)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
+
+
 def load(path: Path) -> Mapping:
     """Read a mapping file.
 
@@ -351,7 +362,7 @@ def load(path: Path) -> Mapping:
         # A few nested aliases unfold to billions of nodes, and no mapping needs one.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
             raise MappingError(str(path), found="a YAML alias (*name)", allowed="plain YAML")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader with fewer implicit types
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise MappingError(
             str(path), found=f"no YAML: {error}", allowed="a mapping in YAML", hint="docs/your-own-data.md shows one"

@@ -97,7 +97,7 @@ def _parquet(label: str, spec: FileSpec, entries: list[Entry], stem: Path, limit
             with entry.open(limits) as stream, file.open("wb") as copy:
                 while block := stream.read(1 << 20):
                     copy.write(block)
-        found = guard.parquet(file, limits)
+        found = guard.parquet(file, limits, entry.name)
         schema = found if schema is None else schema
         if found.names != schema.names:
             raise SourceError(entry.name, found=f"columns {found.names}", allowed=f"those of the first file, {schema.names}")

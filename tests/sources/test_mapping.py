@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +89,13 @@ def test_settings_are_checked_and_limits_are_not_theirs_to_set():
         mapping.parse({"events": GOOD, "settings": {"training": {"horizon_dyas": 14}}}, "m")
     with pytest.raises(MappingError, match=r"settings.sources"):
         mapping.parse({"events": GOOD, "settings": {"sources": {"max_ratio": 1e9}}}, "m")
+
+
+def test_on_yes_and_dates_are_words(tmp_path: Path):
+    (tmp_path / "map.yml").write_text(
+        "files: {a: a.csv, b: b.csv}\nevents:\n  file: a\n  join: [{file: b, on: no}]\n  user_id: u\n  item_id: i\n"
+        "  event_type: {column: k, values: {yes: purchase, no: view, 2024-01-01: click}}\n  event_at: {column: t, earliest: 2020-01-01}\n"
+    )
+    events = mapping.load(tmp_path / "map.yml").events
+    assert events.join[0].on == {"no": "no"}
+    assert events.event_type.values == {"yes": "purchase", "no": "view", "2024-01-01": "click"}
