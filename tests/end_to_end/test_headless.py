@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stack import WORLD, small_settings
 
-from pipelines import cycle
+from pipelines import cycle, publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.window import utc
 
@@ -75,7 +75,7 @@ def test_drift_starts_a_second_training_in_the_same_walk(walked):
 def test_the_challenger_met_the_incumbent(walked):
     home, _ = walked
     first, second = (cycle.records(home, utc(day), "gate")[0] for day in ("2025-02-24", "2025-02-27"))
-    assert (first["verdict"], first["champion_before"]) == ("promoted", None)
+    assert (first["verdict"], first["champion_before"]) == ("promote", None)
     assert second["champion_before"] == first["champion_after"] is not None
 
 
@@ -85,6 +85,23 @@ def test_every_row_read_has_one_fate(walked):
     assert sum(record["rows"]["read"] for record in landed) > 10_000
     for record in landed:
         assert record["rows"]["read"] == record["rows"]["accepted"] + record["rows"]["quarantined"] + record["rows"]["duplicates"]
+
+
+def test_a_backfill_of_what_the_lake_holds_changes_no_byte(walked):
+    """Run as a person would from a shell, `airflow dags test`, over three days that landed in a batch of seven weeks."""
+    sys.path.append(str(REPOSITORY / "dags"))
+    from reloop_environment import environment
+
+    home, _ = walked
+    tables = [home.lake / "events", home.lake / "items", home.lake / "users", home.features]
+    before = {file: publish.digest(file) for table in tables for file in sorted(table.rglob("*.parquet"))}
+    assert len(before) > 50
+    conf = json.dumps({**WORLD, "shifts": ["traffic_mix@2025-02-24"], "from": "2025-02-03", "to": "2025-02-06"})
+    command = [str(Path(sys.executable).parent / "airflow"), "dags", "test", "reloop_backfill", "--conf", conf]
+    done = subprocess.run(command, env=environment(home) | {"RELOOP_RETRIES": "0"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not list((home.reports / "failures").glob("*/*.json"))
+    assert {file: publish.digest(file) for table in tables for file in sorted(table.rglob("*.parquet"))} == before
 
 
 def test_what_travels_between_tasks_is_small(walked):

@@ -71,7 +71,7 @@ def test_one_rest_trigger_runs_through_to_the_decision_by_assets_alone(decided: 
     ]
     assert {event["extra"]["as_of"] for event in events} == {"2025-02-24T00:00:00+00:00"}
     decision = next(event for event in events if event["name"] == "champion_decision")["extra"]
-    assert decision["verdict"] == "promoted"
+    assert decision["verdict"] == "promote"
     assert decision["reasons"]
 
 
