@@ -72,7 +72,8 @@ def intra_list_diversity(item: Lists, group: npt.NDArray[np.integer], k: int) ->
         run = np.where((ordered[:, column] == ordered[:, column - 1]) & (ordered[:, column] >= 0), run + 1, 0)
         alike += run
     pairs = listed * (listed - 1) / 2
-    return np.divide(pairs - alike, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    share: Doubles = np.divide(pairs - alike, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return share
 
 
 def _row_mean(values: Doubles, counted: npt.NDArray[np.bool_]) -> Doubles:
