@@ -250,7 +250,7 @@ def load(home: Home) -> Settings:
     Raises:
         StateError: a section or knob is unknown, or has the wrong type.
     """
-    remembered = {"source": "", "settings": {}}
+    remembered: dict[str, Any] = {"source": "", "settings": {}}
     if source_file(home).is_file():
         remembered |= json.loads(source_file(home).read_text(encoding="utf-8"))
     return resolve(home, remembered["source"], remembered["settings"])
