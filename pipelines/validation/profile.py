@@ -30,6 +30,7 @@ WHOLE: Final = "all"
 MIN_ROWS: Final = 30  # a day with fewer is judged with the batch only: its shares are noise
 MIN_EXPECTED: Final = 50  # rows of a usual day below which its volume says nothing
 MIN_ITEMS: Final = 20  # items sold both now and before, to compare their prices
+ANY: Final = "any reason"
 UNHEARD_OF: Final = 0.3  # what a reason's usual share is taken to be before there is history
 OFF_SCALE: Final = 20.0  # a factor between prices of one item that is a unit, not a discount
 AMOUNTS: Final = (c.VALUE, c.QUANTITY)
@@ -45,7 +46,8 @@ class Usual:
     Attributes:
         weekday_rows: ISO weekday -> median events of that weekday in the four weeks before.
         null_share: table -> column -> share of nulls.
-        reason_share: primary reason -> median share of the rows of the last landings; None without landings.
+        reason_share: primary reason, and `ANY` for all together -> median share of the rows of the
+            last landings; None without landings.
     """
 
     weekday_rows: dict[int, float] = field(default_factory=dict)
@@ -79,7 +81,11 @@ def usual(lake: duckdb.DuckDBPyConnection, window: Window, batch_id: str, landin
         report for report in landings if report.window and report.batch_id != batch_id and report.window[0] < window.start.isoformat()
     ]
     recent = sorted(before, key=lambda report: report.window)[-8:]
-    of_landings = [{reason: n / report.rows["read"] for reason, n in report.reasons.items()} for report in recent if report.rows["read"]]
+    of_landings = [
+        {reason: n / report.rows["read"] for reason, n in {**report.reasons, ANY: report.rows["quarantined"]}.items()}
+        for report in recent
+        if report.rows["read"]
+    ]
     reasons = {
         reason: median(share.get(reason, 0.0) for share in of_landings) for reason in sorted({r for share in of_landings for r in share})
     }
@@ -190,17 +196,32 @@ def _reasons(engine: duckdb.DuckDBPyConnection, known: Usual) -> Iterator[Line]:
         f"SELECT {day}, grouping({day}), {c.REASONS}[1] AS reason, count(*), mode({c.EVENT_TYPE}) FROM quarantined_events"
         f" GROUP BY GROUPING SETS (({day}, reason), (reason)) ORDER BY ALL"
     ).fetchall()
+    together: dict[str, dict[str, int]] = defaultdict(dict)
     for when, over_all, reason, count, common in refused:
         key = WHOLE if over_all else _day(when)
         if when is None and not over_all:
             continue  # rows without any time count in the batch as a whole
         if key != WHOLE and rows[key] < MIN_ROWS:
             continue
+        together[key][reason] = count
         line = {"subject": reason, "day": key, "rows": rows[key], "count": count, "usual": known.reason(reason)}
         above = count / rows[key] - known.reason(reason)
         yield {**line, "reason_share_above_usual": above}
         if reason == UNKNOWN_TYPE and known.reason_share is not None:
             yield {**line, "subject": f"{c.EVENT_TYPE} {common!r}", "unknown_type_share_above_usual": above}
+    for key, reasons in together.items():
+        if len(reasons) > 1:
+            count = sum(reasons.values())
+            subject = f"refused for {len(reasons)} reasons ({', '.join(f'{reason}: {n:,}' for reason, n in reasons.items())})"
+            above = count / rows[key] - known.reason(ANY)
+            yield {
+                "subject": subject,
+                "day": key,
+                "rows": rows[key],
+                "count": count,
+                "usual": known.reason(ANY),
+                "reason_share_above_usual": above,
+            }
 
 
 def _day(when: object) -> str:

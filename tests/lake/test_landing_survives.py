@@ -29,15 +29,15 @@ def lab(root: Path, *scenario: str) -> dict:
 def check_kills(found: dict) -> None:
     *kills, last = found["outcomes"]
     assert last["ended"] == 0, "the run without a kill must end the series"
-    assert len(kills) > 5
+    assert len(kills) >= 5
     for outcome in kills:
         assert outcome["ended"] == -9, outcome
         assert outcome["read"] == [0, ""], outcome
         assert (outcome["again"], outcome["same"], outcome["litter"]) == ([0, ""], True, []), outcome
 
 
-def test_a_landing_killed_at_any_seventh_file_system_call_is_whole_to_readers_and_ends_in_the_same_bytes(tmp_path):
-    check_kills(lab(tmp_path, "kills", "1", "7"))
+def test_a_landing_killed_at_any_eleventh_file_system_call_is_whole_to_readers_and_ends_in_the_same_bytes(tmp_path):
+    check_kills(lab(tmp_path, "kills", "3", "11"))
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_writers_wait_for_each_other_and_nothing_is_lost_or_doubled(tmp_path):
 def test_the_bytes_of_the_lake_do_not_depend_on_the_time_zone_of_the_process(tmp_path):
     found = lab(tmp_path, "zones")
     assert set(map(tuple, found["ended"].values())) == {(0, "")}
-    assert len(found["files"]) == 4
+    assert len(found["files"]) == 3
     assert all(files == found["files"][0] for files in found["files"])
     assert sorted(name for name in found["files"][0] if "/events/" in name) == [
         f"lake/events/event_date=2024-03-{day:02}/events.parquet" for day in ("09", "10", "11")

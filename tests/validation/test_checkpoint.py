@@ -72,6 +72,10 @@ BLOCKED = {
         {"events": on_tuesday("user_id", lambda _: None, 3)},
         r"user_id is missing, 67 of 200 rows \(33.5%\)",
     ),
+    "30% nulls over two required columns": (
+        {"events": with_column(on_tuesday("user_id", lambda _: None, 6), "item_id", on_tuesday("item_id", lambda _: None, 5)["item_id"])},
+        r"refused for 2 reasons \(item_id is missing: 33, user_id is missing: 34\), 67 of 200 rows \(33.5%\)",
+    ),
     "30% nulls in an optional column": (
         {"events": on_tuesday("device", lambda _: None, 3)},
         r"column 'device' is null in 67 of 200 rows \(33.5%\)",
