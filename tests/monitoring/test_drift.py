@@ -101,15 +101,15 @@ def test_a_feature_that_is_gone_or_new_is_said() -> None:
 
 
 def test_false_alarms_of_a_whole_check_stay_under_the_rate() -> None:
-    """300 checks of 12 unchanged heavy-tailed features with few rows, the fixed threshold out of the way: at most 1%, three alarms with luck seven."""
+    """200 checks of 12 unchanged heavy-tailed features with few rows, the fixed threshold out of the way: 1% is two alarms, more than six would be chance of one in two hundred."""
     policy = DriftPolicy(psi_threshold=0.0)
     alarms = 0
-    for seed in range(300):
+    for seed in range(200):
         rng = np.random.default_rng(seed)
         draw = [{f"user_daily__f{i}": pa.chunked_array([rng.lognormal(size=n)]) for i in range(12)} for n in (1500, 400)]
         frozen = population.Profile(DAY, {name: psi.reference(column, 10) for name, column in draw[0].items()}, {}, {}, {})
         alarms += drift.compare(frozen, draw[1], DAY, policy).verdict == drift.DRIFT
-    assert alarms <= 7
+    assert alarms <= 6
 
 
 def test_the_page_shows_our_bins_and_our_thresholds(home: Home) -> None:

@@ -16,7 +16,8 @@ from pipelines.registry import bundle, promotion, releases, tracking
 
 
 def aliases(home: Home) -> dict[str, str]:
-    return dict(tracking.client(home).get_registered_model(tracking.MODEL).aliases)
+    found = tracking.client(home).get_registered_model(tracking.MODEL).aliases
+    return {name: str(version) for name, version in found.items()}
 
 
 def test_first_model_then_a_week_later(fresh: Home) -> None:
