@@ -34,7 +34,7 @@ def source_params() -> dict[str, Param]:
             minimum=1,
             maximum=366,
             title="Days a batch",
-            description_md="Days read and validated together. Empty: the source's own.",
+            description_md="Days that are read and judged together. Empty: a week.",
         ),
         "seed": _count("Seed", 7, 0, 2**31 - 1, "Seed of the simulated shop: the same seed gives the same bytes."),
         "users": _count("Users", 20_000, 1, 50_000_000, "Users of the simulated shop."),
