@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -22,6 +23,8 @@ from pipelines.errors import MappingError
 from pipelines.window import utc
 
 LARGEST: Final = 1 << 20  # bytes of a mapping file
+DEEPEST: Final = 100  # brackets open at once
+BRACKETS: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 STEP: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(second|minute|hour|day|week)s?")
 
 _T = TypeVar("_T")
@@ -359,6 +362,9 @@ def load(path: Path) -> Mapping:
         raise MappingError(str(path), found=f"{path.stat().st_size:,} bytes", allowed=f"at most {LARGEST:,}")
     try:
         text = path.read_text(encoding="utf-8")
+        # PyYAML takes quadratic time over brackets that only open.
+        if any(depth > DEEPEST for depth in accumulate(BRACKETS.get(mark, 0) for mark in text)):
+            raise MappingError(str(path), found=f"brackets nested deeper than {DEEPEST}", allowed="no YAML of a mapping nests like that")
         # A few nested aliases unfold to billions of nodes, and no mapping needs one.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
             raise MappingError(str(path), found="a YAML alias (*name)", allowed="plain YAML")

@@ -263,7 +263,8 @@ def test_the_engine_reaches_no_file_but_its_inputs_and_cannot_be_changed(tmp_pat
     [
         ("events: &a {user_id: u}\nitems: *a\n", "alias"),
         ("events: !!python/object/apply:os.system ['true']\n", "no YAML"),
-        ("[" * 100_000, "no YAML"),
+        ("[" * 100_000, "nested deeper"),
+        ("a: " * 50 + "1", "no YAML"),
         ("x" * 2_000_000, "at most"),
     ],
 )
