@@ -62,10 +62,11 @@ def render(
         from evidently.metrics import ValueDrift
 
         names = {name: labels(profile.references[name]) for name in sorted(thresholds)}
-        frames = [
-            pd.DataFrame({name: sample(count(name), names[name]) for name in names})
-            for count in (lambda name: psi.counts(profile.references[name], now[name]), lambda name: profile.references[name].counted)
-        ]
+        counted = (
+            {name: psi.counts(profile.references[name], now[name]) for name in names},
+            {name: profile.references[name].counted for name in names},
+        )
+        frames = [pd.DataFrame({name: sample(counts[name], names[name]) for name in names}) for counts in counted]
         current, reference = (Dataset.from_pandas(frame, DataDefinition(categorical_columns=list(names))) for frame in frames)
         report = Report([ValueDrift(column=name, method="psi", threshold=thresholds[name]) for name in names])
         snapshot = report.run(current, reference, timestamp=utc(as_of), name=f"drift {utc(as_of):%Y-%m-%d} against {profile.day:%Y-%m-%d}")
