@@ -91,7 +91,7 @@ def latest(windows: list[list[str]]) -> str:
     return max(current_as_of(), utc(windows[-1][1])).isoformat()
 
 
-@task(map_index_template="{{ task.op_kwargs['window'] | join(' .. ') }}")
+@task(map_index_template="{{ task.op_kwargs['window'] | map('truncate', 10, true, '') | join(' .. ') }}")
 def read(window: list[str]) -> str:
     """Stage one window of the source. Hands on the batch id."""
     from pipelines.config import Home

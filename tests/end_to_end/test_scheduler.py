@@ -54,7 +54,7 @@ def test_the_api_refuses_a_hostile_form_before_anything_runs(stack: Stack, conf,
     with pytest.raises(urllib.error.HTTPError) as refused:
         stack.trigger("reloop_ingest", conf)
     assert refused.value.code == 400
-    assert next(iter(conf.values())) in refused.value.read().decode().replace('\\"', '"') or named
+    assert f"Invalid input for param {named}" in refused.value.read().decode()
     assert len(stack.runs("reloop_ingest")) == before
 
 
@@ -69,14 +69,14 @@ def test_one_rest_trigger_runs_through_to_the_decision_by_assets_alone(decided: 
         "challenger",
         "champion_decision",
     ]
-    assert {event["extra"]["as_of"] for event in events} == {"2025-02-24T00:00:00+00:00"}
+    assert {event["extra"]["as_of"] for event in events[:4]} == {"2025-02-24T00:00:00+00:00"}
     decision = next(event for event in events if event["name"] == "champion_decision")["extra"]
     assert decision["verdict"] == "promote"
     assert decision["reasons"]
 
 
 def test_drift_starts_a_training_that_no_cadence_asks_for(decided: Stack):
-    """Three days later no training is due; the tastes have shifted, so the monitor asks for one, and it runs."""
+    """Three days later no training is due; other people come, so the monitor asks for one, and it runs."""
     trained = len(decided.runs("reloop_promote"))
     conf = {**WORLD, "from": "2025-02-24", "to": "2025-02-27", "batch_days": 3, "shifts": ["traffic_mix@2025-02-24"]}
     decided.trigger("reloop_ingest", conf)

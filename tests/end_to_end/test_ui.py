@@ -31,7 +31,8 @@ def page() -> Iterator[Any]:
         browser.close()
 
 
-def test_a_person_triggers_the_ingest_from_its_form(stack: Stack, page: Any):
+def test_a_person_triggers_the_ingest_from_its_form(decided: Stack, page: Any):
+    stack = decided
     before = {run["dag_run_id"] for run in stack.runs("reloop_ingest")}
     password = json.loads((stack.home.airflow / "passwords.json").read_text())["admin"]
     page.goto(stack.url)
@@ -42,8 +43,8 @@ def test_a_person_triggers_the_ingest_from_its_form(stack: Stack, page: Any):
 
     page.goto(f"{stack.url}/dags/reloop_ingest")
     page.get_by_role("button", name="Trigger").first.click()
-    page.locator('[name="element_from"]').fill("2025-01-06")
-    page.locator('[name="element_to"]').fill("2025-01-07")
+    page.locator('[name="element_from"]').fill("2025-02-27")
+    page.locator('[name="element_to"]').fill("2025-02-28")
     for name in ("users", "items", "events_per_day"):
         page.locator(f'[name="element_{name}"]').fill(str(WORLD[name]))
     page.screenshot(path=reports("airflow-form.png"))
@@ -53,7 +54,7 @@ def test_a_person_triggers_the_ingest_from_its_form(stack: Stack, page: Any):
     new = [run for run in stack.runs("reloop_ingest") if run["dag_run_id"] not in before]
     assert [run["triggering_user_name"] for run in new] == ["admin"]
     assert new[0]["conf"]["users"] == WORLD["users"]
-    assert new[0]["conf"]["to"] == "2025-01-07"
+    assert new[0]["conf"]["to"] == "2025-02-28"
     page.goto(f"{stack.url}/dags/reloop_ingest/runs/{new[0]['dag_run_id']}")
     page.get_by_text("validate", exact=False).first.wait_for()
     stack.wait("reloop_ingest", len(before) + 1, seconds=300)
