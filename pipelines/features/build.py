@@ -7,11 +7,14 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from pipelines import columns as c
@@ -24,6 +27,8 @@ from pipelines.window import DAY, floor_day
 PROJECT: Final = REPOSITORY / "dbt"
 MARTS: Final = {"user_daily": ("user_id",), "item_daily": ("item_id",), "user_category_daily": ("user_id", "category")}
 MANIFEST: Final = "_manifest.json"
+ENGINE: Final = {"threads": "2", "memory_limit": "2GB"}
+BATCH: Final = 1 << 17
 log = logging.getLogger(__name__)
 
 
@@ -141,23 +146,52 @@ def _failures(results: Path) -> str:
 
 
 def publish_days(home: Home, days: list[date]) -> dict[str, dict[date, int]]:
-    """Write `features/<mart>/as_of=D.parquet` for some days of the warehouse; return rows by mart and day.
+    """Write `features/<mart>/as_of=D.parquet` for consecutive days of the warehouse; return rows by mart and day.
 
     Rows are sorted by key; a day on which a mart has no row is an empty file.
     """
     rows: dict[str, dict[date, int]] = {}
-    with duckdb.connect(str(home.warehouse), read_only=True, config={"threads": "2", "memory_limit": "2GB"}) as warehouse:
+    with duckdb.connect(str(home.warehouse), read_only=True, config=ENGINE) as warehouse:
         for mart, keys in MARTS.items():
-            rows[mart] = {}
-            query = f"select * from {mart} where as_of = $day order by {', '.join(keys)}"
-            for day in days:
-                table = _in_utc(warehouse.sql(query, params={"day": datetime(day.year, day.month, day.day)}).to_arrow_table())  # noqa: DTZ001 - the warehouse holds UTC without zone
-                publish.write_parquet(home.features / mart / f"as_of={day}.parquet", table)
+            rows[mart] = dict.fromkeys(days, 0)
+            # One sort of all days is a third of the work of one scan and sort a day.
+            query = f"select * from {mart} where as_of between cast($first as timestamp) and cast($last as timestamp) order by {', '.join(['as_of', *keys])}"
+            reader = warehouse.sql(query, params={"first": days[0].isoformat(), "last": days[-1].isoformat()}).to_arrow_reader(BATCH)
+            for day, table in _by_day(reader):
+                publish.write_parquet(_file(home, mart, day), _in_utc(table))
                 rows[mart][day] = len(table)
+            for day in (day for day, count in rows[mart].items() if not count):
+                publish.write_parquet(_file(home, mart, day), _in_utc(reader.schema.empty_table()))
     return rows
 
 
+def _file(home: Home, mart: str, day: date) -> Path:
+    return home.features / mart / f"as_of={day}.parquet"
+
+
+def _by_day(reader: pa.RecordBatchReader) -> Iterator[tuple[date, pa.Table]]:
+    """Yield the days of rows sorted by `as_of`, one table each, holding one day at a time."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in reader:
+        moment = batch.column(c.AS_OF).cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+        cuts = [0, *(np.flatnonzero(np.diff(moment)) + 1).tolist(), len(batch)]
+        for start, end in pairwise(cuts):
+            piece = batch.slice(start, end - start)
+            if waiting and waiting[0].column(c.AS_OF)[0] != piece.column(c.AS_OF)[0]:
+                yield _dated(waiting)
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield _dated(waiting)
+
+
+def _dated(batches: list[pa.RecordBatch]) -> tuple[date, pa.Table]:
+    moment: datetime = batches[0].column(c.AS_OF)[0].as_py()
+    return moment.date(), pa.Table.from_batches(batches)
+
+
 def _in_utc(table: pa.Table) -> pa.Table:
+    """Return the table with its times in UTC microseconds, in one chunk, so that bytes depend on the rows alone."""
     for name in (c.AS_OF, c.AVAILABLE_AT):
         table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.timestamp("us")).cast(TIMESTAMP))
     return table.combine_chunks()

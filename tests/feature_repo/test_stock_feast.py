@@ -62,6 +62,7 @@ def feast(home: Home, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_feast_apply_and_materialize_by_hand_serve_what_the_library_reads(shop: Home):
     feast(shop, "apply")
     assert "ranking_v1" in feast(shop, "feature-services", "list")

@@ -150,6 +150,7 @@ def test_killed_twice_and_fed_the_future_a_full_build_ends_in_the_bytes_of_the_d
     assert not list(home.features.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_without_the_guard_on_receipt_the_planted_rows_would_show(built: Home, home: Home, project: Path):
     """The mutation that the test above must catch: a model that believes an event on the day it happened."""
     model = project / "models" / "intermediate" / "int_known_events.sql"
