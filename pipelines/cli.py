@@ -6,9 +6,10 @@ import json
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -52,8 +53,17 @@ def main() -> None:
     try:
         app()
     except ReloopError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {_escape(str(error))}")
-        sys.exit(2)
+        _complain(str(error))
+    except ValidationError as error:
+        for wrong in error.errors():
+            _complain(
+                f"{'.'.join(map(str, wrong['loc']))}: {wrong['input']!r}; {wrong['msg']}. Hint: `reloop COMMAND --help` lists what is allowed"
+            )
+
+
+def _complain(text: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {_escape(text)}")
+    sys.exit(2)
 
 
 def _escape(text: str) -> str:
@@ -140,14 +150,14 @@ def run(
     """Run the whole loop through the Dags, cycle after cycle, and print what each one did."""
     from pipelines import run as running
     from pipelines import summary
-    from pipelines.sources import plan
+    from pipelines.sources import normalising
 
     state = _home(home)
     request = Request(source=source, path=path, mapping=mapping, world=_world(seed, users, items, events_per_day, faults, shifts))
     simulated = source is Source.SIMULATED
     warmup = warmup_days if warmup_days is not None or not simulated else 56
     span = _span(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
-    settings = plan.settings(state, request)
+    settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
     planned = running.plan(request, span, settings, step_days=step_days, warmup_days=warmup, batch_days=batch_days)
     results = running.execute(state, planned, settings, out)
     if as_json:
@@ -197,7 +207,7 @@ def ingest(
     state = _home(home)
     request = Request(source=source, path=path, mapping=mapping, world=_world(seed, users, items, events_per_day, faults, shifts))
     windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days or 7)
-    landed = {}
+    landed: dict[str, Any] = {}
     for window in windows:
         batch = reading.stage_batch(state, request, window)
         checkpoint.validate_batch(state, window.end, batch)

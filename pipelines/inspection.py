@@ -50,17 +50,22 @@ class Finding:
     text: str
 
 
+def _normal(name: str) -> str:
+    """Return a distribution's name as the packaging standard compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def _packages() -> Finding:
     """Compare what is installed with the lock, where there is one (a clone, not an installed wheel)."""
     lock = REPOSITORY / "requirements.lock"
     if not lock.is_file():
         return Finding("packages", ok=True, text="no requirements.lock beside the package; nothing to compare with")
     pinned = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
-    installed = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
+    installed = {_normal(distribution.name): distribution.version for distribution in metadata.distributions()}
     wrong = [
-        f"{name} {installed.get(name.lower().replace('_', '-'), 'missing')} instead of {version}"
+        f"{name} {installed.get(_normal(name), 'missing')} instead of {version}"
         for name, version in pinned
-        if installed.get(name.lower().replace("_", "-")) != version
+        if installed.get(_normal(name)) != version
     ]
     return Finding("packages", not wrong, f"{len(pinned)} as locked" if not wrong else "; ".join(wrong[:5]) + ". Run `make .venv/ready`")
 
