@@ -173,7 +173,9 @@ def _register(home: Home, as_of: datetime, digest: str) -> int:
         from pipelines.registry import runs
 
         run_id, uri = runs.log_bundle(home, as_of, digest)
-        version = int(books.create_model_version(tracking.MODEL, uri, run_id=run_id, tags=_tags(home, as_of, digest)).version)
+        model_id = uri.removeprefix("models:/")  # a tracking server refuses a source that is not said to be this model
+        made = books.create_model_version(tracking.MODEL, uri, run_id=run_id, tags=_tags(home, as_of, digest), model_id=model_id)
+        version = int(made.version)
     books.set_registered_model_alias(tracking.MODEL, tracking.CHALLENGER, str(version))
     return version
 
