@@ -22,8 +22,11 @@ help: ## Show this list
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The simulated shop has its bad days, too, so that the quarantine has something to show.
+DEMO := --fault duplicates@2025-02-11 --fault future_clock@2025-02-19 --fault late@2025-03-05
+
 run: .venv/ready ## The whole loop on a simulated shop, two weeks, through Airflow's Dags; ARGS='--source …' for your own data
-	@$(BIN)/reloop run $(ARGS)
+	@$(BIN)/reloop run $(or $(ARGS),$(DEMO))
 
 test: .venv/ready .venv/system ## Lint, types, layers, SQL, and every test that takes minutes
 	@$(MAKE) --no-print-directory lint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -37,7 +38,10 @@ PathOption = Annotated[Path | None, typer.Option("--path", help="File or folder 
 MapOption = Annotated[Path | None, typer.Option("--map", help="Mapping file (YAML) of `--source table`; see docs/your-own-data.md.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="First day to read; default: the first of the source.")]
 ToOption = Annotated[str | None, typer.Option("--to", help="Day after the last to read; default: the end of the source.")]
-BatchOption = Annotated[int | None, typer.Option("--batch-days", min=1, help="Days a batch is validated and landed in.")]
+BatchOption = Annotated[
+    int,
+    typer.Option("--batch-days", min=1, help="Days that are staged and landed in one go; checks and lake files are by day all the same."),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the simulated shop.")]
 UsersOption = Annotated[int, typer.Option("--users", help="Users of the simulated shop.")]
 ItemsOption = Annotated[int, typer.Option("--items", help="Items of the simulated shop.")]
@@ -50,6 +54,8 @@ DEFAULT = World()
 
 def main() -> None:
     """Run the command line; turn an error that a person can act on into one line and exit code 2."""
+    # A terminated run takes its Airflow process along: the exit unwinds the stack that started it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except ReloopError as error:
@@ -137,7 +143,7 @@ def run(
     warmup_days: Annotated[
         int | None, typer.Option("--warmup-days", min=1, help="Days before the first training; simulated: 56, else what training needs.")
     ] = None,
-    batch_days: BatchOption = None,
+    batch_days: BatchOption = 7,
     seed: SeedOption = DEFAULT.seed,
     users: UsersOption = DEFAULT.users,
     items: ItemsOption = DEFAULT.items,
@@ -189,7 +195,7 @@ def ingest(
     mapping: MapOption = None,
     start: FromOption = None,
     end: ToOption = None,
-    batch_days: BatchOption = None,
+    batch_days: BatchOption = 7,
     seed: SeedOption = DEFAULT.seed,
     users: UsersOption = DEFAULT.users,
     items: ItemsOption = DEFAULT.items,
@@ -206,7 +212,7 @@ def ingest(
 
     state = _home(home)
     request = Request(source=source, path=path, mapping=mapping, world=_world(seed, users, items, events_per_day, faults, shifts))
-    windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days or 7)
+    windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days)
     landed: dict[str, Any] = {}
     for window in windows:
         batch = reading.stage_batch(state, request, window)

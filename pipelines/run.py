@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from pipelines import cycle, publish, summary
 from pipelines.config import REPOSITORY, Home, Settings
 from pipelines.errors import ReloopError, StateError
-from pipelines.sources.request import Request, Source
+from pipelines.sources.request import Request
 from pipelines.summary import Figures
 from pipelines.window import Window
 
@@ -66,7 +66,7 @@ class Plan:
         return [{**asked, "from": w.start.isoformat(), "to": w.end.isoformat(), "as_of": w.end.isoformat()} for w in self.windows]
 
 
-def plan(request: Request, span: Window, settings: Settings, *, step_days: int, warmup_days: int | None, batch_days: int | None) -> Plan:
+def plan(request: Request, span: Window, settings: Settings, *, step_days: int, warmup_days: int | None, batch_days: int) -> Plan:
     """Cut a span into the cycles of a run: a warm-up that the first training needs, then a cycle every `step_days`.
 
     Raises:
@@ -85,8 +85,7 @@ def plan(request: Request, span: Window, settings: Settings, *, step_days: int, 
         )
     windows = [Window(span.start, first)]
     windows += list(Window(first, span.end).split(step_days)) if first < span.end else []
-    simulated = request.source is Source.SIMULATED
-    return Plan(request, windows, batch_days if batch_days is not None else 7 if simulated else 1)
+    return Plan(request, windows, batch_days)
 
 
 def _environment(home: Home, progress: Path) -> dict[str, str]:

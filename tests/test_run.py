@@ -5,14 +5,14 @@ import pytest
 from pipelines import run
 from pipelines.config import Settings
 from pipelines.errors import ReloopError
-from pipelines.sources.request import Request, Source, World
+from pipelines.sources.request import Request, World
 from pipelines.window import Window
 
 SPAN = Window.parse("2025-01-06", "2025-03-10")
 
 
 def _plan(**knobs):
-    return run.plan(Request(), SPAN, Settings(), **{"step_days": 7, "warmup_days": 56, "batch_days": None, **knobs})
+    return run.plan(Request(), SPAN, Settings(), **{"step_days": 7, "warmup_days": 56, "batch_days": 7, **knobs})
 
 
 def test_the_simulated_run_is_a_warm_up_and_then_a_week_each():
@@ -36,15 +36,9 @@ def test_a_span_shorter_than_the_warm_up_is_refused_with_a_way_out():
         _plan(warmup_days=70)
 
 
-def test_a_file_is_landed_day_by_day_and_the_simulated_shop_week_by_week():
-    request = Request(source=Source.ONLINE_RETAIL, path="retail.csv.gz")
-    assert run.plan(request, SPAN, Settings(), step_days=7, warmup_days=None, batch_days=None).batch_days == 1
-    assert _plan().batch_days == 7
-
-
 def test_the_ingest_form_carries_every_knob_of_the_world_and_the_moment():
     request = Request(world=World(users=10, faults=("nulls@2025-02-01",)))
-    (first, *_) = run.plan(request, SPAN, Settings(), step_days=7, warmup_days=56, batch_days=None).configurations()
+    (first, *_) = run.plan(request, SPAN, Settings(), step_days=7, warmup_days=56, batch_days=7).configurations()
     assert first["users"] == 10
     assert first["faults"] == ["nulls@2025-02-01"]
     assert datetime.fromisoformat(first["as_of"]) == datetime(2025, 3, 3, tzinfo=UTC)
