@@ -85,6 +85,10 @@ def test_without_any_environment_the_state_is_that_of_the_repository():
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "path"), [("serve", "/health"), ("ui", "/")])
 def test_feast_serve_and_feast_ui_answer_on_loopback(shop: Home, verb: str, path: str):
+    if verb == "ui":
+        pytest.importorskip(
+            "grpc_health", reason="`feast ui` needs grpcio-health-checking, which Feast asks for only in its extra `grpcio`"
+        )
     store.apply(shop)
     store.materialize(shop, DAY)
     with socket.socket() as probe:
@@ -96,7 +100,11 @@ def test_feast_serve_and_feast_ui_answer_on_loopback(shop: Home, verb: str, path
             assert get(f"http://127.0.0.1:{port}{path}", server)
             if verb == "serve":
                 asked = json.dumps(
-                    {"feature_service": "ranking_v1", "entities": {"user_id": ["u1"], "item_id": ["i1"], "category": ["c1"]}}
+                    {
+                        "feature_service": "ranking_v1",
+                        "entities": {"user_id": ["u1"], "item_id": ["i1"], "category": ["c1"]},
+                        "full_feature_names": True,
+                    }
                 ).encode()
                 request = urllib.request.Request(
                     f"http://127.0.0.1:{port}/get-online-features", data=asked, headers={"Content-Type": "application/json"}
