@@ -9,7 +9,8 @@
 Lists are full rankings over the catalogue; a user for whom no source proposed anything counts with
 zero. The ranker is served only if its mean NDCG@10 beats that of the best single source, chosen on
 this very window (which favours the source), with the lower bound of the paired difference above
-zero. Otherwise the better of the blend and that source is served, and the record says so.
+zero. Otherwise the blend is served, however it did, and the record says so: the gate judges what is
+served on these same lists, so nothing may be picked for having done best on them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def folder(home: Home, as_of: datetime) -> Path:
 
 
 def served(home: Home, as_of: datetime) -> str:
-    """Return what the evaluation of a run decided to serve: `ranked`, `blend` or the name of a source.
+    """Return what the evaluation of a run decided to serve: `ranked` or `blend`.
 
     Raises:
         StateError: the run was not evaluated.
@@ -81,8 +82,7 @@ def evaluate(home: Home, as_of: datetime) -> None:
         lists = {name: fitting.candidates(home, as_of, name, JUDGE, world.digest).item for name in settings.retrieval.sources}
         lists |= {name: _list(model, name, proposed, context, truth.n_users) for name in (BLEND, *([RANKED] if model.ranker else []))}
         decision = decide({name: _ndcg(item, truth) for name, item in lists.items()}, settings.retrieval.sources, settings)
-        # A source alone may propose fewer than ten; served, it is followed by the blend.
-        lists[SERVED] = _list(model, decision["serves"], proposed, context, truth.n_users)
+        lists[SERVED] = lists[decision["serves"]]
 
         past_users = np.bincount(
             np.unique(past.item.astype(np.int64) * len(past.user_ids) + past.user) // len(past.user_ids), minlength=len(past.item_ids)
@@ -154,18 +154,17 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], settings: Setting
     """
     means = {name: metrics.mean(values) or 0.0 for name, values in ndcg.items()}
     best = max(sources, key=lambda name: means[name])  # the first of equals
-    fallback = BLEND if means[BLEND] >= means[best] else best
     ranked = ndcg.get(RANKED, ndcg[BLEND])
     difference = paired.interval(ranked - ndcg[best], settings.gate.confidence, settings.training.seed)
     reasons = []
     if RANKED not in ndcg:
-        serves, why = fallback, "there was too little to train a ranker"
+        serves, why = BLEND, "there was too little to train a ranker"
     elif not difference.lower > 0:
-        serves, why = fallback, f"the ranked list does not beat {best}: lower bound {difference.lower:+.4f}"
+        serves, why = BLEND, f"the ranked list does not beat {best}: lower bound {difference.lower:+.4f}"
     else:
         serves, why = RANKED, ""
     if why:
-        reasons.append(f"{why}; {serves} is served")
+        reasons.append(f"{why}; the blend is served")
     return {
         "best_single": best,
         "best_single_ndcg_at_10": means[best],

@@ -52,8 +52,7 @@ class TwoStage:
         ranker: None where there was too little to learn from.
         k_per_source, k_blend: candidates a user asked of each source, and kept of the blend.
         exclude_seen: whether items of the history are left out.
-        serves: what orders the list: `ranked`, `blend`, or the name of a source, whose proposals
-            then come first in its own order, followed by the blend. See `judging`.
+        serves: what orders the list: `ranked` or `blend`. See `judging`.
     """
 
     item_ids: Ids
@@ -65,7 +64,7 @@ class TwoStage:
     serves: str = RANKED
 
     def __post_init__(self) -> None:
-        allowed = [BLEND, *self.retrievers, *([RANKED] if self.ranker else [])]
+        allowed = [BLEND, *([RANKED] if self.ranker else [])]
         if self.serves not in allowed:
             raise StateError("two-stage model", found=f"it serves {self.serves!r}", allowed=f"one of {allowed}")
 
@@ -107,12 +106,14 @@ class TwoStage:
 
         Args:
             context: needed by the ranker only.
+
+        Raises:
+            StateError: the ranker is served and there is no context.
         """
         if self.serves == BLEND:
             return proposed.blend_score.astype(np.float64)
-        if self.serves != RANKED or self.ranker is None or context is None:
-            rank = proposed.rank[:, proposed.sources.index(self.serves)]
-            return np.where(np.isfinite(rank), 1.0 / rank, proposed.blend_score - 1.0).astype(np.float64)
+        if self.ranker is None or context is None:
+            raise StateError("two-stage model", found="no features to rank by", allowed="those its ranker reads")
         scores = [self.ranker.score(chosen(*assemble(context, block), self.ranker)) for block in proposed.blocks()]
         return np.concatenate([np.zeros(0), *scores])
 

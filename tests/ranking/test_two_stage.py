@@ -145,15 +145,9 @@ def test_without_a_ranker_the_blend_is_served_in_its_own_order(run, model, judge
         replace(model, ranker=None)
 
 
-def test_a_source_that_is_served_comes_first_and_the_blend_fills_up(run, model, judged):
-    alone = replace(model, serves="item_knn")
-    user_ids, cutoff = judged
-    found = two_stage.rank_users(run, alone, np.append(user_ids[:3], "nobody"), cutoff, 20)
-    for row in range(3):
-        by_source = ["item_knn" in found.sources_of(row, rank) for rank in range(20)]
-        assert by_source == sorted(by_source, reverse=True)
-        assert 0 < sum(by_source) < 20
-    assert "popular" in found.sources_of(3, 0)
+def test_no_source_is_served_alone(model):
+    with pytest.raises(StateError, match="serves 'item_knn'"):
+        replace(model, serves="item_knn")
 
 
 def test_a_model_holds_nothing_of_any_user(model, tmp_path):
