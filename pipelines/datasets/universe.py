@@ -9,7 +9,8 @@
 
 The catalogue is every item with an event or a catalogue row, so a label on an item that no model
 could know still counts against recall. The users of a fold are those with a positive in its window:
-everyone for `judge`, at most `max_users_per_window` (seeded) for a ranker's fold.
+everyone for `judge`, at most `max_users_per_window` (seeded) for a ranker's fold. A ranker's labels
+were received before the judge fold's cutoff: nothing that came in later shapes what is judged.
 """
 
 from __future__ import annotations
@@ -139,8 +140,11 @@ def _build(home: Home, as_of: datetime, settings: TrainingSettings, path: Path, 
         publish.write_parquet(folder / "items.parquet", pa.table({"item_id": pa.array(item_ids, pa.string())}))
         publish.write_parquet(folder / "users.parquet", pa.table({"user_id": pa.array(known.user_ids, pa.string())}))
         publish.write_parquet(folder / "events.parquet", known.events)
+        learnt_by = planned_folds[-1].cutoff
         for number, fold in enumerate(planned_folds):
             inside = (pc.field("at") >= micros(fold.window.start)) & (pc.field("at") < micros(fold.window.end))
+            if fold.name != JUDGE:
+                inside &= pc.field("received") < micros(learnt_by)
             in_window = truth.of(events.arrays(Dense(known.events.filter(inside), known.user_ids, item_ids), as_of, settings))
             sampled = in_window if fold.name == JUDGE else _sample(in_window, settings.max_users_per_window, [settings.seed, number])
             users = events.positions(sampled.user_ids, known.user_ids).astype(np.int32)

@@ -26,12 +26,13 @@ print(universe.ensure(Home(Path(sys.argv[1])), utc("2025-02-10")).digest)
 """
 
 
-def week_of(day, user, item):
-    """Return one purchase a day for a week."""
+def week_of(day, user, item, late=timedelta()):
+    """Return one purchase a day for a week, received that much later."""
     rows = {name: [None] * 7 for name in tables.EVENTS.names}
     at = [START + timedelta(days=day + n, hours=n) for n in range(7)]
     rows[c.EVENT_ID] = [f"{user}-{item}-{day + n}" for n in range(7)]
-    rows |= {c.USER_ID: [user] * 7, c.ITEM_ID: [item] * 7, c.EVENT_TYPE: [c.PURCHASE] * 7, c.EVENT_AT: at, c.RECEIVED_AT: at}
+    received = [moment + late for moment in at]
+    rows |= {c.USER_ID: [user] * 7, c.ITEM_ID: [item] * 7, c.EVENT_TYPE: [c.PURCHASE] * 7, c.EVENT_AT: at, c.RECEIVED_AT: received}
     return pa.table(rows, schema=tables.EVENTS)
 
 
@@ -49,6 +50,22 @@ def test_it_holds_what_is_known_as_of_the_run_and_nothing_later(shop):
     assert (truth.user_ids.tolist(), truth.item_ids[truth.item].tolist(), truth.gain.tolist()) == (["u0"], ["i4"], [3.0])
     with pytest.raises(StateError, match="fold 'rank_9': not in this run"):
         found.labels("rank_9")
+
+
+def test_what_was_received_in_the_judged_week_is_no_label_for_the_ranker(shop):
+    """Purchases of the ranker's newest week: two days late some are in time, a week late none is."""
+    lake.land_tables(shop, events=week_of(21, "late", "i0", late=timedelta(days=2)), batch_id="late")
+    found = universe.ensure(shop, AS_OF)
+    cutoff = found.fold("judge").cutoff
+    newest = found.labels(found.folds[-2].name)
+    (row,) = np.flatnonzero(newest.user_ids == "late")
+    assert found.folds[-2].window.end == cutoff == START + timedelta(days=28)
+    assert newest.gain[newest.indptr[row] : newest.indptr[row + 1]].tolist() == [3.0]
+
+    lake.land_tables(shop, events=week_of(21, "later", "i0", late=timedelta(days=7)), batch_id="later")
+    found = universe.ensure(shop, AS_OF)
+    assert "later" in found.user_ids
+    assert "later" not in found.labels(found.folds[-2].name).user_ids
 
 
 def test_a_label_on_an_item_no_model_could_know_is_in_the_catalogue(shop):
