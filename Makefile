@@ -30,7 +30,8 @@ run: .venv/ready ## The whole loop on a simulated shop, two weeks, through Airfl
 
 test: .venv/ready .venv/system ## Lint, types, layers, SQL, and every test that takes minutes
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "not slow" --ignore tests/end_to_end $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" tests/end_to_end
 
 test-slow: .venv/ready .venv/system ## Full-size and server tests (PostgreSQL, Redis, kill matrices)
 	@$(BIN)/python -m pytest -m slow $(ARGS)

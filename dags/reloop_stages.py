@@ -77,10 +77,14 @@ def plan() -> list[list[str]]:
 
 @task
 def settle(windows: list[list[str]]) -> str:
-    """Settle the as_of that every later task of the run is handed."""
+    """Settle the as_of that every later task of the run is handed; what an earlier run read for it is read anew."""
+    from pipelines import cycle
+    from pipelines.config import Home
     from pipelines.window import Window
 
-    return asked().settled([Window.parse(*window) for window in windows]).isoformat()
+    as_of = asked().settled([Window.parse(*window) for window in windows])
+    cycle.forget(Home.from_environment(), as_of, "validation", "ingest")
+    return as_of.isoformat()
 
 
 @task

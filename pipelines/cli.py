@@ -65,6 +65,12 @@ def main() -> None:
             _complain(
                 f"{'.'.join(map(str, wrong['loc']))}: {wrong['input']!r}; {wrong['msg']}. Hint: `reloop COMMAND --help` lists what is allowed"
             )
+    except OSError as error:
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - the outermost edge
+        # Exit code 1 says that a decision was no, so a defect must not leave with Python's own 1.
+        Console(stderr=True).print_exception()
+        _complain(f"{type(error).__name__}: {error}. Hint: this is a defect of Reloop; the trace above says where")
 
 
 def _complain(text: str) -> NoReturn:
@@ -212,7 +218,11 @@ def ingest(
 
     state = _home(home)
     request = Request(source=source, path=path, mapping=mapping, world=_world(seed, users, items, events_per_day, faults, shifts))
+    if start and end:
+        Window.parse(start, end)  # refuses an end before the start by name
     windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days)
+    if not windows:
+        _answer(as_json, "ingest", {"landed": f"nothing: {source} has no day {start or ''}..{end or ''} that the lake lacks"}, yes=False)
     landed: dict[str, Any] = {}
     for window in windows:
         batch = reading.stage_batch(state, request, window)

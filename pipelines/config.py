@@ -239,6 +239,15 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {**under, **sections}
 
 
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StateError(
+            str(file), found=str(error), allowed="TOML, a section a stage", hint="see pipelines/config.py for the knobs"
+        ) from error
+
+
 def source_file(home: Home) -> Path:
     """Return the file in which the lake remembers its source: {"source", "settings"}."""
     return Path(home.lake) / "_source.json"
@@ -265,7 +274,7 @@ def resolve(home: Home, source: str, knobs: dict[str, Any]) -> Settings:
     knobs = _merge(PRESETS.get(source, {}), knobs)
     file = home.root / "reloop.toml"
     if file.is_file():
-        knobs = _merge(knobs, tomllib.loads(file.read_text(encoding="utf-8")))
+        knobs = _merge(knobs, _toml(file))
     try:
         return Settings.model_validate(knobs)
     except ValidationError as error:

@@ -68,3 +68,10 @@ def records(home: Home, as_of: datetime, name: str) -> list[dict[str, Any]]:
     found = folder(home, as_of).glob("*.json")
     loaded = [read(path) for path in sorted(found)]
     return [record for record in loaded if record["stage"] == name]
+
+
+def forget(home: Home, as_of: datetime, *names: str) -> None:
+    """Drop the records of some stages of one cycle: those of a rerun cut into other batches would add to the old ones."""
+    for path in folder(home, as_of).glob("*.json"):
+        if read(path)["stage"] in names:
+            path.unlink()

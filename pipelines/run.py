@@ -27,6 +27,7 @@ from pipelines.sources.request import Request
 from pipelines.summary import Figures
 from pipelines.window import Window
 
+MAX_CYCLES = 60  # a source of twenty years would else be trained on a thousand times, mostly on nobody
 STAGES_ONCE = 12  # stages of a cycle beside the batches and the retrievers: what the bar counts to
 
 
@@ -69,12 +70,16 @@ class Plan:
 def plan(request: Request, span: Window, settings: Settings, *, step_days: int, warmup_days: int | None, batch_days: int) -> Plan:
     """Cut a span into the cycles of a run: a warm-up that the first training needs, then a cycle every `step_days`.
 
+    Without `warmup_days` the warm-up is what training needs, and all but the last `MAX_CYCLES`
+    steps where the span is longer than those.
+
     Raises:
         ReloopError: the span is shorter than the warm-up.
     """
     training = settings.training
     needed = training.min_history_days + (training.ranker_windows + 1) * training.horizon_days + training.label_gap_days
-    warmup = timedelta(days=needed if warmup_days is None else warmup_days)
+    long = (span.end - span.start).days - MAX_CYCLES * step_days
+    warmup = timedelta(days=max(needed, long) if warmup_days is None else warmup_days)
     first = span.start + warmup
     if first > span.end:
         raise ReloopError(

@@ -94,6 +94,10 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
 def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
@@ -123,7 +127,7 @@ def _rows(cycle_figures: Figures) -> Iterable[tuple[str, str]]:
         )
         yield (
             "  against the best source",
-            f"{ranking['difference']:+.4f} over {ranking['best_single']}, at least {ranking['difference_lower']:+.4f}",
+            f"{_signed(ranking['difference'])} over {ranking['best_single']}, at least {_signed(ranking['difference_lower'])}",
         )
     if gate:
         yield "gate", f"{gate['verdict']}: champion {gate['champion_before'] or 'none'} -> {gate['champion_after'] or 'none'}"

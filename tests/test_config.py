@@ -37,6 +37,13 @@ def test_a_misspelt_knob_is_named_with_what_is_allowed(home: Home):
         config.load(home)
 
 
+def test_a_file_that_is_no_toml_is_named(home: Home):
+    home.root.mkdir(parents=True)
+    (home.root / "reloop.toml").write_text("ranking: {}\n")
+    with pytest.raises(StateError, match=r"reloop\.toml.*expected TOML"):
+        config.load(home)
+
+
 def test_all_state_lies_under_one_folder(home: Home):
     places = [getattr(home, name) for name, member in vars(Home).items() if isinstance(member, property)]
     assert len(places) > 10

@@ -43,3 +43,12 @@ def test_progress_is_announced_at_the_start_and_at_the_end(home: Home, tmp_path,
 
 def test_a_stage_that_did_not_run_has_no_record(home: Home):
     assert cycle.records(home, AS_OF, "drift") == []
+
+
+def test_forgotten_records_are_gone_and_others_stay(home: Home):
+    for name in ("ingest", "gate"):
+        with cycle.stage(home, AS_OF, name):
+            pass
+    cycle.forget(home, AS_OF, "ingest", "validation")
+    assert cycle.records(home, AS_OF, "ingest") == []
+    assert len(cycle.records(home, AS_OF, "gate")) == 1

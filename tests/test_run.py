@@ -24,6 +24,13 @@ def test_the_warm_up_is_what_training_needs_unless_it_is_said():
     assert len(first.days()) == 14 + 3 * 7
 
 
+def test_a_span_of_decades_becomes_a_long_warm_up_and_a_bounded_number_of_cycles():
+    decades = Window.parse("1996-03-29", "2018-09-25")
+    windows = run.plan(Request(), decades, Settings(), step_days=7, warmup_days=None, batch_days=7).windows
+    assert len(windows) == run.MAX_CYCLES + 1
+    assert (windows[0].start, windows[-1].end) == (decades.start, decades.end)
+
+
 def test_the_cycles_tile_the_span_and_the_last_may_be_short():
     windows = _plan(step_days=5, warmup_days=50).windows
     assert windows[0].start == SPAN.start

@@ -79,6 +79,14 @@ def test_the_table_shows_what_a_reader_looks_for(finished: Home):
         assert expected in text
 
 
+def test_what_could_not_be_measured_is_shown_as_a_dash(finished: Home):
+    unmeasured = dict.fromkeys(("ndcg_at_10", "lower", "upper", "difference", "difference_lower"))
+    _record(finished, "ranking", **unmeasured, n_users=1, best_single="ease")
+    console = Console(record=True, width=120, file=io.StringIO())
+    summary.show(console, [summary.figures(finished, AS_OF)])
+    assert "- over ease, at least -" in console.export_text()
+
+
 def test_a_long_run_shows_every_cycle_on_a_line(finished: Home):
     console = Console(record=True, width=200, file=io.StringIO())
     summary.show(console, [summary.figures(finished, AS_OF)] * 6)

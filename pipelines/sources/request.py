@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.config import Frozen
 from pipelines.window import Window
@@ -47,6 +48,14 @@ class Request(Frozen):
     path: Path | None = None
     mapping: Path | None = None
     world: World = World()
+
+    @field_validator("path", "mapping")
+    @classmethod
+    def _is_absolute(cls, value: Path | None) -> Path | None:
+        """Name a place the same from wherever it is asked for; links are not followed here, the guard judges them."""
+        if value is None or ":" in str(value) or "\0" in str(value):  # a scheme or worse is the guard's to refuse, as it was written
+            return value
+        return Path(os.path.abspath(value))  # noqa: PTH100 - resolve() would follow links
 
     def identity(self, window: Window) -> str:
         """Return the batch id: source, window, and a short digest of everything else that was asked."""

@@ -17,7 +17,7 @@ from pipelines.config import REPOSITORY, Home
 from pipelines.window import utc
 
 LOOP = ["reloop_ingest", "reloop_features", "reloop_train", "reloop_promote", "reloop_monitor"]
-pytestmark = [pytest.mark.timeout(2400), pytest.mark.xdist_group("headless")]
+pytestmark = pytest.mark.timeout(2400)
 
 
 def form(start: str, end: str, **added: Any) -> dict[str, Any]:

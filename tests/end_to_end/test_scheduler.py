@@ -9,7 +9,7 @@ import psutil
 import pytest
 from stack import MINUTES, WORLD, Stack
 
-pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(2400)]
+pytestmark = pytest.mark.timeout(2400)
 FLOW = ("reloop_ingest", "reloop_features", "reloop_train", "reloop_promote")
 
 
@@ -75,6 +75,7 @@ def test_one_rest_trigger_runs_through_to_the_decision_by_assets_alone(decided: 
     assert decision["reasons"]
 
 
+@pytest.mark.slow
 def test_drift_starts_a_training_that_no_cadence_asks_for(decided: Stack):
     """Three days later no training is due; other people come, so the monitor asks for one, and it runs."""
     trained = len(decided.runs("reloop_promote"))

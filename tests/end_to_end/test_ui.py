@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stack import WORLD, Stack, reports
 
-pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
 

@@ -7,7 +7,7 @@ import pytest
 from pipelines.config import Home
 from pipelines.errors import SourceError
 from pipelines.sources.form import Form
-from pipelines.sources.request import Source
+from pipelines.sources.request import Request, Source
 from pipelines.window import Window
 
 
@@ -47,3 +47,16 @@ def test_the_request_takes_the_fields_of_the_world_and_leaves_the_rest_at_their_
 def test_a_wrong_value_is_named(params, named):
     with pytest.raises(SourceError, match=named):
         Form.parse(params)
+
+
+def test_a_place_is_the_same_batch_from_wherever_it_is_named(tmp_path, monkeypatch):
+    """The Dags run in another folder than the command line that asks for them."""
+    window = Window.parse("2025-01-06", "2025-01-13")
+    monkeypatch.chdir(tmp_path)
+    relative, absolute = (Request(source=Source.TABLE, path=path) for path in ("shop/./events.csv", tmp_path / "shop" / "events.csv"))
+    assert relative.path == absolute.path
+    assert relative.identity(window) == absolute.identity(window)
+
+
+def test_a_scheme_reaches_the_guard_as_it_was_written():
+    assert str(Request(path="s3://bucket/key").path) == "s3:/bucket/key"
