@@ -64,10 +64,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Publish a text file (UTF-8)."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Publish a text file (UTF-8); `mode`, less the umask, is its mode from the first byte on."""
+    with (
+        replacing(path) as temporary,
+        os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file,
+    ):
+        file.write(text)
 
 
 def to_json(value: object) -> str:

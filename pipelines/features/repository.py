@@ -106,9 +106,12 @@ def open_store(home: Home) -> Any:
 
 
 def publish_configuration(home: Home) -> Path:
-    """Write the configuration where the stock `feast` command can be pointed at it; return the file."""
+    """Write the configuration where the stock `feast` command can be pointed at it; return the file.
+
+    It may hold the passwords of the servers that the environment names, so it is its owner's alone.
+    """
     file = home.feast / "feature_store.yaml"
-    publish.write_text(file, yaml.safe_dump(configuration(home), sort_keys=False))
+    publish.write_text(file, yaml.safe_dump(configuration(home), sort_keys=False), mode=0o600)
     return file
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -41,6 +42,25 @@ def shop(home: Home) -> Home:
         )
     repository.publish_configuration(home)
     return home
+
+
+def test_the_configuration_with_its_passwords_is_its_owners_alone(home: Home, monkeypatch: pytest.MonkeyPatch):
+    """A looser file, as an earlier run left it, is replaced by one that was never readable to others."""
+    monkeypatch.setenv(repository.REDIS, "localhost:6379,password=of-the-online-store")
+    home.feast.mkdir(parents=True)
+    (home.feast / "feature_store.yaml").touch(0o644)
+    modes = set()
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISREG((about := os.fstat(descriptor)).st_mode):
+            modes.add(stat.S_IMODE(about.st_mode))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    file = repository.publish_configuration(home)
+    assert "of-the-online-store" in file.read_text()
+    assert modes == {stat.S_IMODE(file.stat().st_mode)} == {0o600}
 
 
 def command(home: Home, *arguments: str) -> tuple[list[str], dict[str, str]]:
