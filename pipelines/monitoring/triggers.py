@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 
 from pipelines import config, cycle
 from pipelines.config import Home, RetrainPolicy
+from pipelines.datasets.split import planned
+from pipelines.errors import NotEnoughData
 from pipelines.window import utc
 
 
@@ -72,11 +74,18 @@ def trained(home: Home) -> tuple[datetime, ...]:
 def decide(home: Home, as_of: datetime, requested: str | None = None) -> Trigger:
     """Decide from the records whether a training for `as_of` is due; recorded as stage `trigger`.
 
+    A lake too young for its folds is no failure: nothing is due until it has grown.
+
     Args:
         requested: why a person or the monitor asks for it, if one does.
     """
     with cycle.stage(home, as_of, "trigger") as record:
-        situation = Situation(utc(as_of), trained(home), requested or None)
-        found = judge(situation, config.load(home).retrain)
+        settings = config.load(home)
+        found = judge(Situation(utc(as_of), trained(home), requested or None), settings.retrain)
+        if found.due:
+            try:
+                planned(home, as_of, settings.training)
+            except NotEnoughData as young:
+                found = Trigger(due=False, reasons=(f"not enough data: {young}", *found.reasons))
         record |= {"due": found.due, "reasons": list(found.reasons), "requested": requested}
     return found

@@ -7,8 +7,9 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_shop import shop
 
-from pipelines import cycle
+from pipelines import cycle, lake
 from pipelines.config import Home, RetrainPolicy
 from pipelines.monitoring import triggers
 from pipelines.monitoring.triggers import Situation, judge
@@ -58,7 +59,22 @@ def test_a_policy_that_is_no_number_never_trains() -> None:
     assert not judge(Situation(NOW, days_ago(100), "by hand"), broken).due
 
 
+def test_a_young_lake_is_not_due_until_it_has_grown(home: Home) -> None:
+    """Whoever asks: the walk goes on to the next cycle instead of failing in the first retriever."""
+    empty = triggers.decide(home, NOW, "by hand")
+    assert not empty.due
+    assert "no event before it" in empty.reasons[0]
+    lake.land_tables(home, events=shop(28, first=NOW - timedelta(days=27), rows_a_day=2))
+    young = triggers.decide(home, NOW)
+    assert not young.due
+    assert young.reasons[0].startswith("not enough data: ")
+    assert "at least 28 days" in young.reasons[0]
+    assert cycle.records(home, NOW, "trigger")[0]["reasons"] == list(young.reasons)
+    assert triggers.decide(home, NOW + timedelta(days=1)).due
+
+
 def test_only_trainings_that_ended_in_a_bundle_count(home: Home) -> None:
+    lake.land_tables(home, events=shop(28, first=NOW - timedelta(days=28), rows_a_day=2))
     with cycle.stage(home, NOW - timedelta(days=2), "bundle"):
         pass
     with pytest.raises(ZeroDivisionError), cycle.stage(home, NOW - timedelta(days=1), "bundle"):
