@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
 
 import pandas as pd
@@ -14,19 +14,18 @@ from pipelines.config import Home
 from pipelines.errors import StateError, ValidationBlocked
 from pipelines.lake.engine import disk_errors
 from pipelines.lake.landing import judged_folder
-from pipelines.validation import feature_profile, judging, profile
+from pipelines.validation import feature_profile, judging, profile, suites
 from pipelines.validation.data_docs import SEVERITIES, Verdict, evaluate
 from pipelines.validation.row_rules import table_rules
-from pipelines.validation.suites import events, features, items, users
-from pipelines.window import Window, utc
+from pipelines.window import Window, floor_day, utc
 
-SUITES: Final = {"events": events, "items": items, "users": users}
+SUITES: Final = {"events": suites.events, "items": suites.items, "users": suites.users}
 NUMBERS: Final = (
     "row_count", "quarantined_share", "conflicting_share", "null_share_above_usual", "reason_share_above_usual",
     "unknown_type_share_above_usual", "volume_share", "off_scale_share", "price_factor",
 )  # fmt: skip
 FEATURE_NUMBERS: Final = (
-    "row_count", "null_keys", "repeated_keys", "wrong_as_of", "early_rows", "not_finite", "negative", "outside_unit", "null_share",
+    "not_built", "row_count", "null_keys", "repeated_keys", "wrong_as_of", "early_rows", "not_finite", "negative", "outside_unit", "null_share",
 )  # fmt: skip
 
 
@@ -84,18 +83,20 @@ def validate_batch(home: Home, as_of: datetime, batch_id: str) -> None:
 
 
 def validate_features(home: Home, as_of: datetime) -> None:
-    """Hold the marts published for `as_of` against their suites.
+    """Hold the marts of the day `as_of`, and of every day that this cycle built, against their suites.
 
     Raises:
         ValidationBlocked: a critical expectation failed; the message names mart, column and count.
     """
     with cycle.stage(home, as_of, "feature_validation") as record:
+        today = floor_day(as_of).date()
+        built = {date.fromisoformat(day) for done in cycle.records(home, as_of, "features") for day in done.get("days", ())}
         engine = lake.open_engine(home)
         try:
             held = []
             for mart in feature_profile.KEYS:
-                file = home.features / mart / f"as_of={utc(as_of):%Y-%m-%d}.parquet"
-                held.append((features(mart), _frame(feature_profile.measure(engine, mart, file, as_of), FEATURE_NUMBERS)))
+                files = {day: home.features / mart / f"as_of={day}.parquet" for day in {today, *built}}
+                held.append((suites.features(mart), _frame(feature_profile.measure(engine, mart, files, today), FEATURE_NUMBERS)))
         finally:
             engine.close()
         verdict = evaluate(home.reports / "gx", f"features-{utc(as_of):%Y-%m-%d}", as_of, held)

@@ -27,13 +27,14 @@ from pipelines.window import DAY, Window
 
 HISTORY: Final = timedelta(days=28)
 WHOLE: Final = "all"
-MIN_ROWS: Final = 30  # a day with fewer is judged with the batch only: its shares are noise
+MIN_ROWS: Final = 30  # a day or batch with fewer is not judged by its shares: they are noise
 MIN_EXPECTED: Final = 50  # rows of a usual day below which its volume says nothing
 MIN_ITEMS: Final = 20  # items sold both now and before, to compare their prices
 ANY: Final = "any reason"
 UNHEARD_OF: Final = 0.3  # what a reason's usual share is taken to be before there is history
 OFF_SCALE: Final = 20.0  # a factor between prices of one item that is a unit, not a discount
 AMOUNTS: Final = (c.VALUE, c.QUANTITY)
+TIMELESS: Final = f"{c.RECEIVED_AT} IS NULL AND {c.EVENT_AT} IS NULL"
 EARNING: Final = f"{c.EVENT_TYPE} IN ('{c.PURCHASE}', '{c.RATING}')"
 
 Line = dict[str, Any]
@@ -107,7 +108,7 @@ def measure(
 ) -> list[Line]:
     """Return every measurement of one judged table; `engine` holds its views (`judging.define`)."""
     lines = [
-        *_batch(table, accounts),
+        *_batch(table, accounts, _undated(engine) if table == "events" else (0, 0)),
         *_columns(table, odd_columns, accounts, known),
         *_nulls(engine, table, known),
     ]
@@ -120,12 +121,24 @@ def measure(
     return lines
 
 
-def _batch(table: str, accounts: Accounts) -> Iterator[Line]:
+def _undated(engine: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+    """Return how many rows have no time at all: all of them, and those in quarantine.
+
+    A source's rows without a time all arrive with its first window, of which they are no share.
+    """
+    counts = [
+        engine.execute(f"SELECT count(*) FROM {table} WHERE {TIMELESS}").fetchall() for table in ("staged_events", "quarantined_events")
+    ]
+    return counts[0][0][0], counts[1][0][0]
+
+
+def _batch(table: str, accounts: Accounts, undated: tuple[int, int]) -> Iterator[Line]:
     read = accounts.rows["read"]
     yield {"subject": table, "day": WHOLE, "rows": read, "count": read, "row_count": float(read)}
+    if (dated := read - undated[0]) >= MIN_ROWS:
+        quarantined = accounts.rows["quarantined"] - undated[1]
+        yield {"subject": "rows in quarantine", "day": WHOLE, "rows": dated, "count": quarantined, "quarantined_share": quarantined / dated}
     if read:
-        quarantined = accounts.rows["quarantined"]
-        yield {"subject": "rows in quarantine", "day": WHOLE, "rows": read, "count": quarantined, "quarantined_share": quarantined / read}
         yield {
             "subject": "rows that share a key and differ",
             "day": WHOLE,
@@ -160,7 +173,7 @@ def _nulls(engine: duckdb.DuckDBPyConnection, table: str, known: Usual) -> Itera
     day = f"CAST({c.RECEIVED_AT} AS DATE)" if table == "events" else "NULL"
     for when, shares in _null_shares(engine, table, f"accepted_{table}", day).items():
         for column, (share, nulls, rows) in shares.items():
-            if column in before and rows >= (MIN_ROWS if when != WHOLE else 1):
+            if column in before and rows >= MIN_ROWS:
                 yield {
                     "subject": column,
                     "day": when,
@@ -187,21 +200,20 @@ def _null_shares(engine: duckdb.DuckDBPyConnection, table: str, view: str, day: 
 
 
 def _reasons(engine: duckdb.DuckDBPyConnection, known: Usual) -> Iterator[Line]:
-    """Yield the share of rows refused for each reason, by day of receipt and over the batch."""
+    """Yield the share of rows refused for each reason, by day of receipt and over the batch; of rows that have a time."""
     day = f"CAST(coalesce({c.RECEIVED_AT}, {c.EVENT_AT}) AS DATE)"
-    whole = f"GROUP BY GROUPING SETS (({day}), ())"
-    rows = {_day(when): n for when, n in engine.execute(f"SELECT {day}, count(*) FROM kept_events {whole}").fetchall()}
-    rows[WHOLE] = engine.execute("SELECT count(*) FROM kept_events").fetchall()[0][0]
+    rows = {
+        str(when): n for when, n in engine.execute(f"SELECT {day}, count(*) FROM kept_events WHERE NOT ({TIMELESS}) GROUP BY 1").fetchall()
+    }
+    rows[WHOLE] = sum(rows.values())
     refused = engine.execute(
-        f"SELECT {day}, grouping({day}), {c.REASONS}[1] AS reason, count(*), mode({c.EVENT_TYPE}) FROM quarantined_events"
+        f"SELECT {day}, grouping({day}), {c.REASONS}[1] AS reason, count(*), mode({c.EVENT_TYPE}) FROM quarantined_events WHERE NOT ({TIMELESS})"
         f" GROUP BY GROUPING SETS (({day}, reason), (reason)) ORDER BY ALL"
     ).fetchall()
     together: dict[str, dict[str, int]] = defaultdict(dict)
     for when, over_all, reason, count, common in refused:
-        key = WHOLE if over_all else _day(when)
-        if when is None and not over_all:
-            continue  # rows without any time count in the batch as a whole
-        if key != WHOLE and rows[key] < MIN_ROWS:
+        key = WHOLE if over_all else str(when)
+        if rows[key] < MIN_ROWS:
             continue
         together[key][reason] = count
         line = {"subject": reason, "day": key, "rows": rows[key], "count": count, "usual": known.reason(reason)}
@@ -222,10 +234,6 @@ def _reasons(engine: duckdb.DuckDBPyConnection, known: Usual) -> Iterator[Line]:
                 "usual": known.reason(ANY),
                 "reason_share_above_usual": above,
             }
-
-
-def _day(when: object) -> str:
-    return WHOLE if when is None else str(when)
 
 
 def _volume(engine: duckdb.DuckDBPyConnection, window: Window, known: Usual) -> Iterator[Line]:
@@ -252,8 +260,9 @@ _UNIT_PRICES: Final = (
     f"SELECT {c.ITEM_ID}, CAST({c.RECEIVED_AT} AS DATE) AS day, {_UNIT_PRICE} AS now FROM accepted_events {_SOLD}",
     f"SELECT {c.ITEM_ID}, median({_UNIT_PRICE}) AS before FROM recent_events {_SOLD} GROUP BY ALL",
 )
+_NEW_ITEMS: Final = f"SELECT * FROM accepted_items ANTI JOIN items USING ({c.ITEM_ID}, {c.VALID_FROM})"
 _LIST_PRICES: Final = (
-    f"SELECT {c.ITEM_ID}, NULL::DATE AS day, {c.PRICE} AS now FROM accepted_items WHERE {c.PRICE} > 0",
+    f"SELECT {c.ITEM_ID}, NULL::DATE AS day, {c.PRICE} AS now FROM ({_NEW_ITEMS}) WHERE {c.PRICE} > 0",
     f"SELECT {c.ITEM_ID}, median({c.PRICE}) AS before FROM items WHERE {c.PRICE} > 0 GROUP BY ALL",
 )
 

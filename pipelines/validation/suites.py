@@ -66,19 +66,22 @@ def events(settings: ValidationSettings) -> gx.ExpectationSuite:
 
 def items(settings: ValidationSettings) -> gx.ExpectationSuite:
     """Return what a batch of item versions must be like."""
-    return _suite("items", *_shape("items", settings), *_prices("items"))
+    return _suite("items", *_shape("items", settings), _one_version("items"), *_prices("items"))
 
 
 def users(settings: ValidationSettings) -> gx.ExpectationSuite:
     """Return what a batch of user versions must be like."""
-    return _suite("users", *_shape("users", settings))
+    return _suite("users", *_shape("users", settings), _one_version("users"))
 
 
 def features(mart: str) -> gx.ExpectationSuite:
-    """Return what the rows of a feature mart must be like for one as_of day."""
+    """Return what the rows of a feature mart must be like on every day that was built."""
+    # A source without categories has no pairs of user and category.
+    empty = "info" if mart == "user_category_daily" else "critical"
     return _suite(
         f"features_{mart}",
-        _at_least("row_count", 1, "critical", mart + ": no rows for {day}"),
+        _at_most("not_built", 0, "critical", mart + ": {day} was not built"),
+        _at_least("row_count", 1, empty, mart + ": no rows for {day}"),
         _at_most("null_keys", 0, "critical", mart + ": column {subject} is null in {count} of {rows} rows"),
         _at_most("repeated_keys", 0, "critical", mart + ": key ({subject}) repeats in {count} of {rows} rows"),
         _at_most("wrong_as_of", 0, "critical", mart + ": column {subject} is not {day} in {count} of {rows} rows"),
@@ -92,6 +95,8 @@ def features(mart: str) -> gx.ExpectationSuite:
 
 def _shape(table: str, settings: ValidationSettings) -> list[gxe.Expectation]:
     """Return the expectations every table shares: its columns, its nulls, its quarantine."""
+    # What an item or a user is like may be unknown; what happened may not.
+    sparse = "critical" if table == "events" else "warning"
     return [
         gxe.ExpectColumnValuesToNotBeInSet(
             column="column",
@@ -108,7 +113,7 @@ def _shape(table: str, settings: ValidationSettings) -> list[gxe.Expectation]:
         _at_most(
             "null_share_above_usual",
             settings.max_null_share,
-            "critical",
+            sparse,
             table
             + ": column {subject!r} is null in {count} of {rows} rows ({share:.1%}) on {day}; usual {usual:.1%}, allowed {limit:.0%} more",
         ),
@@ -119,6 +124,11 @@ def _shape(table: str, settings: ValidationSettings) -> list[gxe.Expectation]:
             table + ": {count} of {rows} rows ({share:.1%}) are in quarantine; allowed {limit:.0%}. Most common: {common}",
         ),
     ]
+
+
+def _one_version(table: str) -> gxe.Expectation:
+    says = "{count} of {rows} rows ({share:.1%}) repeat an id and its valid_from with other content; one of each was taken"
+    return _at_most("conflicting_share", 0, "warning", f"{table}: {says}")
 
 
 def _prices(table: str) -> list[gxe.Expectation]:
