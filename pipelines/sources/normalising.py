@@ -20,7 +20,7 @@ from pipelines.sources.files import Place
 from pipelines.sources.request import Request, Source
 from pipelines.window import utc
 
-FORMAT: Final = 1  # raise it when a reader changes what it makes of the same bytes
+FORMAT: Final = 2  # raise it when a reader changes what it makes of the same bytes
 
 
 @dataclass(frozen=True)

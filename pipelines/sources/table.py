@@ -386,7 +386,8 @@ def _versions_in_file(
 ) -> str:
     """Return the rows of an entity file. Without a date of their own they hold from the entity's first event.
 
-    What was never seen holds from the source's first moment: nothing says since when it exists.
+    What was never seen holds from the source's first moment, or from its launch or sign-up after
+    it: nothing else says since when it exists.
     """
     view, table = reading.file(spec.file)
     listed = ", ".join(f"{sql} AS {key}" for key, sql in fields.items())
@@ -398,9 +399,10 @@ def _versions_in_file(
     query = f"SELECT *, {reasons} AS {c.REASONS} FROM ({query})"
     raw_row = f"CASE WHEN len({c.REASONS}) > 0 THEN coalesce(bad_text, CAST(json_object({original}) AS VARCHAR)) END"
     events = literal(str(reading.folder / "events.parquet"))
+    began = c.CREATED_AT if c.CREATED_AT in fields else c.SIGNED_UP_AT
     return (
         f"SELECT q.*, {raw_row} AS {c.RAW},"
-        f" coalesce(own_at, seen.first_at, (SELECT min({c.RECEIVED_AT}) FROM read_parquet({events}))) AS {c.VALID_FROM}"
+        f" coalesce(own_at, seen.first_at, greatest({began}, (SELECT min({c.RECEIVED_AT}) FROM read_parquet({events})))) AS {c.VALID_FROM}"
         f" FROM ({query}) q LEFT JOIN ({reading.first_seen(entity)}) seen ON q.{entity} = seen.id"
     )
 

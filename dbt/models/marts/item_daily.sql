@@ -115,7 +115,8 @@ joined as (
         items.category,
         items.price,
         items.is_available,
-        items.created_at,
+        -- What a later day says of itself is not yet known, and no age.
+        case when items.created_at <= grid.as_of then items.created_at end as created_at,
         lifetime.ratings_lifetime,
         lifetime.rating_sum_lifetime,
         lifetime.first_event_at,

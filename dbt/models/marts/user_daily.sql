@@ -133,7 +133,8 @@ joined as (
     select
         grid.user_id,
         grid.as_of,
-        users.signed_up_at,
+        -- What a later day says of itself is not yet known, and no age.
+        case when users.signed_up_at <= grid.as_of then users.signed_up_at end as signed_up_at,
         lifetime.purchases_lifetime,
         lifetime.ratings_lifetime,
         lifetime.rating_sum_lifetime,
