@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from pipelines.sources.simulator import Shop
 
 TABLES: Final = ("events", "items", "users")
+ENTITIES: Final = {"items": c.ITEM_ID, "users": c.USER_ID}
 ARRIVES: Final = {"events": c.RECEIVED_AT, "items": c.VALID_FROM, "users": c.VALID_FROM}
 
 
 def stage_batch(home: Home, request: Request, window: Window) -> str:
     """Publish `landing/<batch_id>/{events,items,users}.parquet` for one window and return the batch id.
 
-    A row belongs to the window in which it was received (items and users: became valid). Rows whose
+    A row belongs to the window in which it was received (items and users: became valid); beside
+    these a window brings the items and users of a file as they stood at its start, and the first
+    one all their versions before it, so that reading may begin anywhere. Rows whose
     time could not be read belong to the window that holds the source's first moment, so that a run
     over the whole source reads every row exactly once. The manifest's facts are source, window,
     rows (read, by table), settings (of a mapping) and, where a table came with columns missing or
@@ -119,26 +123,47 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, name: str) -> pa.ChunkedArra
 
 
 def _slice(source: normalising.Normalised, name: str, window: Window) -> Iterator[pa.Table]:
-    """Yield the rows of a window, a row group at a time; only row groups that can hold some are read."""
+    """Yield the rows of a window, a row group at a time; only row groups that can hold some are read.
+
+    Of items and users also what stands at its start, or in the source's first window all before it.
+    """
     start, end = micros(window.start), micros(window.end)
     undated = source.first in window
+    standing = np.zeros(0, np.int64)
+    if name in ENTITIES and window.start <= source.first:
+        start = np.iinfo(np.int64).min
+    elif name in ENTITIES:
+        standing = _standing(source.folder / f"{name}.parquet", ENTITIES[name], start)
+    first = 0
     with pq.ParquetFile(source.folder / f"{name}.parquet") as file:
         position = file.schema_arrow.get_field_index(ARRIVES[name])
         for group in range(file.num_row_groups):
+            first, before = first + file.metadata.row_group(group).num_rows, first
+            stands = standing[(standing >= before) & (standing < first)] - before
             # The leaf of a flat column has the position of its field: nested ones stand behind it.
             statistics = file.metadata.row_group(group).column(_leaf(file, position)).statistics
             spread = statistics is not None and statistics.has_min_max
             nulls = statistics is None or not statistics.has_null_count or statistics.null_count > 0
-            if spread and not (micros(statistics.min) < end and micros(statistics.max) >= start) and not (undated and nulls):
-                continue
-            if not spread and not undated:
+            reaches = spread and micros(statistics.min) < end and micros(statistics.max) >= start
+            if not (reaches or (undated and nulls) or len(stands)):
                 continue
             table = conform(name, file.read_row_group(group, use_threads=False))
             at = table.column(ARRIVES[name]).cast(pa.int64())
             inside = pc.and_(pc.greater_equal(at, start), pc.less(at, end))
-            kept = table.filter(pc.fill_null(inside, undated))
-            if kept.num_rows:
-                yield kept
+            chosen = pc.fill_null(inside, undated).to_numpy(zero_copy_only=False).copy()
+            chosen[stands] = True
+            if chosen.any():
+                yield table.filter(pa.array(chosen))
+
+
+def _standing(file: Path, key: str, start: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the positions of the rows of a file that hold the newest version of their entity before `start`, ascending."""
+    versions = pq.read_table(file, columns=[key, c.VALID_FROM], use_threads=False)
+    versions = pa.table({"key": versions[key], "at": versions[c.VALID_FROM].cast(pa.int64()), "row": np.arange(len(versions))})
+    versions = versions.filter(pc.less(versions["at"], start))
+    newest = versions.group_by("key", use_threads=False).aggregate([("at", "max")])
+    rows = versions.join(newest.rename_columns(["key", "at"]), ["key", "at"], join_type="left semi", use_threads=False)["row"]
+    return np.sort(rows.to_numpy())
 
 
 def _leaf(file: pq.ParquetFile, position: int) -> int:
