@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines import publish, tables
+from pipelines import cycle, lake, publish, tables
 from pipelines.config import Home
 from pipelines.errors import SourceError
+from pipelines.features import build
 from pipelines.sources import normalising, plan, reading
 from pipelines.sources.request import Request, Source, World
+from pipelines.validation import checkpoint
 from pipelines.window import Window
 from tests.sources.conftest import table
 
@@ -101,6 +103,60 @@ def test_a_small_part_is_cut_out_of_many_row_groups(home: Home, tmp_path: Path):
     assert pq.read_metadata(source.folder / "events.parquet").num_row_groups > 3
     rows = table(home.landing / reading.stage_batch(home, request, Window.parse("2024-01-10", "2024-01-11")), "events")
     assert [row["source_row"] for row in rows] == list(range(9 * 1440, 10 * 1440))
+
+
+@pytest.fixture
+def request_with_prices(request_of_file: Request, tmp_path: Path) -> Request:
+    """The thirty days, and items of which i0 has a price from 2023 on, i1 another one from 2024-03-12 on."""
+    (tmp_path / "items.csv").write_text(
+        "item,price,since\ni0,1,2023-01-01\ni0,2,2023-06-01\ni1,3,2024-03-02\ni1,4,2024-03-12\ni2,5,2024-03-20\n"
+    )
+    items = {"file": "items", "item_id": "item", "price": "price", "valid_from": "since"}
+    files = {"log": "log.csv", "items": "items.csv"}
+    (tmp_path / "map.yml").write_text(yaml.safe_dump({"files": files, "events": {"file": "log", **MAPPING["events"]}, "items": items}))
+    return request_of_file.model_copy(update={"path": tmp_path})
+
+
+def prices(home: Home, request: Request, start: str, end: str) -> list[float]:
+    return [row["price"] for row in table(home.landing / reading.stage_batch(home, request, Window.parse(start, end)), "items")]
+
+
+def test_the_first_window_brings_the_items_that_are_older_than_the_first_event(home: Home, request_with_prices: Request):
+    assert prices(home, request_with_prices, "2024-03-01", "2024-03-08") == [1.0, 2.0, 3.0]
+
+
+def test_a_later_window_brings_what_changed_and_what_stood_at_its_start(home: Home, request_with_prices: Request):
+    assert prices(home, request_with_prices, "2024-03-08", "2024-03-15") == [2.0, 3.0, 4.0]
+    assert prices(home, request_with_prices, "2024-03-15", "2024-03-22") == [2.0, 4.0, 5.0]
+
+
+def test_windows_that_bring_the_same_items_land_each_once(home: Home, request_with_prices: Request):
+    landed = []
+    for window in plan.windows(home, request_with_prices, batch_days=7):
+        batch = reading.stage_batch(home, request_with_prices, window)
+        checkpoint.validate_batch(home, window.end, batch)
+        landed.append(lake.land(home, window.end, batch).versions["items"])
+    assert landed == [3, 1, 1, 0, 0]
+
+
+def test_four_lines_of_mapping_and_nothing_but_events_reach_checked_features(home: Home, tmp_path: Path):
+    """No items, no categories, no values, no views: what such a source lacks stops nothing."""
+    rows = [f"u{n % 7},i{n % 11},{datetime(2024, 3, 1, tzinfo=UTC) + timedelta(hours=5 * n):%Y-%m-%d %H:%M}" for n in range(60)]
+    (tmp_path / "orders.csv").write_text("customer,sku,ordered_at\n" + "\n".join([*rows, "u1,i1,never"]) + "\n")
+    mapping = {"user_id": "customer", "item_id": "sku", "event_type": {"constant": "purchase"}, "event_at": "ordered_at"}
+    (tmp_path / "map.yml").write_text(yaml.safe_dump({"events": mapping}))
+    request = Request(source=Source.TABLE, path=tmp_path / "orders.csv", mapping=tmp_path / "map.yml")
+    as_of = datetime(2024, 3, 14, tzinfo=UTC)
+    read = 0
+    for window in plan.windows(home, request, batch_days=7):
+        batch = reading.stage_batch(home, request, window)
+        checkpoint.validate_batch(home, as_of, batch)
+        read += lake.land(home, as_of, batch).rows["read"]
+    assert read == 61
+    assert build.build(home, as_of)["features"] == {"user_daily": 7, "item_daily": 11, "user_category_daily": 0}
+    checkpoint.validate_features(home, as_of)
+    (record,) = cycle.records(home, as_of, "feature_validation")
+    assert record["failed"]["critical"] == []
 
 
 class TestPlan:

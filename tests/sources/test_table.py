@@ -494,3 +494,17 @@ class TestMisfits:
     def test_a_file_that_is_not_there_is_named_with_those_that_are(self, read_table: ReadTable):
         with pytest.raises(SourceError, match=r"data/orders.csv: no such file; expected one of \['lines.csv', 'log.csv'\]"):
             read_table({"log.csv": THREE, "lines.csv": LINES}, SHOP)
+
+
+def test_what_was_never_seen_holds_from_its_launch_where_that_is_after_the_sources_first_moment(read_table: ReadTable):
+    files = {"log.csv": THREE, "items.csv": "sku,launch\nkiwi,2024-03-02\nfig,2020-01-01\nplum,2020-01-01\n"}
+    mapping = {
+        "files": {"log": "log.csv", "products": "items.csv"},
+        "events": {"file": "log", **VIEWS},
+        "items": {"file": "products", "item_id": "sku", "created_at": "launch"},
+    }
+    assert {row["item_id"]: row["valid_from"] for row in read_table(files, mapping)["items"]} == {
+        "fig": at("2024-03-01T10:00"),
+        "kiwi": at("2024-03-02"),
+        "plum": at("2024-03-03T10:00"),
+    }

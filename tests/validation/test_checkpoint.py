@@ -174,3 +174,56 @@ def test_data_docs_are_files_that_fetch_nothing_and_old_ones_go(filled, monkeypa
         assert not re.search(r"(src|href)=[\"']?https?://|url\([\"']?https?:", page.read_text(encoding="utf-8")), page
     assert len(list((folder / "validations" / "events").iterdir())) == 2
     assert "null_share_above_usual" in (folder / "validations" / "events").rglob("*.html").__next__().read_text(encoding="utf-8")
+
+
+def few(n: int, **changes) -> pa.Table:
+    """Return the first rows of the clean week with columns replaced, null where the schema would not have it."""
+    rows = CLEAN.slice(0, n)
+    rows = rows.cast(pa.schema([pa.field(field.name, field.type) for field in rows.schema]))
+    for name, values in changes.items():
+        rows = with_column(rows, name, values)
+    return rows
+
+
+def test_shares_of_a_handful_of_rows_block_nothing(home):
+    """Nine of ten events refused, and one of two brands gone: of so few rows that is no share."""
+    branded = with_column(catalogue(), "brand", ["b"] * 30)
+    window = stage(home, "before", 7, events=shop(7), items=branded)
+    checkpoint.validate_batch(home, window.end, "before")
+    lake.land(home, window.end, "before")
+    record = try_batch(
+        home,
+        "few",
+        events=few(10, user_id=[None] * 10),
+        items=with_column(catalogue(first=MONDAY), "brand", ["b", *[None] * 29]).slice(0, 2),
+        facts={"source": "table"},
+    )
+    assert record["failed"]["critical"] == []
+    assert record["tables"]["events"]["rows"]["quarantined"] == 10
+
+
+def test_attributes_that_items_lost_are_a_warning(filled):
+    record = try_batch(filled, "lost", items=with_column(catalogue(first=MONDAY), "category", [None] * 30))
+    assert record["verdict"] == "passed with warnings"
+    assert record["failed"]["warning"] == [
+        "items: column 'category' is null in 30 of 30 rows (100.0%) of the batch; usual 0.0%, allowed 20% more"
+    ]
+
+
+def test_rows_without_any_time_are_accounted_for_and_no_share_of_the_first_window(home):
+    timeless = [None] * 900
+    events = few(1000, event_at=[*timeless, *CLEAN["event_at"].to_pylist()[900:1000]])
+    events = with_column(events, "received_at", [*timeless, *CLEAN["received_at"].to_pylist()[900:1000]])
+    record = try_batch(home, "undated", events=events, facts={"source": "table"})
+    assert record["failed"]["critical"] == []
+    assert record["tables"]["events"]["rows"] == {"read": 1000, "accepted": 100, "quarantined": 900, "duplicates": 0}
+    half = with_column(events, "user_id", [*["u"] * 900, *[None] * 60, *["u"] * 40])
+    with pytest.raises(ValidationBlocked, match=r"user_id is missing, 60 of 100 rows"):
+        try_batch(home, "half", events=half, facts={"source": "table"})
+
+
+def test_an_item_told_in_two_ways_at_once_is_a_warning(home):
+    record = try_batch(home, "twice", items=pa.concat_tables([catalogue(first=MONDAY), catalogue(2.0, first=MONDAY).slice(0, 3)]))
+    assert record["failed"]["warning"] == [
+        "items: 3 of 33 rows (9.1%) repeat an id and its valid_from with other content; one of each was taken"
+    ]
