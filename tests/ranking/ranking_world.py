@@ -99,13 +99,18 @@ def marts(home: Home) -> None:
 
 def fill(home: Home, more: pa.Table | None = None) -> None:
     """Build everything that ranking stands on: lake, marts, sources, blend."""
+    stock(home, more)
+    propose(home)
+
+
+def stock(home: Home, more: pa.Table | None = None) -> None:
+    """Build what training begins with: settings, lake, marts, feature store."""
     home.root.mkdir(parents=True, exist_ok=True)
     (home.root / "reloop.toml").write_text(SETTINGS)
     happened = events(np.random.default_rng(4))
     lake.land_tables(home, events=happened if more is None else pa.concat_tables([happened, more]), items=items())
     marts(home)
     store.apply(home)
-    propose(home)
 
 
 def propose(home: Home) -> None:
