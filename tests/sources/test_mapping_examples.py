@@ -23,7 +23,10 @@ def staged(home: Home, name: str) -> dict[str, list[dict[str, Any]]]:
     request = Request(source=Source.TABLE, path=FOLDER / PATHS.get(name, name), mapping=FOLDER / f"{name}.yml")
     windows = plan.windows(home, request, batch_days=1)
     batches = [home.landing / reading.stage_batch(home, request, window) for window in windows]
-    return {part: [row for batch in batches for row in table(batch, part)] for part in ("events", "items", "users")}
+    read = {part: [row for batch in batches for row in table(batch, part)] for part in ("events", "items", "users")}
+    for part in ("items", "users"):  # a window also brings those that stood at its start
+        read[part] = [row for n, row in enumerate(read[part]) if row not in read[part][:n]]
+    return read
 
 
 def told(rows: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
