@@ -358,8 +358,8 @@ def releases(as_json: JsonOption = False, home: HomeOption = None) -> None:
         typer.echo(json.dumps(entries, indent=2, default=str))
         return
     grid = Table(title="Releases")
-    for heading in ("as of", "decision", "champion before", "champion after", "reasons"):
-        grid.add_column(heading)
+    for heading in ("as of", "decision", "before", "after", "reasons"):
+        grid.add_column(heading, no_wrap=heading != "reasons")
     for entry in entries:
         grid.add_row(*ledger.line(entry))
     out.print(grid)
