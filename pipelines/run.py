@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -146,6 +147,7 @@ def execute(home: Home, run_plan: Plan, settings: Settings, console: Console) ->
             stderr=log_file,
             env=_environment(home, progress),
             cwd=REPOSITORY,
+            start_new_session=True,
         ) as process,
         _bar(console) as bar,
     ):
@@ -157,7 +159,9 @@ def execute(home: Home, run_plan: Plan, settings: Settings, console: Console) ->
                 elif line["state"] != "success":
                     failure = line
         except BaseException:
-            process.terminate()
+            # Airflow answers SIGTERM by failing the task at hand and going on with the plan, so it is
+            # not asked. Nothing is lost: every stage survives a kill, and a rerun continues.
+            os.killpg(process.pid, signal.SIGKILL)
             raise
         bar.update(task, completed=stages, description="done" if process.returncode == 0 else "failed")
     _record_walls(home, dag_runs)
