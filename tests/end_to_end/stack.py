@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,21 @@ class Stack:
                 return done
             time.sleep(2)
         raise AssertionError(f"{dag_id}: fewer than {count} runs after {seconds} s; {self.everything()}")
+
+    def asset_events(self) -> list[dict[str, Any]]:
+        """Return the Asset events, oldest first.
+
+        Airflow 3.3 answers 500 while a run that an event made is queued (apache/airflow#71360: `start_date` is null
+        until the run starts), so ask again until it runs.
+        """
+        deadline = time.monotonic() + 2 * MINUTES
+        while True:
+            try:
+                return self.api().call("GET", "/assets/events?order_by=timestamp&limit=100")["asset_events"]
+            except urllib.error.HTTPError as error:
+                if error.code != 500 or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def fail_on_failure(self) -> None:
         failed = sorted((self.home.reports / "failures").glob("*/*.json"))

@@ -62,7 +62,7 @@ def test_one_rest_trigger_runs_through_to_the_decision_by_assets_alone(decided: 
     """Only the ingest was triggered; every other run was made by the scheduler, from an Asset event."""
     kinds = {dag_id: {run["run_type"] for run in decided.runs(dag_id)} for dag_id in FLOW}
     assert kinds == {"reloop_ingest": {"manual"}, **{dag_id: {"asset_triggered"} for dag_id in FLOW[1:]}}
-    events = decided.api().call("GET", "/assets/events?order_by=timestamp&limit=50")["asset_events"]
+    events = decided.asset_events()
     assert [event["name"] for event in events if event["name"] != "retrain_request"][:4] == [
         "lake",
         "features",
@@ -82,9 +82,7 @@ def test_drift_starts_a_training_that_no_cadence_asks_for(decided: Stack):
     conf = {**WORLD, "from": "2025-02-24", "to": "2025-02-27", "batch_days": 3, "shifts": ["traffic_mix@2025-02-24"]}
     decided.trigger("reloop_ingest", conf)
     decided.wait("reloop_promote", trained + 1, seconds=20 * MINUTES)
-    requests = [
-        event for event in decided.api().call("GET", "/assets/events?limit=100")["asset_events"] if event["name"] == "retrain_request"
-    ]
+    requests = [event for event in decided.asset_events() if event["name"] == "retrain_request"]
     assert requests
     assert requests[-1]["source_dag_id"] == "reloop_monitor"
     runs = [run for run in decided.runs("reloop_train") if decided.tasks(run)["bundle"] == "success"]
