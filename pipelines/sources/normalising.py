@@ -15,7 +15,7 @@ from pipelines import columns as c
 from pipelines import config, publish
 from pipelines.config import Home
 from pipelines.errors import SourceError
-from pipelines.sources import mapping, movielens, online_retail, retailrocket, table
+from pipelines.sources import events, mapping, movielens, online_retail, opened, retailrocket, table
 from pipelines.sources.files import Place
 from pipelines.sources.request import Request, Source
 from pipelines.window import utc
@@ -62,8 +62,8 @@ def normalised(home: Home, request: Request) -> Normalised:
         with publish.folder(folder, facts) as temporary:
             workspace = temporary / "workspace"
             workspace.mkdir()
-            with table.connect(temporary, place.parquet_files(), limits) as connection:
-                reading = table.Reading(connection, place, origin.mapping, workspace, temporary, limits)
+            with opened.connect(temporary, place.parquet_files(), limits) as connection:
+                reading = opened.Reading(connection, place, origin.mapping, workspace, temporary, limits)
                 _write(reading, origin)
                 facts |= _ends(reading)
             shutil.rmtree(workspace)
@@ -94,9 +94,9 @@ def _identity(request: Request, place: Place, how: mapping.Mapping) -> str:
     return seen.hexdigest()[:16]
 
 
-def _write(reading: table.Reading, origin: table.Origin) -> None:
+def _write(reading: opened.Reading, origin: table.Origin) -> None:
     try:
-        table.write_events(reading)
+        events.write_events(reading)
         origin.items(reading)
         origin.users(reading)
     except duckdb.Error as error:
@@ -109,7 +109,7 @@ def _write(reading: table.Reading, origin: table.Origin) -> None:
         ) from error
 
 
-def _ends(reading: table.Reading) -> dict[str, Any]:
+def _ends(reading: opened.Reading) -> dict[str, Any]:
     """Return the first and last moment of the events, as facts."""
     file = str(reading.folder / "events.parquet")
     ends = reading.connection.execute(

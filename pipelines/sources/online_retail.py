@@ -20,8 +20,10 @@ from typing import Any, Final
 
 from pipelines import columns as c
 from pipelines.sources import mapping
+from pipelines.sources.entities import changes
 from pipelines.sources.expressions import literal
-from pipelines.sources.table import Origin, Reading, changes
+from pipelines.sources.opened import Reading
+from pipelines.sources.table import Origin
 
 # What the thing is, as against what it looks like: the last such word of a title is its category.
 NOUNS: Final = (

@@ -7,9 +7,11 @@ from typing import Any, Final
 from pipelines import columns as c
 from pipelines.errors import SourceError
 from pipelines.sources import delimited, mapping
+from pipelines.sources.entities import changes, write_items
 from pipelines.sources.files import Place
 from pipelines.sources.mapping import FileSpec
-from pipelines.sources.table import Origin, Reading, changes, write_items
+from pipelines.sources.opened import Reading
+from pipelines.sources.table import Origin
 
 WORDS: Final = {"view": c.VIEW, "cart": c.ADD_TO_CART, "addtocart": c.ADD_TO_CART, "buy": c.PURCHASE, "transaction": c.PURCHASE}
 PROPERTIES: Final = "item_properties*.csv*"

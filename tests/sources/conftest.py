@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,19 @@ from pipelines.sources.request import Request, Source
 
 Rows = list[dict[str, Any]]
 ReadTable = Callable[..., dict[str, Rows]]
+
+VIEWS = {"user_id": "user", "item_id": "item", "event_type": {"constant": "view"}, "event_at": "at"}
+THREE = "user,item,at\nann,apple,2024-03-01T10:00:00Z\nbob,pear,2024-03-02T10:00:00Z\nann,plum,2024-03-03T10:00:00Z\n"
+
+
+def at(text: str) -> datetime:
+    """Return a moment in UTC."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def column(rows: Rows, name: str) -> list[Any]:
+    """Return one column of some rows."""
+    return [row[name] for row in rows]
 
 
 def table(folder: Path, name: str, keep: Iterable[str] | None = None) -> Rows:

@@ -16,11 +16,10 @@ import pytest
 
 from pipelines.config import Home, SourceSettings
 from pipelines.errors import MappingError, SourceError
-from pipelines.sources import guard, mapping, normalising, table
+from pipelines.sources import guard, mapping, normalising, opened
 from pipelines.sources.files import Place
 from pipelines.sources.request import Request, Source
-from tests.sources.conftest import ReadTable
-from tests.sources.test_table import THREE, VIEWS
+from tests.sources.conftest import THREE, VIEWS, ReadTable
 
 LIMITS = SourceSettings(ratio_from_bytes=1 << 20)
 
@@ -241,7 +240,7 @@ def test_the_engine_reaches_no_file_but_its_inputs_and_cannot_be_changed(tmp_pat
     (tmp_path / "in.csv").write_text(THREE)
     (tmp_path / "other.csv").write_text(THREE)
     (tmp_path / "work").mkdir()
-    with table.connect(tmp_path / "work", [tmp_path / "in.csv"], LIMITS) as connection:
+    with opened.connect(tmp_path / "work", [tmp_path / "in.csv"], LIMITS) as connection:
         assert connection.execute(f"SELECT count(*) FROM read_csv('{tmp_path}/in.csv')").fetchone() == (3,)
         for statement in (
             f"SELECT * FROM read_csv('{tmp_path}/other.csv')",

@@ -1,31 +1,15 @@
-"""Every key of a mapping, on files small enough to check by eye."""
+"""How a mapping reads event rows, on files small enough to check by eye."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zipfile
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import MappingError, SourceError
-from tests.sources.conftest import ReadTable, Rows
-
-VIEWS = {"user_id": "user", "item_id": "item", "event_type": {"constant": "view"}, "event_at": "at"}
-THREE = "user,item,at\nann,apple,2024-03-01T10:00:00Z\nbob,pear,2024-03-02T10:00:00Z\nann,plum,2024-03-03T10:00:00Z\n"
-
-
-def at(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
-def column(rows: Rows, name: str) -> list[Any]:
-    return [row[name] for row in rows]
+from tests.sources.conftest import THREE, VIEWS, ReadTable, at, column
 
 
 def test_one_csv_needs_four_lines_of_mapping(read_table: ReadTable):
@@ -37,69 +21,6 @@ def test_one_csv_needs_four_lines_of_mapping(read_table: ReadTable):
     assert column(events, "source_row") == [0, 1, 2]
     assert column(events, "reasons") == [[], [], []]
     assert column(events, "raw") == [None] * 3
-
-
-def zipped(members: dict[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def as_parquet(rows: Rows, **kinds: pa.DataType) -> bytes:
-    sink = pa.BufferOutputStream()
-    schema = pa.schema(list(kinds.items())) if kinds else None
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
-    return sink.getvalue().to_pybytes()
-
-
-PARTS = THREE.splitlines(keepends=True)
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"log.csv": THREE},
-        {"log.csv.gz": gzip.compress(THREE.encode())},
-        {"log.zip": zipped({"export/log.csv": THREE, "__MACOSX/log.csv": "junk", "export/.DS_Store": "junk"})},
-        {"log.tsv": THREE.replace(",", "\t")},
-        {"log.csv": THREE.replace(",", ";")},
-        {"log.csv": THREE.replace("\n", "\r\n")},
-        {"log.csv": b"\xef\xbb\xbf" + THREE.encode()},
-        {"log.csv": THREE.encode("utf-16")},
-        {"a.csv": PARTS[0] + PARTS[1], "b.csv": PARTS[0] + PARTS[2] + PARTS[3], "README.md": "no table"},
-        {"a/1.csv.gz": gzip.compress((PARTS[0] + PARTS[1]).encode()), "b/2.csv": PARTS[0] + PARTS[2] + PARTS[3]},
-        {"log.parquet": as_parquet([dict(zip(("user", "item", "at"), line.strip().split(","), strict=True)) for line in PARTS[1:]])},
-        {
-            "log.jsonl": "".join(
-                json.dumps(dict(zip(("user", "item", "at"), line.strip().split(","), strict=True))) + "\n" for line in PARTS[1:]
-            )
-        },
-    ],
-    ids=["csv", "gz", "zip", "tsv", "semicolons", "crlf", "bom", "utf-16", "folder", "folders", "parquet", "jsonl"],
-)
-def test_every_container_holds_the_same_rows(read_table: ReadTable, files: dict[str, str | bytes]):
-    events = read_table(files, {"events": VIEWS})["events"]
-    assert [(row["source_row"], row["user_id"], row["item_id"], row["event_at"]) for row in events] == [
-        (0, "ann", "apple", at("2024-03-01T10:00")),
-        (1, "bob", "pear", at("2024-03-02T10:00")),
-        (2, "ann", "plum", at("2024-03-03T10:00")),
-    ]
-
-
-def test_parquet_types_read_as_the_text_of_their_values(read_table: ReadTable):
-    """An id column that is float only because it has nulls gives 17850, not 17850.0."""
-    content = as_parquet(
-        [{"user": 17850.0, "item": 1, "at": at("2024-03-01T10:00")}, {"user": None, "item": 2, "at": at("2024-03-01T11:00")}],
-        user=pa.float64(),
-        item=pa.int32(),
-        at=pa.timestamp("ms", tz="America/New_York"),
-    )
-    events = read_table({"log.parquet": content}, {"events": VIEWS})["events"]
-    assert column(events, "user_id") == ["17850", None]
-    assert column(events, "item_id") == ["1", "2"]
-    assert column(events, "event_at") == [at("2024-03-01T10:00"), at("2024-03-01T11:00")]
 
 
 @pytest.mark.parametrize(
@@ -167,27 +88,6 @@ def test_a_row_that_cannot_be_read_is_kept_with_its_reason_and_its_text(read_tab
     assert "more" in raw[14]
     assert r"caf\udce9" in raw[15] or "caf" in raw[15]
     assert column(events, "source_row")[:5] == [9, 10, 13, 14, 15], "rows without a time come first, in their order"
-
-
-def test_mixed_line_ends_and_quoted_line_ends_are_told_apart(read_table: ReadTable):
-    content = 'user,item,at\r\nann,"app\nle",2024-03-01\nbob,"5"" nail",2024-03-02\r\n\nann,plum,2024-03-03'
-    events = read_table({"log.csv": content}, {"events": VIEWS})["events"]
-    assert column(events, "item_id") == ["app\nle", '5" nail', "plum"]
-    assert column(events, "source_row") == [0, 1, 2]
-
-
-def test_a_separator_that_ends_every_line_is_no_column(read_table: ReadTable):
-    events = read_table({"log.csv": "user,item,at\nann,apple,2024-03-01,\nbob,pear,2024-03-02,\n"}, {"events": VIEWS})["events"]
-    assert column(events, "reasons") == [[], []]
-
-
-def test_files_without_header_and_with_long_separators(read_table: ReadTable):
-    mapping = {
-        "files": {"log": {"path": "log.dat", "separator": "::", "header": False, "columns": ["user", "item", "at"], "skip_lines": 1}},
-        "events": VIEWS,
-    }
-    events = read_table({"log.dat": "exported by hand\n1::2::978300760\n"}, mapping)["events"]
-    assert (events[0]["user_id"], events[0]["item_id"], events[0]["event_at"]) == ("1", "2", at("2000-12-31T22:12:40"))
 
 
 def test_european_numbers(read_table: ReadTable):
@@ -298,22 +198,6 @@ def test_a_join_that_would_double_rows_is_refused(read_table: ReadTable):
         read_table({"orders.csv": ORDERS + "1,eve,2024-03-05 10:00,DK\n", "lines.csv": LINES}, SHOP)
 
 
-def test_several_files_make_one_table_also_with_columns_in_another_order(read_table: ReadTable):
-    mapping = {"files": {"log": {"path": ["log-*.csv", "extra/"]}}, "events": {**VIEWS, "device": "device"}}
-    files = {
-        "log-1.csv": "user,item,at\nann,apple,2024-03-01\n",
-        "log-2.csv": "at,device,item,user\n2024-03-02,phone,pear,bob\n",
-        "extra/more.csv": "user,item,at\nann,plum,2024-03-03\n",
-        "other.csv": "a,b\n1,2\n",
-    }
-    events = read_table(files, mapping)["events"]
-    assert [(row["source_row"], row["user_id"], row["item_id"], row["device"]) for row in events] == [
-        (0, "ann", "apple", None),
-        (1, "bob", "pear", "phone"),
-        (2, "ann", "plum", None),
-    ]
-
-
 def test_a_cell_with_several_values_is_several_rows(read_table: ReadTable):
     mapping = {"files": {"baskets": {"path": "b.csv", "explode": {"column": "item", "separator": " "}}}, "events": VIEWS}
     events = read_table({"b.csv": "user,item,at\nann,a b c,2024-03-01\nbob,,2024-03-02\n"}, mapping)["events"]
@@ -396,65 +280,6 @@ def test_receipt_may_be_later_than_the_event(read_table: ReadTable):
     ]
 
 
-def test_items_of_their_own_file_hold_from_their_first_event_or_their_own_date(read_table: ReadTable):
-    files = {
-        "log.csv": THREE,
-        "items.csv": "sku,name,kind,maker,cents,stock,colour,since\napple,Apple,fruit,Acme,250,yes,red,\npear,Pear,fruit,,300,0,,2024-02-01\nkiwi,Kiwi,fruit,,,,,\n",
-    }
-    mapping = {
-        "files": {"log": "log.csv", "products": "items.csv"},
-        "events": {"file": "log", **VIEWS},
-        "items": {
-            "file": "products",
-            "item_id": "sku",
-            "title": "name",
-            "category": "kind",
-            "brand": "maker",
-            "price": {"column": "cents", "factor": 0.01},
-            "available": "stock",
-            "valid_from": "since",
-            "attributes": {"colour": "colour", "origin": {"constant": "garden"}},
-        },
-    }
-    items = {row["item_id"]: row for row in read_table(files, mapping)["items"]}
-    assert items["apple"]["valid_from"] == at("2024-03-01T10:00")
-    assert items["pear"]["valid_from"] == at("2024-02-01")
-    assert items["kiwi"]["valid_from"] == at("2024-03-01T10:00"), "never seen: from the source's first moment"
-    assert (items["apple"]["title"], items["apple"]["brand"], items["apple"]["price"], items["apple"]["available"]) == (
-        "Apple",
-        "Acme",
-        2.5,
-        True,
-    )
-    assert items["pear"]["available"] is False
-    assert dict(items["apple"]["attributes"]) == {"colour": "red", "origin": "garden"}
-    assert dict(items["pear"]["attributes"]) == {"origin": "garden"}
-
-
-def test_items_seen_on_event_rows_get_a_version_when_something_changed_and_never_before(read_table: ReadTable):
-    content = (
-        "user,item,at,name,price\nann,a,2024-03-01T10:00,Apple,1\nbob,a,2024-03-01T12:00,Apple,9\nann,a,2024-03-02T10:00,,1\n"
-        "ann,a,2024-03-03T10:00,Apple,2\nann,a,bad,Apple,7\nann,a,2024-03-04T10:00,Apple,2\n"
-    )
-    items = read_table({"log.csv": content}, {"events": VIEWS, "items": {"item_id": "item", "title": "name", "price": "price"}})["items"]
-    assert [(row["valid_from"], row["title"], row["price"]) for row in items] == [
-        (at("2024-03-01T10:00"), "Apple", 1.0),
-        (at("2024-03-03T10:00"), "Apple", 2.0),
-    ]
-
-
-def test_one_hot_columns_become_one_text(read_table: ReadTable):
-    mapping = {"events": VIEWS, "items": {"item_id": "item", "category": {"flags": ["War", "Drama"]}}}
-    items = read_table({"log.csv": "user,item,at,War,Drama\nann,a,2024-03-01,1,1\nann,b,2024-03-02,0,0\n"}, mapping)["items"]
-    assert [(row["item_id"], row["category"]) for row in items] == [("a", "War|Drama"), ("b", None)]
-
-
-def test_sessions_stand_in_for_users(read_table: ReadTable):
-    mapping = {"events": {**VIEWS, "user_id": "session", "session_id": "session"}}
-    events = read_table({"log.csv": "session,item,at\ns1,a,2024-03-01\ns1,b,2024-03-01\ns2,a,2024-03-01\n"}, mapping)["events"]
-    assert [(row["user_id"], row["session_id"]) for row in events] == [("s1", "s1"), ("s1", "s1"), ("s2", "s2")]
-
-
 class TestMisfits:
     """A mapping that does not fit its file says which column, which row, and what the file has."""
 
@@ -494,17 +319,3 @@ class TestMisfits:
     def test_a_file_that_is_not_there_is_named_with_those_that_are(self, read_table: ReadTable):
         with pytest.raises(SourceError, match=r"data/orders.csv: no such file; expected one of \['lines.csv', 'log.csv'\]"):
             read_table({"log.csv": THREE, "lines.csv": LINES}, SHOP)
-
-
-def test_what_was_never_seen_holds_from_its_launch_where_that_is_after_the_sources_first_moment(read_table: ReadTable):
-    files = {"log.csv": THREE, "items.csv": "sku,launch\nkiwi,2024-03-02\nfig,2020-01-01\nplum,2020-01-01\n"}
-    mapping = {
-        "files": {"log": "log.csv", "products": "items.csv"},
-        "events": {"file": "log", **VIEWS},
-        "items": {"file": "products", "item_id": "sku", "created_at": "launch"},
-    }
-    assert {row["item_id"]: row["valid_from"] for row in read_table(files, mapping)["items"]} == {
-        "fig": at("2024-03-01T10:00"),
-        "kiwi": at("2024-03-02"),
-        "plum": at("2024-03-03T10:00"),
-    }
