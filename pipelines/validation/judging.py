@@ -70,7 +70,7 @@ def define(engine: duckdb.DuckDBPyConnection, table: str, file: Path, rules: Tab
     )
     engine.execute(f"CREATE TEMP VIEW accepted_{table} AS SELECT {content} FROM kept_{table} WHERE NOT refused")
     engine.execute(
-        f"CREATE TEMP VIEW refused_{table} AS SELECT {content}, {c.SOURCE_ROW}, {_reasons(rules)} AS {c.REASONS}, {c.RAW}, {ROW}"
+        f"CREATE TEMP VIEW refused_{table} AS SELECT {content}, {c.SOURCE_ROW}, {reasons(rules)} AS {c.REASONS}, {c.RAW}, {ROW}"
         f" FROM kept_{table} WHERE refused"
     )
 
@@ -114,8 +114,8 @@ def _refused(rules: TableRules) -> str:
     return f"(coalesce(len({c.REASONS}), 0) > 0 OR coalesce({conditions}, false))"
 
 
-def _reasons(rules: TableRules) -> str:
-    """Return the list of what the reader said and then of every rule that fires, each sentence once."""
+def reasons(rules: TableRules) -> str:
+    """Return the SQL of a row's list of what the reader said and then of every rule that fires, each sentence once."""
     said = ", ".join(f"CASE WHEN {rule.condition} THEN '{rule.reason}' END" for rule in rules.rules)
     every = f"list_concat(coalesce({c.REASONS}, []), [{said}])"
     return f"list_filter({every}, lambda reason, position: reason IS NOT NULL AND list_position({every}, reason) = position)"
