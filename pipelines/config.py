@@ -62,6 +62,11 @@ class Home:
         return self.root / "feast"
 
     @property
+    def stream(self) -> Path:
+        """What the consumers of the event bus remember."""
+        return self.root / "stream"
+
+    @property
     def training(self) -> Path:
         """What each training run made, a folder an as_of."""
         return self.root / "training"

@@ -1,0 +1,70 @@
+"""Features written and read one entity at a time, as events come in: Feast's push, for views that are fed by a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import pandas as pd
+
+from pipelines import columns as c
+from pipelines.config import Home
+from pipelines.errors import StateError
+from pipelines.features.repository import open_store
+
+SUFFIX: Final = "_pushed"
+
+
+class PushedView:
+    """A feature view with a push source, bound to the online store of a state folder.
+
+    The connection and the registry are opened once; an instance belongs to one thread.
+
+    Args:
+        view: its name; its push source is called `<view>_pushed`.
+
+    Raises:
+        StateError: the registry holds no such view.
+    """
+
+    def __init__(self, home: Home, view: str) -> None:
+        from feast.errors import FeastObjectNotFoundException
+
+        self._store = open_store(home)
+        try:
+            self._view = self._store.get_feature_view(view)
+        except FeastObjectNotFoundException as error:
+            raise StateError(
+                f"feature view {view}",
+                found=f"not in the registry of {home.feast}",
+                allowed="an applied view",
+                hint="run `reloop features`",
+            ) from error
+        self._key: str = self._view.join_keys[0]
+        self._names = [field.name for field in self._view.features]
+
+    def read(self, entities: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the online features of some entities, in order; every feature of an unknown one is None."""
+        if not entities:
+            return []
+        asked = [f"{self._view.name}:{name}" for name in self._names]
+        found = self._store.get_online_features(features=asked, entity_rows={self._key: list(entities)}).to_dict()
+        return [{name: found[name][n] for name in self._names} for n in range(len(entities))]
+
+    def push(self, rows: Mapping[str, tuple[datetime, datetime, Mapping[str, Any]]]) -> None:
+        """Write features: entity -> (the moment from which they hold, when they became available, values).
+
+        The store keeps what is newest by those two moments, so pushes may be repeated and overtake each other.
+        """
+        if not rows:
+            return
+        frame = pd.DataFrame(
+            {
+                self._key: list(rows),
+                **{name: pd.Series([values[name] for _, _, values in rows.values()], dtype=object) for name in self._names},
+                c.AS_OF: pd.to_datetime([holds for holds, _, _ in rows.values()], utc=True),
+                c.AVAILABLE_AT: pd.to_datetime([available for _, available, _ in rows.values()], utc=True),
+            }
+        )
+        self._store.push(self._view.name + SUFFIX, frame)

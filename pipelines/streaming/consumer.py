@@ -1,0 +1,111 @@
+"""One consumer: takes events off the bus, judges them, brings the sessions they touch up to date online."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Final
+
+from pipelines import columns as c
+from pipelines import config
+from pipelines.config import Home
+from pipelines.features.pushing import PushedView
+from pipelines.streaming import handing_on, session
+from pipelines.streaming.bus import EventBus
+from pipelines.streaming.memory import Change, Memory
+from pipelines.streaming.reading import EPOCH, Judge
+from pipelines.streaming.shelves import Shelves
+
+WAIT_SECONDS: Final = 0.5
+
+
+@dataclass
+class Counts:
+    """What a consumer has done since it began.
+
+    Attributes:
+        events: deliveries; accepted + refused + repeated.
+        repeated: deliveries that had taken effect before.
+        sessions: sessions pushed to the online store.
+    """
+
+    events: int = 0
+    accepted: int = 0
+    refused: int = 0
+    repeated: int = 0
+    sessions: int = 0
+
+    def record(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return asdict(self)
+
+
+class Consumer:
+    """The steps of one delivery, each safe to repeat, the acknowledgement last.
+
+    Events are judged; in one transaction the memory takes those it has not met; the sessions of all
+    users named are worked out and pushed; what was refused is published in quarantine; then the
+    delivery is acknowledged. Killed between any two steps, it is delivered again and ends the same.
+
+    Raises:
+        StateError: the view is not applied, or the bus or a setting is not usable.
+    """
+
+    def __init__(self, home: Home, bus: EventBus, *, keep_for_lake: bool = True) -> None:
+        self._home, self._bus = home, bus
+        self._view = PushedView(home, session.VIEW)
+        self._judge = Judge(config.load(home).validation)
+        self._memory = Memory(home, keep_for_lake=keep_for_lake)
+        self._shelves = Shelves(home)
+        self.counts = Counts()
+
+    def step(self, count: int = 500, wait_seconds: float = WAIT_SECONDS) -> int:
+        """Take one delivery off the bus and see it through; return its messages, 0 if none came in time."""
+        messages = self._bus.consume(count, wait_seconds)
+        if not messages:
+            return 0
+        judged = self._judge.judge(messages)
+        users = list(dict.fromkeys(row[c.USER_ID] for _, row in judged.accepted))
+        # The batch may know of events that never came by here.
+        told = {user: session.of_row(row) for user, row in zip(users, self._view.read(users), strict=True)}
+        change = self._memory.take(judged, told)
+        pushed = self._push(change)
+        if change.refused:
+            handing_on.quarantine(self._home, self._memory)
+        self._bus.acknowledge(messages)
+        self.counts = Counts(
+            events=self.counts.events + len(messages),
+            accepted=self.counts.accepted + change.accepted,
+            refused=self.counts.refused + change.refused,
+            repeated=self.counts.repeated + change.repeated,
+            sessions=self.counts.sessions + pushed,
+        )
+        return len(messages)
+
+    def _push(self, change: Change) -> int:
+        self._shelves.refresh()
+        rows = {}
+        for user, (known_us, version, events) in change.sessions.items():
+            if (values := session.features(self._shelves.place(events), known_us)) is not None:
+                holds = EPOCH + timedelta(microseconds=known_us)
+                # A late event changes a session without moving it on: the version tells the store which is newer.
+                rows[user] = (holds, holds + timedelta(microseconds=version), values)
+        self._view.push(rows)
+        return len(rows)
+
+    def run(self, *, count: int = 500, idle_seconds: float | None = None, on_step: Callable[[Counts], None] | None = None) -> Counts:
+        """Go on until nothing has come for `idle_seconds`; without it, until the process is ended."""
+        handing_on.quarantine(self._home, self._memory)  # what a killed consumer had refused and not yet published
+        quiet = 0.0
+        while idle_seconds is None or quiet < idle_seconds:
+            quiet = 0.0 if self.step(count) else quiet + WAIT_SECONDS
+            if on_step is not None:
+                on_step(self.counts)
+        return self.counts
+
+    def close(self) -> None:
+        """Leave the bus and close the memory."""
+        self._bus.close()
+        self._memory.close()
+        self._judge.close()

@@ -1,0 +1,126 @@
+"""Messages to events: decoded, judged by the rules of the lake, parted into what may enter and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from pipelines import columns as c
+from pipelines import tables
+from pipelines.config import ValidationSettings
+from pipelines.streaming.bus import Message
+from pipelines.validation.judging import reasons
+from pipelines.validation.row_rules import table_rules
+
+TIMES: Final = (c.EVENT_AT, c.RECEIVED_AT)
+NUMBERS: Final = (c.VALUE, c.QUANTITY)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+STAGED: Final = tables.staged("events")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The messages of one delivery, in order.
+
+    Attributes:
+        accepted: (message, row in the canonical columns).
+        refused: (message, row in the staged columns, its `reasons` filled).
+    """
+
+    accepted: list[tuple[Message, dict[str, Any]]]
+    refused: list[tuple[Message, dict[str, Any]]]
+
+
+class Judge:
+    """Decodes and judges; holds the DuckDB in which the rules run, so an instance belongs to one thread."""
+
+    def __init__(self, settings: ValidationSettings) -> None:
+        self._engine = duckdb.connect(config={"threads": "1", "TimeZone": "UTC"})
+        said = reasons(table_rules(settings)["events"])
+        self._query = f"SELECT {said} AS reasons FROM staged ORDER BY {c.SOURCE_ROW}"
+
+    def judge(self, messages: Sequence[Message]) -> Judged:
+        """Return the fate of every message; nothing is dropped."""
+        rows = [_decoded(message, position) for position, message in enumerate(messages)]
+        judged = Judged([], [])
+        if not rows:
+            return judged
+        self._engine.register("staged", pa.Table.from_pylist(rows, schema=STAGED))
+        found = self._engine.execute(self._query).fetchall()
+        self._engine.unregister("staged")
+        for message, row, (said,) in zip(messages, rows, found, strict=True):
+            if said:
+                judged.refused.append((message, {**row, c.REASONS: said}))
+            else:
+                judged.accepted.append((message, {name: row[name] for name in tables.EVENTS.names}))
+        return judged
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+
+def _decoded(message: Message, position: int) -> dict[str, Any]:
+    """Return a message as a staged row; what could not be read is null, with the reason, and `raw` keeps the message."""
+    row: dict[str, Any] = dict.fromkeys(STAGED.names)
+    row |= {c.SOURCE_ROW: position, c.REASONS: []}
+    try:
+        event = json.loads(message.payload)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict):
+        row[c.REASONS] = ["the message is no JSON object"]
+        row[c.RAW] = message.payload.decode("utf-8", "replace")
+        return row
+    for name in tables.EVENTS.names:
+        value = event.get(name)
+        if value is None:
+            continue
+        read = _moment(value) if name in TIMES else _number(value) if name in NUMBERS else _text(value)
+        if read is None:
+            row[c.REASONS].append(f"{name} could not be read: {str(value)[:80]!r}")
+        row[name] = read
+    if event.get(c.RECEIVED_AT) is None:  # the bus knows when it took the event, the same in every delivery
+        row[c.RECEIVED_AT] = EPOCH + timedelta(microseconds=message.published_us)
+    if row[c.REASONS] or event.keys() - row.keys():
+        row[c.RAW] = message.payload.decode("utf-8", "replace")
+    return row
+
+
+def _moment(value: object) -> datetime | None:
+    """Return an ISO 8601 time in UTC; one without a zone is none, for nobody says whose clock it was."""
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(value: object) -> float | None:
+    """Return a number; `true` is none, and what JSON writes beyond a double is none either."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return number if math.isfinite(number := float(value)) else None
+    except OverflowError:
+        return None
+
+
+def _text(value: object) -> str | None:
+    """Return a string, if it is one that can be stored: no lone surrogates."""
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return value
