@@ -23,6 +23,7 @@ from pipelines.errors import StateError
 FOLDER: Final = REPOSITORY / "feature_repo"
 MODULES: Final = ("entities", "sources", "views", "services")
 REGISTRY_URL: Final = "RELOOP_FEAST_REGISTRY"  # SQLAlchemy URL; unset, SQLite in the state folder
+REDIS_STORE: Final = "pipelines.features.online_redis.ConditionalRedisOnlineStore"
 REDIS: Final = "RELOOP_REDIS"  # host:port,password=...; unset, SQLite in the state folder
 
 os.environ.setdefault("FEAST_USAGE", "False")
@@ -90,8 +91,7 @@ def configuration(home: Home) -> dict[str, Any]:
     config["registry"]["path"] = os.environ.get(REGISTRY_URL) or f"sqlite:///{home.feast / 'registry.db'}"
     config["online_store"]["path"] = str(home.feast / "online.db")
     if redis := os.environ.get(REDIS):
-        # Feast's own rule drops a correction that carries the same moment; `store.materialize` keeps the order itself.
-        config["online_store"] = {"type": "redis", "connection_string": redis, "skip_dedup": True}
+        config["online_store"] = {"type": REDIS_STORE, "connection_string": redis}
     return config
 
 
