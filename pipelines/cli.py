@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -322,6 +323,56 @@ def monitor(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = N
     drift.check(state, moment)
     record = _stages(state, moment, "drift")["drift"]
     _answer(as_json, "drift", record, yes=record["verdict"] != "drift")
+
+
+@app.command()
+def stream(
+    bus: Annotated[
+        str, typer.Option("--bus", envvar="RELOOP_BUS", help="The event bus: redis://HOST:PORT/DB or kafka://HOST:PORT.")
+    ] = "redis://127.0.0.1:6379/0",
+    topic: Annotated[str, typer.Option("--topic", help="Stream or topic of the events.")] = "events",
+    group: Annotated[str, typer.Option("--group", help="Consumers of one group share the events.")] = "sessions",
+    consumer: Annotated[str, typer.Option("--consumer", help="Name of this one; under it again it resumes what it left.")] = "1",
+    count: Annotated[int, typer.Option("--count", min=1, help="Events a delivery, at most.")] = 500,
+    idle: Annotated[float | None, typer.Option("--until-idle", min=0.0, help="End once nothing has come for so many seconds.")] = None,
+    for_lake: Annotated[bool, typer.Option("--for-lake", help="Keep accepted events until --land takes them into the lake.")] = False,
+    land_as_of: Annotated[str | None, typer.Option("--land", help="Land what was kept, as of this day, and end.")] = None,
+    publish: Annotated[
+        Path | None, typer.Option("--publish", help="Put the events of a Parquet or JSON-lines file on the bus, and end.")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Keep every user's session fresh online, event by event, until told to stop."""
+    from pipelines.streaming import handing_on
+    from pipelines.streaming.bus import connect
+    from pipelines.streaming.consumer import Consumer, Counts
+    from pipelines.streaming.files import events
+    from pipelines.streaming.memory import Memory
+
+    state = _home(home)
+    if land_as_of is not None:
+        with closing(Memory(state)) as memory:
+            batches = handing_on.land(state, utc(land_as_of), memory)
+        _answer(as_json, "stream", {"landed": batches}, yes=bool(batches))
+        return
+    with closing(connect(bus, topic=topic, group=group, consumer=consumer)) as events_bus:
+        if publish is not None:
+            _answer(as_json, "stream", {"published": events_bus.publish(events(publish))})
+            return
+        with (
+            closing(Consumer(state, events_bus, keep_for_lake=for_lake)) as taking,
+            Console(stderr=True).status("waiting for events") as line,
+        ):
+
+            def show(counts: Counts) -> None:
+                line.update(", ".join(f"{number:,} {name}" for name, number in counts.record().items()))
+
+            try:
+                taking.run(count=count, idle_seconds=idle, on_step=show)
+            except (KeyboardInterrupt, SystemExit):  # told to stop: what was not acknowledged is delivered again
+                line.update("stopping")
+        _answer(as_json, "stream", taking.counts.record())
 
 
 @app.command()

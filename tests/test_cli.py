@@ -31,6 +31,7 @@ VERBS = [
     "evaluate",
     "promote",
     "monitor",
+    "stream",
     "simulate",
     "releases",
     "rollback",

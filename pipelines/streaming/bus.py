@@ -81,4 +81,4 @@ def connect(address: str, *, topic: str, group: str, consumer: str) -> EventBus:
         from pipelines.streaming.kafka import Kafka
 
         return Kafka(servers, topic=topic, group=group, consumer=consumer)
-    raise StateError(f"event bus {address}", found=f"the scheme {scheme!r}", allowed="redis://HOST:PORT/DB or kafka://HOST:PORT")
+    raise StateError("event bus", found=f"the scheme {scheme!r}", allowed="redis://HOST:PORT/DB or kafka://HOST:PORT")

@@ -52,7 +52,7 @@ class Consumer:
         StateError: the view is not applied, or the bus or a setting is not usable.
     """
 
-    def __init__(self, home: Home, bus: EventBus, *, keep_for_lake: bool = True) -> None:
+    def __init__(self, home: Home, bus: EventBus, *, keep_for_lake: bool = False) -> None:
         self._home, self._bus = home, bus
         self._view = PushedView(home, session.VIEW)
         self._judge = Judge(config.load(home).validation)

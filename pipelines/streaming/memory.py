@@ -56,9 +56,10 @@ class Memory:
     Args:
         remember_days: an event id is known for so long after the newest receipt; a repetition that comes
             later than that still changes no session, and the lake knows it for good.
+        keep_for_lake: whether accepted events wait here until `handing_on.land` takes them.
     """
 
-    def __init__(self, home: Home, *, remember_days: float = 3.0, keep_for_lake: bool = True) -> None:
+    def __init__(self, home: Home, *, remember_days: float = 3.0, keep_for_lake: bool = False) -> None:
         file = home.stream / "memory.db"
         file.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(file, timeout=60.0, isolation_level=None)

@@ -42,7 +42,7 @@ class Judge:
     """Decodes and judges; holds the DuckDB in which the rules run, so an instance belongs to one thread."""
 
     def __init__(self, settings: ValidationSettings) -> None:
-        self._engine = duckdb.connect(config={"threads": "1", "TimeZone": "UTC"})
+        self._engine = duckdb.connect(config={"threads": "1"})
         said = reasons(table_rules(settings)["events"])
         self._query = f"SELECT {said} AS reasons FROM staged ORDER BY {c.SOURCE_ROW}"
 
