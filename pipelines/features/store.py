@@ -45,10 +45,10 @@ def apply(home: Home) -> None:
 def materialize(home: Home, as_of: datetime) -> dict[str, int]:
     """Bring the online store to the rows of the day `as_of`, and never back from the day it is at.
 
-    Every entity has a row a day, so the newest day is the whole state; of a view tagged `rows: changes`,
-    which has a row only when something changed, the state is all days of its ttl. If the store is at a later
-    day already (a backfill, a rebuild after late events), that day is written again, corrections
-    and all. One process at a time; killed and run again, it ends in the same values.
+    The state is the newest row of every entity within the view's ttl; of a view tagged `rows: daily`,
+    whose entities have a row every day, that is the newest day. If the store is at a later day already
+    (a backfill, a rebuild after late events), that day is written again, corrections and all. One
+    process at a time; killed and run again, it ends in the same values.
 
     Returns and records the rows written by view.
 
@@ -62,8 +62,9 @@ def materialize(home: Home, as_of: datetime) -> dict[str, int]:
             done = [utc(end) for _, end in view.materialization_intervals]
             until = max([floor_day(as_of), *done])
             rows[view.name] = _rows(home, view.name, until)
-            reach = view.ttl if view.tags.get("rows") == "changes" else DAY
-            store.materialize(until - reach + timedelta(microseconds=1), until, feature_views=[view.name])
+            instant = timedelta(microseconds=1)
+            reach = DAY - instant if view.tags.get("rows") == "daily" else view.ttl + instant
+            store.materialize(until - reach, until, feature_views=[view.name])
         record["online"] = rows
         return rows
 
