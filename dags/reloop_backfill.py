@@ -17,7 +17,19 @@ from __future__ import annotations
 
 from airflow.sdk import Param, chain, dag
 from reloop_defaults import DEFAULTS, MOMENT, START
-from reloop_stages import build, feast_apply, land_again, latest, materialize, plan, read, source_params, validate, validate_features
+from reloop_stages import (
+    build,
+    check_parity,
+    feast_apply,
+    land_again,
+    latest,
+    materialize,
+    plan,
+    read,
+    source_params,
+    validate,
+    validate_features,
+)
 
 
 def required(title: str, description: str) -> Param:
@@ -39,7 +51,7 @@ def reloop_backfill() -> None:
     as_of = latest(windows)
     batches = read.expand(window=windows)
     landed = land_again(validate.partial(as_of=as_of).expand(batch=batches), as_of)
-    chain(landed, build(as_of), validate_features(as_of), feast_apply(), materialize(as_of))
+    chain(landed, build(as_of), validate_features(as_of), feast_apply(), materialize(as_of), check_parity(as_of))
 
 
 reloop_backfill()

@@ -167,12 +167,22 @@ def feast_apply() -> None:
     store.apply(Home.from_environment())
 
 
-@task(outlets=[features])
-def materialize(as_of: str) -> Iterator[Metadata]:
+@task
+def materialize(as_of: str) -> None:
     """Load the day into the online store."""
     from pipelines.config import Home
     from pipelines.features import store
     from pipelines.window import utc
 
     store.materialize(Home.from_environment(), utc(as_of))
+
+
+@task(outlets=[features])
+def check_parity(as_of: str) -> Iterator[Metadata]:
+    """Hold the online store against the point-in-time join before anybody is told of new features."""
+    from pipelines.config import Home
+    from pipelines.features import parity
+    from pipelines.window import utc
+
+    parity.check(Home.from_environment(), utc(as_of))
     yield Metadata(features, {"as_of": as_of})

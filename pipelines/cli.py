@@ -263,8 +263,8 @@ def validate(
 
 @app.command()
 def features(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Build the feature marts up to --as-of, check them, and load the online store."""
-    from pipelines.features import build, store
+    """Build the feature marts up to --as-of, check them, load the online store, and compare it with what training sees."""
+    from pipelines.features import build, parity, store
     from pipelines.validation import checkpoint
 
     state, moment = _home(home), utc(as_of)
@@ -272,7 +272,8 @@ def features(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = 
     checkpoint.validate_features(state, moment)
     store.apply(state)
     store.materialize(state, moment)
-    _answer(as_json, "features", _stages(state, moment, "features", "feature_validation", "materialize"))
+    parity.check(state, moment)
+    _answer(as_json, "features", _stages(state, moment, "features", "feature_validation", "materialize", "parity"))
 
 
 @app.command()

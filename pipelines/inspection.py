@@ -19,7 +19,7 @@ from pipelines.registry import releases
 
 MIN_FREE_BYTES: Final = 5 << 30
 STAGES: Final = (
-    "validation", "ingest", "features", "feature_validation", "materialize", "trigger", "retrieval", "blend",
+    "validation", "ingest", "features", "feature_validation", "materialize", "parity", "trigger", "retrieval", "blend",
     "training_set", "ranker", "ranking", "bundle", "gate", "drift",
 )  # fmt: skip
 

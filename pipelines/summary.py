@@ -65,6 +65,7 @@ def figures(home: Home, as_of: datetime) -> Figures:
         "value": {fate: round(sum(batch["value"][fate] for batch in batches), 2) for fate in FATES},
         "features": _one(home, as_of, "features").get("features", {}),
         "online": _one(home, as_of, "materialize").get("online", {}),
+        "parity": _parity(_one(home, as_of, "parity")),
         "training_rows": _one(home, as_of, "training_set").get("training_rows"),
         "retrieval": {
             record["key"]: {
@@ -82,6 +83,16 @@ def figures(home: Home, as_of: datetime) -> Figures:
         "retraining": _pick(_one(home, as_of, "trigger"), ("due", "reasons")),
         "seconds": _seconds(home, as_of),
     }
+
+
+def _parity(record: Figures) -> Figures | None:
+    """Return how many online values were compared with the point-in-time join, and the share of them that differ."""
+    if "views" not in record:
+        return None
+    views = record["views"].values()
+    compared = sum(view["values"] for view in views)
+    differing = sum(view["mismatch_rate"] * view["values"] for view in views)
+    return {"values": compared, "mismatch_rate": differing / compared if compared else 0.0}
 
 
 def write(home: Home, cycles: Sequence[Figures], *files: Path) -> None:
@@ -115,6 +126,8 @@ def _rows(cycle_figures: Figures) -> Iterable[tuple[str, str]]:
     yield "  duplicates", _count(rows["duplicates"])
     yield "feature rows", _list(f"{mart} {n:,}" for mart, n in cycle_figures["features"].items())
     yield "online rows", _list(f"{view} {n:,}" for view, n in cycle_figures["online"].items())
+    if parity := cycle_figures.get("parity"):
+        yield "  equal to the training join", f"{1 - parity['mismatch_rate']:.2%} of {_count(parity['values'])} values"
     yield "point-in-time training rows", _count(cycle_figures["training_rows"])
     best_first = sorted(cycle_figures["retrieval"].items(), key=lambda entry: -(entry[1]["ndcg_at_10"] or 0.0))
     yield "retrieval NDCG@10", _list(f"{_number(found['ndcg_at_10'])} {source}" for source, found in best_first)
@@ -158,7 +171,7 @@ def table(cycles: Sequence[Figures]) -> Table:
     labels = dict.fromkeys(label for column in sorted(columns, key=len, reverse=True) for label in column)
     for label in labels:
         cells = [column.get(label, "-") for column in columns]
-        grid.add_row(label, *cells, end_section=label in {"  duplicates", "online rows", "  against the best source"})
+        grid.add_row(label, *cells, end_section=label in {"  duplicates", "  equal to the training join", "  against the best source"})
     return grid
 
 

@@ -89,8 +89,9 @@ class Consumer:
         for user, (known_us, version, events) in change.sessions.items():
             if (values := session.features(self._shelves.place(events), known_us)) is not None:
                 holds = EPOCH + timedelta(microseconds=known_us)
-                # A late event changes a session without moving it on: the version tells the store which is newer.
-                rows[user] = (holds, holds + timedelta(microseconds=version), values)
+                # A late event changes a session without moving it on: the version tells the store which is
+                # newer, in seconds, for SQLite keeps no less.
+                rows[user] = (holds, holds + timedelta(seconds=version), values)
         self._view.push(rows)
         return len(rows)
 

@@ -26,11 +26,12 @@ GRAPHS: dict[str, dict[str, list[str]]] = {
         "land": [],
     },
     "reloop_features": {
-        "settle": ["build", "materialize", "validate_features"],
+        "settle": ["build", "check_parity", "materialize", "validate_features"],
         "build": ["validate_features"],
         "validate_features": ["feast_apply"],
         "feast_apply": ["materialize"],
-        "materialize": [],
+        "materialize": ["check_parity"],
+        "check_parity": [],
     },
     "reloop_train": {
         "due": ["blend", "bundle", "evaluate", "rank", "retrieve", "sources", "training_set"],
@@ -46,24 +47,25 @@ GRAPHS: dict[str, dict[str, list[str]]] = {
     "reloop_monitor": {"check_drift": ["request_training"], "request_training": []},
     "reloop_backfill": {
         "plan": ["latest", "read"],
-        "latest": ["build", "land_again", "materialize", "validate", "validate_features"],
+        "latest": ["build", "check_parity", "land_again", "materialize", "validate", "validate_features"],
         "read": ["validate"],
         "validate": ["land_again"],
         "land_again": ["build"],
         "build": ["validate_features"],
         "validate_features": ["feast_apply"],
         "feast_apply": ["materialize"],
-        "materialize": [],
+        "materialize": ["check_parity"],
+        "check_parity": [],
     },
 }
 # Dag -> (the Assets it waits for, (task, Asset) that it publishes)
 FLOW = {
     "reloop_ingest": ([], [("land", "lake")]),
-    "reloop_features": (["lake"], [("materialize", "features")]),
+    "reloop_features": (["lake"], [("check_parity", "features")]),
     "reloop_train": (["features", "retrain_request"], [("bundle", "challenger")]),
     "reloop_promote": (["challenger"], [("decide", "champion_decision")]),
     "reloop_monitor": (["champion_decision", "features"], [("request_training", "retrain_request")]),
-    "reloop_backfill": ([], [("materialize", "features")]),
+    "reloop_backfill": ([], [("check_parity", "features")]),
 }
 MAPPED = {
     ("reloop_ingest", "read"),
