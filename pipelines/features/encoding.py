@@ -190,7 +190,8 @@ def _plain(column: pa.Array) -> npt.NDArray[Any]:
     """Return a column without nulls as numpy, moments as whole numbers of their unit."""
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
-    return column.to_numpy(zero_copy_only=False)
+    numbers: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def _scalar_cells(column: pa.Array, wire: int, tag: bytes) -> pa.BinaryArray:

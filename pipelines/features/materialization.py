@@ -8,9 +8,9 @@ not is written then, and no entity ever holds features of two rows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from datetime import timedelta
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -22,12 +22,11 @@ from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _get_column_names
-from tqdm import tqdm
 
 from pipelines.features import encoding
 from pipelines.features.encoding import Encoded
 from pipelines.features.moments import ttl_micros
-from pipelines.window import micros
+from pipelines.window import DAY, micros
 
 INSTANT: Final = timedelta(microseconds=1)
 log = logging.getLogger(__name__)
@@ -37,17 +36,17 @@ class ColumnarComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  
     """Settings of the engine.
 
     Attributes:
-        lookback_hours: rows this much older than the start that was asked are read as well (the far
-            end not included), so that `materialize-incremental`, which goes on from the end of the
-            run before, also finds a day that was rebuilt since. Older rows never replace newer
-            ones, so this costs reading only. A day is enough for daily snapshots.
+        whole_state: read back to where a row still answers at the end of the interval, however late the
+            interval begins: the view's ttl, or one day for a view tagged `rows: daily`, whose entities
+            have a row every day. So `materialize-incremental`, which goes on from the end of the run
+            before, also finds days that were rebuilt since. Older rows never replace newer ones.
         batch_rows: rows that are encoded and sent at once.
         sweep: remove rows that are past their view's ttl at the end of the interval: what vanished
             from the source is first read as missing, and then gone.
     """
 
     type: Literal["pipelines.features.materialization.ColumnarComputeEngine"] = "pipelines.features.materialization.ColumnarComputeEngine"
-    lookback_hours: float = 24.0
+    whole_state: bool = True
     batch_rows: int = 1 << 15
     sweep: bool = True
 
@@ -91,44 +90,63 @@ class ColumnarComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # feast 
     def _load(self, registry: Any, task: MaterializationTask) -> None:
         view = task.feature_view
         oldest = micros(task.end_time) - ttl_micros(view) if ttl_micros(view) else None
-        with self.online_store.loading(self.repo_config, view) as write:
-            batches, rows = self._latest(registry, task)
-            with closing((task.tqdm_builder or _silent)(rows)) as bar:
-                for batch in batches:
+        start = min(task.start_time, task.end_time - reach(view)) if self.settings.whole_state else task.start_time
+        tables, rows = self._tables(registry, task, start)
+        with (
+            self.online_store.loading(self.repo_config, view) as write,
+            task.tqdm_builder(rows) if task.tqdm_builder else nullcontext() as bar,
+        ):
+            for table in tables:
+                for batch in table.to_batches(max_chunksize=self.settings.batch_rows):
                     encoded = encode(batch, view)
                     if oldest is not None and (encoded.event_us < oldest).any():
                         encoded = encoded.take(np.flatnonzero(encoded.event_us >= oldest))
                     if len(encoded):
                         write(encoded)
-                    bar.update(len(batch))
+                    if bar is not None:
+                        bar.update(len(batch))
         if oldest is not None and self.settings.sweep:
             removed = self.online_store.sweep(self.repo_config, view, oldest)
             log.info("%s: %d rows past their ttl removed", view.name, removed)
 
-    def _latest(self, registry: Any, task: MaterializationTask) -> tuple[Iterator[pa.RecordBatch], int]:
-        """Return the newest row of every entity in the interval, named as the view names them, and how many there are."""
+    def _tables(self, registry: Any, task: MaterializationTask, start: datetime) -> tuple[Iterator[pa.Table], int | None]:
+        """Return the rows to write, in pieces where the offline store gives pieces, and how many there are if that is known."""
         view = task.feature_view
-        entities = [registry.get_entity(name, task.project) for name in view.entities]
-        keys, features, event, created = _get_column_names(view, entities)
-        start = (
-            task.start_time - timedelta(hours=self.settings.lookback_hours) + INSTANT if self.settings.lookback_hours else task.start_time
-        )
-        job = self.offline_store.pull_latest_from_table_or_query(
-            config=self.repo_config,
-            data_source=view.batch_source,
-            join_key_columns=keys,
-            feature_name_columns=features,
-            timestamp_field=event,
-            created_timestamp_column=created,
-            start_date=min(start, task.start_time),
-            end_date=task.end_time,
-        )
-        table = job.to_arrow()
-        mapping: Mapping[str, str] = view.batch_source.field_mapping or {}
-        table = table.rename_columns([mapping.get(name, name) for name in table.column_names])
+        job = newest_rows(view, start, task.end_time, config=self.repo_config, offline_store=self.offline_store, registry=registry)
+        named = view.batch_source.field_mapping or {}
+
+        def renamed(table: pa.Table) -> pa.Table:
+            return table.rename_columns([named.get(name, name) for name in table.column_names])
+
+        if hasattr(job, "pieces") and not getattr(self.online_store, "wants_sorted_keys", False):
+            return map(renamed, job.pieces()), None
+        table = renamed(job.to_arrow())
         if getattr(self.online_store, "wants_sorted_keys", False):
             table = table.take(pc.sort_indices(encode_keys(table, view)))
-        return iter(table.to_batches(max_chunksize=self.settings.batch_rows)), len(table)
+        return iter([table]), len(table)
+
+
+def reach(view: Any) -> timedelta:
+    """Return how far before a moment rows of a view lie that make up its state then."""
+    if view.tags.get("rows") == "daily":
+        return DAY - INSTANT
+    return view.ttl or DAY - INSTANT
+
+
+def newest_rows(view: Any, start: datetime, end: datetime, *, config: Any, offline_store: Any, registry: Any) -> Any:
+    """Return Feast's job for the newest row of every entity from `start` to `end`, both included, in the source's names."""
+    entities = [registry.get_entity(name, config.project) for name in view.entities]
+    keys, features, event, created = _get_column_names(view, entities)
+    return offline_store.pull_latest_from_table_or_query(
+        config=config,
+        data_source=view.batch_source,
+        join_key_columns=keys,
+        feature_name_columns=features,
+        timestamp_field=event,
+        created_timestamp_column=created,
+        start_date=start,
+        end_date=end,
+    )
 
 
 def encode_keys(rows: pa.Table | pa.RecordBatch, view: Any) -> pa.BinaryArray:
@@ -152,7 +170,3 @@ def encode(rows: pa.RecordBatch, view: Any) -> Encoded:
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _silent(total: int) -> tqdm:
-    return tqdm(total=total, disable=True)

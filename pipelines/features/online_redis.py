@@ -63,7 +63,8 @@ class ConditionalRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore
 class ConditionalRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # feast is untyped
     """The store by which `feature_store.yaml` serves from Redis."""
 
-    _loading_client: Redis | None = None
+    _client: Any = None
+    _loading_client: Any = None
 
     def _get_client(self, online_store_config: Any) -> Any:
         """Return Feast's client; one that gives up at once where redis-py would try again for eight seconds."""
@@ -71,7 +72,7 @@ class ConditionalRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # fe
             self._client = self._connect(online_store_config, online_store_config.read_timeout_ms / 1000)
         return super()._get_client(online_store_config)
 
-    def _connect(self, settings: Any, timeout: float) -> Redis:
+    def _connect(self, settings: Any, timeout: float) -> Any:
         nodes, given = self._parse_connection_string(settings.connection_string)
         limits = {"socket_timeout": timeout, "socket_connect_timeout": min(timeout, 1.0), "retry": Retry(NoBackoff(), 0)}
         return Redis(host=nodes[0]["host"], port=int(nodes[0]["port"]), **(limits | given))
@@ -137,7 +138,7 @@ class ConditionalRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # fe
         cursor, removed = b"0", 0
         while True:
             cursor, found = script(args=[cursor, pattern, SCAN_STEP, f"_ts:{name}", f"_created:{name}", oldest_us, *fields])
-            removed += found
+            removed += int(found)
             if cursor == b"0":
                 client.close()
                 return removed
@@ -198,14 +199,14 @@ def _address(settings: Any) -> str:
 class _Load:
     """One bulk load of a view over one connection: sends a batch while Redis works on it, then takes the answers."""
 
-    def __init__(self, client: Redis, config: Any, table: Any) -> None:
+    def __init__(self, client: Any, config: Any, table: Any) -> None:
         name = compute_versioned_name(table, config.registry.enable_online_feature_view_versioning)
         self.client, self.project, self.evicted = client, config.project.encode(), _evicted(client)
         script = client.script_load((SCRIPTS / "write.lua").read_text(encoding="utf-8"))
         ttl = config.online_store.key_ttl_seconds or 0
         self.features = {feature.name: _mmh3(f"{name}:{feature.name}") for feature in table.features}
         self.event_field = f"_ts:{name}".encode()
-        self.head = [b"EVALSHA", script.encode() if isinstance(script, str) else script]
+        self.head = [b"EVALSHA", script.encode() if isinstance(script, str) else bytes(script)]
         self.constants = _line(
             self.event_field, f"_created:{name}".encode(), b"%d" % ttl, b"%d" % len(self.features), *self.features.values()
         )
@@ -260,7 +261,7 @@ class _Load:
         self._answers()
         pipe = self.client.pipeline(transaction=False)
         for key in self.sample:
-            pipe.hexists(key, self.event_field.decode())
+            pipe.hexists(key, self.event_field)
         lost = len(self.sample) - sum(pipe.execute())
         evicted = _evicted(self.client) - self.evicted
         if lost or evicted:
@@ -279,7 +280,7 @@ class _Load:
         self.client.connection_pool.release(self.connection)
 
 
-def _evicted(client: Redis) -> int:
+def _evicted(client: Any) -> int:
     return int(client.info("stats").get("evicted_keys", 0))
 
 

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -59,10 +59,10 @@ class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # 
 
     def _get_conn(self, config: Any) -> sqlite3.Connection:
         if self._conn is None:
-            connection: sqlite3.Connection = super()._get_conn(config)
-            connection.execute(f"PRAGMA busy_timeout = {WAIT_SECONDS * 1000}")
-            connection.execute("PRAGMA journal_mode = WAL")  # readers go on while a batch is written
-        return super()._get_conn(config)
+            super()._get_conn(config).execute(f"PRAGMA busy_timeout = {WAIT_SECONDS * 1000}")
+            super()._get_conn(config).execute("PRAGMA journal_mode = WAL")  # readers go on while a batch is written
+        connection: sqlite3.Connection = super()._get_conn(config)
+        return connection
 
     def update(self, config: Any, tables_to_delete: Any, tables_to_keep: Any, *rest: Any, **more: Any) -> None:
         """Create and drop tables as Feast does, without the index that the primary key makes superfluous."""
@@ -167,6 +167,10 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _write(connection: sqlite3.Connection, name: str, features: list[str], rows: Encoded) -> None:
     """Write the rows that are not older than what is held; all of them become visible at once."""
     if connection.in_transaction:
@@ -177,24 +181,31 @@ def _write(connection: sqlite3.Connection, name: str, features: list[str], rows:
             stale = _stale(connection, name, rows)
             if len(stale):
                 rows = rows.take(np.setdiff1d(np.arange(len(rows)), stale))
-        connection.executemany(
-            f"INSERT INTO {name} (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, value_text = excluded.value_text,"
-            " event_ts = excluded.event_ts, created_ts = excluded.created_ts",
-            _cells(features, rows),
-        )
+        connection.executemany(_upsert(name, features), _entities(features, rows))
         connection.execute("COMMIT")
     except BaseException:
         connection.rollback()
         raise
 
 
-def _cells(features: list[str], rows: Encoded) -> Iterator[tuple[Any, ...]]:
-    """Yield the table's rows, entity by entity and name by name, which is the order of its tree."""
-    keys = rows.keys.to_pylist()
-    event, created = (rows.event_us // SECOND).tolist(), [moment or None for moment in (rows.created_us // SECOND).tolist()]
-    columns = [zip(keys, repeat(name), rows.values[name].to_pylist(), rows.texts(name), event, created, strict=False) for name in features]
-    return chain.from_iterable(zip(*columns, strict=True))
+def _upsert(name: str, features: list[str]) -> str:
+    """Return the statement that writes one entity, its features in the order of the table's tree.
+
+    One statement an entity takes a bit more than half the time of one a feature.
+    """
+    cells = ", ".join(f"(?1, {_literal(feature)}, ?{4 + 2 * n}, ?{5 + 2 * n}, ?2, ?3)" for n, feature in enumerate(features))
+    return (
+        f"INSERT INTO {name} (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES {cells}"
+        " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, value_text = excluded.value_text,"
+        " event_ts = excluded.event_ts, created_ts = excluded.created_ts"
+    )
+
+
+def _entities(features: list[str], rows: Encoded) -> Iterator[tuple[Any, ...]]:
+    """Yield what `_upsert` binds: key, event time, created time, then value and text of every feature."""
+    created = [moment or None for moment in (rows.created_us // SECOND).tolist()]
+    cells = chain.from_iterable((rows.values[name].to_pylist(), rows.texts(name)) for name in features)
+    return zip(rows.keys.to_pylist(), (rows.event_us // SECOND).tolist(), created, *cells, strict=True)
 
 
 def _stale(connection: sqlite3.Connection, name: str, rows: Encoded) -> list[int]:

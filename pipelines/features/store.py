@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import cycle
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.features.historical import EVENT_TIMESTAMP, add, by_view, historical, key_columns, references
+from pipelines.features import item_snapshot
+from pipelines.features.historical import EVENT_TIMESTAMP, historical
+from pipelines.features.online import online
 from pipelines.features.repository import FeatureSpec, declarations, open_store, publish_configuration, schema
 from pipelines.window import DAY, floor_day, utc
 
@@ -43,12 +43,12 @@ def apply(home: Home) -> None:
 
 
 def materialize(home: Home, as_of: datetime) -> dict[str, int]:
-    """Bring the online store to the rows of the day `as_of`, and never back from the day it is at.
+    """Bring the online store and the item snapshot to the rows of the day `as_of`, and never back from the day they are at.
 
     The state is the newest row of every entity within the view's ttl; of a view tagged `rows: daily`,
     whose entities have a row every day, that is the newest day. If the store is at a later day already
     (a backfill, a rebuild after late events), that day is written again, corrections and all. One
-    process at a time; killed and run again, it ends in the same values.
+    process at a time; killed and run again, it ends in the same values. Rows past their ttl are removed.
 
     Returns and records the rows written by view.
 
@@ -57,7 +57,7 @@ def materialize(home: Home, as_of: datetime) -> dict[str, int]:
     """
     with cycle.stage(home, as_of, "materialize") as record, _lock(home, "materialize"):
         store = open_store(home)
-        rows = {}
+        rows, reached = {}, floor_day(as_of)
         for view in sorted(store.list_batch_feature_views(), key=lambda view: view.name):
             done = [utc(end) for _, end in view.materialization_intervals]
             until = max([floor_day(as_of), *done])
@@ -65,6 +65,8 @@ def materialize(home: Home, as_of: datetime) -> dict[str, int]:
             instant = timedelta(microseconds=1)
             reach = DAY - instant if view.tags.get("rows") == "daily" else view.ttl + instant
             store.materialize(until - reach, until, feature_views=[view.name])
+            reached = max(reached, until)
+        item_snapshot.publish_snapshot(home, store, reached)
         record["online"] = rows
         return rows
 
@@ -76,27 +78,3 @@ def _rows(home: Home, mart: str, day: datetime) -> int:
             f"features {mart} of {day:%Y-%m-%d}", found=f"no file {file}", allowed="a day that was built", hint="run `reloop features`"
         )
     return int(pq.read_metadata(file).num_rows)
-
-
-def online(home: Home, rows: pa.Table, service: str = "ranking_v1", *, as_of: datetime | None = None) -> pa.Table:
-    """Return rows with the features the online store holds for their keys now, as `historical` names them.
-
-    Args:
-        rows: the join keys of the service's views (user_id, item_id).
-        as_of: if given, a value older than its view's ttl then is null, as in training; Feast
-            itself serves values of any age.
-    """
-    store, result = open_store(home), rows
-    for view, specs in by_view(service):
-        asked = key_columns(result, list(specs[0].keys), view)
-        if not len(asked):
-            result = add(result, {spec: pa.nulls(0, spec.dtype) for spec in specs})
-            continue
-        entities = {key: asked[key].fill_null("").to_pylist() for key in asked.column_names}
-        answer = store.get_online_features(features=references(specs), entity_rows=entities, full_feature_names=True)
-        found = answer.to_dict(include_event_timestamps=True)
-        # Feast answers with the epoch where it holds nothing.
-        oldest = 1 if as_of is None else int((utc(as_of) - specs[0].ttl).timestamp())
-        fresh = pa.array([moment >= oldest for moment in found[f"{specs[0].name}__ts"]])
-        result = add(result, {spec: pc.if_else(fresh, pa.array(found[spec.name], spec.dtype), None) for spec in specs})
-    return result.select([*rows.column_names, *(spec.name for spec in schema(home, service))])
