@@ -336,8 +336,6 @@ def stream(
     consumer: Annotated[str, typer.Option("--consumer", help="Name of this one; under it again it resumes what it left.")] = "1",
     count: Annotated[int, typer.Option("--count", min=1, help="Events a delivery, at most.")] = 500,
     idle: Annotated[float | None, typer.Option("--until-idle", min=0.0, help="End once nothing has come for so many seconds.")] = None,
-    for_lake: Annotated[bool, typer.Option("--for-lake", help="Keep accepted events until --land takes them into the lake.")] = False,
-    land_as_of: Annotated[str | None, typer.Option("--land", help="Land what was kept, as of this day, and end.")] = None,
     publish: Annotated[
         Path | None, typer.Option("--publish", help="Put the events of a Parquet or JSON-lines file on the bus, and end.")
     ] = None,
@@ -345,24 +343,17 @@ def stream(
     home: HomeOption = None,
 ) -> None:
     """Keep every user's session fresh online, event by event, until told to stop."""
-    from pipelines.streaming import handing_on
     from pipelines.streaming.bus import connect
     from pipelines.streaming.consumer import Consumer, Counts
     from pipelines.streaming.files import events
-    from pipelines.streaming.memory import Memory
 
     state = _home(home)
-    if land_as_of is not None:
-        with closing(Memory(state)) as memory:
-            batches = handing_on.land(state, utc(land_as_of), memory)
-        _answer(as_json, "stream", {"landed": batches}, yes=bool(batches))
-        return
     with closing(connect(bus, topic=topic, group=group, consumer=consumer)) as events_bus:
         if publish is not None:
             _answer(as_json, "stream", {"published": events_bus.publish(events(publish))})
             return
         with (
-            closing(Consumer(state, events_bus, keep_for_lake=for_lake)) as taking,
+            closing(Consumer(state, events_bus)) as taking,
             Console(stderr=True).status("waiting for events") as line,
         ):
 

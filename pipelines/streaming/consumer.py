@@ -52,11 +52,11 @@ class Consumer:
         StateError: the view is not applied, or the bus or a setting is not usable.
     """
 
-    def __init__(self, home: Home, bus: EventBus, *, keep_for_lake: bool = False) -> None:
+    def __init__(self, home: Home, bus: EventBus) -> None:
         self._home, self._bus = home, bus
         self._view = PushedView(home, session.VIEW)
         self._judge = Judge(config.load(home).validation)
-        self._memory = Memory(home, keep_for_lake=keep_for_lake)
+        self._memory = Memory(home)
         self._shelves = Shelves(home)
         self.counts = Counts()
 

@@ -11,7 +11,7 @@ from pipelines.errors import StateError
 from pipelines.streaming.bus import Message, encode
 
 FLUSH_SECONDS: Final = 30.0
-SESSION_SECONDS: Final = 10.0
+SESSION_SECONDS: Final = 6.0
 
 
 class Kafka:

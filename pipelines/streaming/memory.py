@@ -1,4 +1,4 @@
-"""What consumers remember between deliveries: sessions, ids already met, and what is on its way to the lake. SQLite.
+"""What consumers remember between deliveries: sessions, ids already met, and refused events not yet in quarantine. SQLite.
 
 One delivery is one transaction, so that an event takes effect wholly or not at all and, however
 often it is delivered, once. Consumers of one state folder share the file; each waits its turn.
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS events (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS met (id TEXT PRIMARY KEY, at_us INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS met_at ON met (at_us);
-CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY AUTOINCREMENT, fate TEXT NOT NULL, row TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS refused (number INTEGER PRIMARY KEY AUTOINCREMENT, row TEXT NOT NULL);
 """
 
 
@@ -54,19 +54,18 @@ class Memory:
     """The memory of a state folder's consumers.
 
     Args:
-        remember_days: an event id is known for so long after the newest receipt; a repetition that comes
+        remember_days: an event id is known for so long, by the time of the bus; a repetition that comes
             later than that still changes no session, and the lake knows it for good.
-        keep_for_lake: whether accepted events wait here until `handing_on.land` takes them.
     """
 
-    def __init__(self, home: Home, *, remember_days: float = 3.0, keep_for_lake: bool = False) -> None:
+    def __init__(self, home: Home, *, remember_days: float = 3.0) -> None:
         file = home.stream / "memory.db"
         file.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(file, timeout=60.0, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")  # what is acknowledged must outlive the machine's power
         self._database.executescript(SCHEMA)
-        self._remember_us, self._keep_for_lake = round(remember_days * DAY_US), keep_for_lake
+        self._remember_us = round(remember_days * DAY_US)
 
     def take(self, judged: Judged, told: Mapping[str, Sequence[SessionEvent]]) -> Change:
         """Let a delivery take effect, once.
@@ -78,16 +77,15 @@ class Memory:
         with self._transaction():
             fresh: dict[str, list[dict[str, Any]]] = {}
             named = dict.fromkeys(row[c.USER_ID] for _, row in judged.accepted)
-            for _, row in judged.accepted:
-                if self._first(f"event {row[c.EVENT_ID]}", _us(row[c.RECEIVED_AT])):
+            for message, row in judged.accepted:
+                if self._first(f"event {row[c.EVENT_ID]}", message.published_us):
                     fresh.setdefault(row[c.USER_ID], []).append(row)
-                    self._keep("accepted", row, wanted=self._keep_for_lake)
                     change.accepted += 1
                 else:
                     change.repeated += 1
             for message, row in judged.refused:
                 if self._first(f"message {message.position}", message.published_us):
-                    self._keep("refused", row)
+                    self._database.execute("INSERT INTO refused (row) VALUES (?)", (encode(row).decode(),))
                     change.refused += 1
                 else:
                     change.repeated += 1
@@ -98,10 +96,6 @@ class Memory:
 
     def _first(self, name: str, at_us: int) -> bool:
         return self._database.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (name, at_us)).rowcount > 0
-
-    def _keep(self, fate: str, row: Mapping[str, Any], *, wanted: bool = True) -> None:
-        if wanted:
-            self._database.execute("INSERT INTO outbox (fate, row) VALUES (?, ?)", (fate, encode(row).decode()))
 
     def _remember(self, user: str, rows: Sequence[Mapping[str, Any]], told: Sequence[SessionEvent]) -> tuple[int, int, list[SessionEvent]]:
         new = [(user, _us(row[c.EVENT_AT]), row[c.EVENT_ID], row[c.ITEM_ID], row[c.EVENT_TYPE]) for row in rows]
@@ -126,15 +120,19 @@ class Memory:
     def _forget(self) -> None:
         self._database.execute("DELETE FROM met WHERE at_us < (SELECT max(at_us) FROM met) - ?", (self._remember_us,))
 
-    def outbox(self, fate: str, count: int) -> list[tuple[int, dict[str, Any]]]:
-        """Return the oldest rows of a fate that are still to be handed on, each with its number; times are text."""
-        query = "SELECT number, row FROM outbox WHERE fate = ? ORDER BY number LIMIT ?"
-        return [(number, json.loads(row)) for number, row in self._database.execute(query, (fate, count))]
+    def refused(self, count: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return the oldest refused rows that are not yet in quarantine, each with its number; times are text."""
+        query = "SELECT number, row FROM refused ORDER BY number LIMIT ?"
+        return [(number, json.loads(row)) for number, row in self._database.execute(query, (count,))]
 
-    def handed_on(self, fate: str, until: int) -> None:
-        """Forget the rows of a fate up to a number: somebody else keeps them now."""
+    def handed_on(self, until: int) -> None:
+        """Forget the refused rows up to a number: quarantine keeps them now."""
         with self._transaction():
-            self._database.execute("DELETE FROM outbox WHERE fate = ? AND number <= ?", (fate, until))
+            self._database.execute("DELETE FROM refused WHERE number <= ?", (until,))
+
+    def met(self) -> list[str]:
+        """Return the ids of the events that took effect and are not yet forgotten, sorted."""
+        return [name.removeprefix("event ") for (name,) in self._database.execute("SELECT id FROM met WHERE id LIKE 'event %' ORDER BY id")]
 
     def close(self) -> None:
         """Close the file."""

@@ -1,0 +1,155 @@
+"""One contract for every bus: at least once, in batches, nothing lost that was not acknowledged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipelines.errors import StateError
+from pipelines.streaming.bus import EventBus, Message, connect
+from pipelines.streaming.redis_streams import RedisStreams
+
+Member = Callable[..., EventBus]
+
+
+@pytest.fixture(params=["redis", "kafka"])
+def member(request: pytest.FixtureRequest) -> Iterator[Member]:
+    """Return a maker of members of one fresh topic: Redis itself, and librdkafka's own mock cluster on loopback."""
+    if request.param == "redis":
+        address, cluster = f"redis://{request.getfixturevalue('redis')}/0", None
+    else:
+        cluster = request.getfixturevalue("kafka_cluster")
+        address = f"kafka://{cluster}"
+    made: list[EventBus] = []
+
+    def make(consumer: str = "a", group: str = "g", topic: str = "events") -> EventBus:
+        made.append(connect(address, topic=topic, group=group, consumer=consumer))
+        return made[-1]
+
+    yield make
+    for bus in made:
+        bus.close()
+
+
+def numbered(first: int, last: int) -> list[dict]:
+    return [{"event_id": f"e{n}", "user_id": f"u{n % 5}"} for n in range(first, last)]
+
+
+def ids(messages: list[Message]) -> list[str]:
+    import json
+
+    return sorted((json.loads(message.payload)["event_id"] for message in messages), key=lambda name: int(name[1:]))
+
+
+def taken(bus: EventBus, count: int, seconds: float = 60.0, acknowledge: bool = False) -> list[Message]:
+    """Return `count` messages, or what came within the time."""
+    found: list[Message] = []
+    until = time.monotonic() + seconds
+    while len(found) < count and time.monotonic() < until:
+        got = bus.consume(count - len(found), 0.2)
+        found += got
+        if acknowledge:
+            bus.acknowledge(got)
+    return found
+
+
+def wanted(first: int, last: int) -> list[str]:
+    return [f"e{n}" for n in range(first, last)]
+
+
+def test_what_is_published_is_consumed_once_when_acknowledged(member: Member):
+    bus = member()
+    assert bus.publish(numbered(0, 50)) == 50
+    assert ids(taken(bus, 50, acknowledge=True)) == wanted(0, 50)
+    assert bus.waiting() == 0
+    assert bus.consume(10, 0.3) == []
+    bus.close()
+    assert member().consume(10, 2.0) == []
+
+
+def test_what_was_not_acknowledged_comes_again_under_the_same_position(member: Member):
+    bus = member()
+    bus.publish(numbered(0, 20))
+    first = taken(bus, 20)
+    done = [message for message in first if message.payload in {m.payload for m in first[:8]}]
+    bus.acknowledge(done)
+    bus.close()
+    again = taken(member(), 12)
+    assert set(again) <= set(first)
+    assert {m.position for m in first} - {m.position for m in done} <= {m.position for m in again}
+
+
+def test_a_batch_is_no_larger_than_asked_and_waits_no_longer(member: Member):
+    bus = member()
+    bus.publish(numbered(0, 30))
+    assert len(taken(bus, 1)) == 1
+    assert 0 < len(bus.consume(7, 2.0)) <= 7
+    began = time.monotonic()
+    taken(bus, 22)
+    bus.consume(10, 0.3)
+    assert time.monotonic() - began < 15
+
+
+def test_every_group_gets_everything(member: Member):
+    member().publish(numbered(0, 10))
+    assert ids(taken(member(group="one"), 10)) == ids(taken(member(group="two"), 10)) == wanted(0, 10)
+
+
+def test_topics_do_not_mix(member: Member):
+    member().publish(numbered(0, 3))
+    member(topic="other").publish(numbered(3, 5))
+    assert ids(taken(member(topic="other"), 2)) == wanted(3, 5)
+
+
+def test_what_a_dead_member_left_goes_to_another(redis: str):
+    """It died without a word; after the idle time its entries are somebody else's, the acknowledged ones never."""
+    address = f"redis://{redis}/0"
+    dead = RedisStreams(address, topic="t", group="g", consumer="dead", idle_seconds=0.2)
+    dead.publish(numbered(0, 10))
+    got = dead.consume(10, 1.0)
+    dead.acknowledge(got[:4])
+    heir = RedisStreams(address, topic="t", group="g", consumer="heir", idle_seconds=0.2)
+    assert heir.consume(10, 0.05) == []  # not idle for long enough
+    time.sleep(0.3)
+    inherited = heir.consume(4, 0.1) + heir.consume(4, 0.1)
+    assert ids(inherited) == wanted(4, 10)
+    heir.acknowledge(inherited)
+    assert heir.waiting() == 0
+    dead.close()
+    heir.close()
+
+
+def test_a_stream_is_bounded_by_refusing_and_never_by_dropping(redis: str):
+    bus = RedisStreams(f"redis://{redis}/0", topic="t", group="g", consumer="a", max_length=100)
+    slow = RedisStreams(f"redis://{redis}/0", topic="t", group="slow", consumer="a", max_length=100)
+    assert slow.consume(1, 0.05) == []  # the slow group exists
+    assert bus.publish(numbered(0, 100)) == 100
+    with pytest.raises(StateError, match="100 events that consumers have not acknowledged"):
+        bus.publish(numbered(100, 101))
+    bus.acknowledge(bus.consume(60, 1.0))
+    with pytest.raises(StateError, match="100 at most"):
+        bus.publish(numbered(100, 101))  # the slow group still needs them all
+    slow.acknowledge(slow.consume(50, 1.0))
+    assert bus.publish(numbered(100, 140)) == 40
+    assert ids(taken(slow, 90, acknowledge=True)) == wanted(50, 140)
+    assert ids(taken(bus, 80, acknowledge=True)) == wanted(60, 140)
+    assert bus.publish(numbered(140, 239)) == 99  # what both have acknowledged made room
+    bus.close()
+    slow.close()
+
+
+def test_a_bus_that_is_not_there_is_named_at_once():
+    bus = connect("redis://127.0.0.1:1/0", topic="t", group="g", consumer="a")
+    began = time.monotonic()
+    with pytest.raises(StateError, match=r"event bus reloop:t: ConnectionError.*Redis that answers"):
+        bus.consume(1, 0.1)
+    assert time.monotonic() - began < 2
+    bus.close()
+
+
+def test_an_address_of_no_known_kind_is_refused_and_its_password_not_shown():
+    with pytest.raises(StateError, match="'amqp'") as error:
+        connect("amqp://somebody:secret@host", topic="t", group="g", consumer="a")
+    assert "secret" not in str(error.value)
