@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -230,25 +227,6 @@ def same_as_offline(home: Home, at: datetime) -> bool:
     offline = store.historical(home, rows).drop_columns(["event_timestamp"])
     online = store.online(home, rows.drop_columns(["event_timestamp"]), as_of=at)
     return offline.to_pylist() == online.to_pylist()
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[str]:
-    """Return the address of a Redis of our own, on a free loopback port."""
-    if (binary := shutil.which("redis-server")) is None:
-        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-        server.terminate()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
