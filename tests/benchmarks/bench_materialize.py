@@ -75,7 +75,9 @@ def store(folder: Path, side: str, kind: str, redis: str):
     )
     schema = [Field(name="user_id", dtype=String), Field(name="favourite", dtype=String)]
     schema += [Field(name=f"amount_{n}", dtype=Float64) for n in range(6)] + [Field(name=f"count_{n}", dtype=Int32) for n in range(3)]
-    opened.apply([user, FeatureView(name="user_daily", entities=[user], ttl=timedelta(days=8), source=source, schema=schema)])
+    opened.apply(
+        [user, FeatureView(name="user_daily", entities=[user], ttl=timedelta(days=8), source=source, schema=schema, tags={"rows": "daily"})]
+    )
     return opened
 
 
@@ -103,6 +105,7 @@ def server_seconds(address: str) -> float:
 def load(folder: Path, side: str, kind: str, what: str, redis: str) -> None:
     """Materialize one day in this process, and print what it cost."""
     opened, day = store(folder, side, kind, redis), DAYS[what]
+    opened.materialize(FIRST - timedelta(days=400), FIRST - timedelta(days=399))  # imports and connections are nobody's speed
     before = server_seconds(redis) if kind == "redis" else 0.0
     figures = measured(lambda: opened.materialize(day - timedelta(hours=1), day))
     figures["server"] = server_seconds(redis) - before if kind == "redis" else 0.0
@@ -124,13 +127,24 @@ def compare(folder: Path, kind: str, size: int, peer_size: int) -> tuple[list[di
     for what in ("first", "again"):
         ours, peer, target = found["ours", what], found["peer", what], TARGETS[kind, what]
         cpu = peer["cpu_seconds"] * scale
-        lines.append(row(f"{label} {what}, client CPU", ours["cpu_seconds"], cpu, "s", f"ratio >= {target:g}", met=cpu / ours["cpu_seconds"] >= target))
+        lines.append(
+            row(
+                f"{label} {what}, client CPU",
+                ours["cpu_seconds"],
+                cpu,
+                "s",
+                f"ratio >= {target:g}",
+                met=cpu / ours["cpu_seconds"] >= target,
+            )
+        )
         lines.append(row(f"{label} {what}, wall", ours["seconds"], peer["seconds"] * scale, "s", "", met=True))
         lines.append(row(f"{label} {what}, peak memory", ours["peak_mb"], peer["peak_mb"], "MB", "<= 1000 MB", met=ours["peak_mb"] <= 1000))
     older = found["ours", "older"]
     note = f"{kind}: going back a day took ours {older['cpu_seconds']:.2f} s of client CPU."
     if kind == "redis":
-        servers = ", ".join(f"{what} {found['ours', what]['server']:.1f} (stock {found['peer', what]['server'] * scale:.1f})" for what in ("first", "again"))
+        servers = ", ".join(
+            f"{what} {found['ours', what]['server']:.1f} (stock {found['peer', what]['server'] * scale:.1f})" for what in ("first", "again")
+        )
         note += f" Server CPU seconds: {servers}."
     return lines, note
 
