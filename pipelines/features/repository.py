@@ -89,6 +89,7 @@ def configuration(home: Home) -> dict[str, Any]:
     """Return `feature_store.yaml` with its paths under `home`, and the servers the environment names."""
     config: dict[str, Any] = yaml.safe_load((FOLDER / "feature_store.yaml").read_text(encoding="utf-8"))
     config["registry"]["path"] = os.environ.get(REGISTRY_URL) or f"sqlite:///{home.feast / 'registry.db'}"
+    config["offline_store"]["temp_directory"] = str(home.root / "tmp" / "offline_store")
     config["online_store"]["path"] = str(home.feast / "online.db")
     if redis := os.environ.get(REDIS):
         config["online_store"] = {"type": REDIS_STORE, "connection_string": redis}

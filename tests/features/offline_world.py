@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,22 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from feast import FileSource
 from oracle import Asked, Row, joined
 
+from pipelines.features.offline_store import join
+from pipelines.features.offline_store.job import Engine
+from pipelines.features.offline_store.sources import Source
+
 US = pa.timestamp("us", tz="UTC")
-TTL = timedelta(hours=36)
+TTL = timedelta(days=2)
 SCHEMA = pa.schema(
-    [("a", pa.string()), ("b", pa.string()), ("event", US), ("created", US), ("x", pa.int32()), ("y", pa.float64()), ("z", pa.string())]
+    [("a", pa.string()), ("b", pa.string()), ("event", US), ("created", US), ("x", pa.int32()), ("w", pa.float64()), ("z", pa.string())]
 )
 ZONES = [UTC, ZoneInfo("America/New_York"), ZoneInfo("Asia/Kolkata"), ZoneInfo("Pacific/Apia"), ZoneInfo("Europe/Berlin")]
 # Clocks change in New York and in Berlin, a leap day, a year's end, and before the epoch.
 DAYS = [datetime(*day, tzinfo=UTC) for day in [(2025, 3, 8), (2025, 3, 29), (2025, 10, 25), (2024, 2, 28), (2025, 12, 30), (1969, 12, 30)]]
-FEATURES = {"x": "x", "y": "y", "z": "z"}
+FEATURES = {"x": "x", "w": "w", "z": "z"}
 
 
 def features_of(view: str) -> dict[str, str]:
@@ -42,7 +48,7 @@ VIEWS: dict[str, dict[str, Any]] = {
 
 def open_store(folder: Path, offline: dict[str, Any] | None = None) -> Any:
     """Return a Feast store with the views above over `folder/facts/*.parquet`; there must be a file when they are applied."""
-    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+    from feast import Entity, FeatureStore, FeatureView, Field, RepoConfig
     from feast.types import Float64, Int32, String
     from feast.value_type import ValueType
 
@@ -67,7 +73,7 @@ def open_store(folder: Path, offline: dict[str, Any] | None = None) -> Any:
             created_timestamp_column=view["created"] or "",
         )
         fields = [Field(name=key, dtype=String) for key in view["keys"]]
-        fields += [Field(name="x", dtype=Int32), Field(name="y", dtype=Float64), Field(name="z", dtype=String)]
+        fields += [Field(name="x", dtype=Int32), Field(name="w", dtype=Float64), Field(name="z", dtype=String)]
         views.append(
             FeatureView(name=name, entities=[entities[key] for key in view["keys"]], ttl=view["ttl"], schema=fields, source=source)
         )
@@ -90,7 +96,7 @@ def write(folder: Path, rows: list[Row], layout: str) -> None:
 
 def moments(rng: np.random.Generator, day: datetime, count: int) -> list[datetime]:
     """Return moments on a coarse grid and a microsecond beside it, so that they tie and touch every edge."""
-    grid = [timedelta(hours=int(hours)) for hours in (0, 1, 2, 6, 24, 25, 36, 48, 60)]
+    grid = [timedelta(hours=int(hours)) for hours in (0, 1, 2, 6, 24, 25, 48, 49, 50, 54)]
     beside = [timedelta(0), timedelta(0), timedelta(microseconds=1), timedelta(microseconds=-1)]
     return [day + grid[rng.integers(len(grid))] + beside[rng.integers(len(beside))] for _ in range(count)]
 
@@ -100,9 +106,9 @@ def facts(rng: np.random.Generator, count: int, day: datetime, *, late: float) -
     rows = []
     events = moments(rng, day, count)
     for n in range(count):
-        delay = (
-            moments(rng, datetime(2000, 1, 1, tzinfo=UTC), 1)[0] - datetime(2000, 1, 1, tzinfo=UTC) if rng.random() < late else timedelta(0)
-        )
+        delay = moments(rng, DAYS[0], 1)[0] - DAYS[0] if rng.random() < late else timedelta(0)
+        if rng.random() < late / 2:
+            delay = -abs(delay)  # known before it holds, as a price of tomorrow is
         rows.append(
             {
                 "a": _maybe(rng, str(rng.choice(["1", "11", "111"]))),
@@ -110,7 +116,7 @@ def facts(rng: np.random.Generator, count: int, day: datetime, *, late: float) -
                 "event": events[n],
                 "created": _maybe(rng, events[n] + delay, 0.03),
                 "x": _maybe(rng, int(rng.integers(0, 3)), 0.1),
-                "y": float(n),
+                "w": float(n),
                 "z": str(rng.choice(["p", "q"])),
             }
         )
@@ -156,6 +162,26 @@ def found(store: Any, entities: Any, views: Iterable[str] = VIEWS) -> list[Row]:
     answer = store.get_historical_features(entities, references(views), full_feature_names=True).to_arrow()
     at = answer.schema.get_field_index("event_timestamp")
     return answer.set_column(at, "event_timestamp", answer["event_timestamp"].cast(US)).to_pylist()
+
+
+def looked_up(engine: Any, folder: Path, entities: pa.Table, views: Iterable[str] = VIEWS) -> list[Row]:
+    """Return what the join says of the views, without Feast around it: a tenth of the time for small worlds."""
+    answer = entities.set_column(2, "event_timestamp", entities["event_timestamp"].cast(US))
+    for name in views:
+        declared = VIEWS[name]
+        source = Source.open(FileSource(path=str(folder / "facts" / "*.parquet")), None, event="event", created=declared["created"])
+        view = join.View(source, declared["keys"], features_of(name), declared["ttl"])
+        found = join.look_up(engine, view, entities, "event_timestamp")
+        for column in found.column_names:
+            answer = answer.append_column(column, found[column])
+    return answer.to_pylist()
+
+
+@contextmanager
+def engine(folder: Path) -> Iterator[Any]:
+    """Yield the DuckDB that the store would open."""
+    with Engine(2, "1GB", folder / "spill", 1 << 20).open() as opened:
+        yield opened
 
 
 def random_world(seed: int, facts_count: int = 40, askers_count: int = 30) -> tuple[list[Row], list[Row], str]:

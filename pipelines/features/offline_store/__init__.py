@@ -166,6 +166,8 @@ class DuckDBAsofOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships
         """
         source = feature_view.batch_source
         path = place(source.path, config.repo_path)
+        in_source = {new: old for old, new in source.field_mapping.items()}  # Feast hands over the names of the view
+        table = table.rename_columns([in_source.get(name, name) for name in table.column_names])
         try:
             schema = Source.open(source, config.repo_path).files[-1].schema
         except StateError:  # the first rows make the source
@@ -282,7 +284,7 @@ def _everything(views: list[View], start: datetime, end: datetime) -> str:
         keys = "".join(f"v.{quoted(column)} AS {quoted(name)}, " for column, name in view.keys.items())
         moment = view.source.moment(view.source.event)
         parts.append(
-            f"SELECT {keys}make_timestamptz({moment} // {PER_SECOND[view.source.unit] // 10**6}) AS {EVENT_TIMESTAMP}"
+            f"SELECT DISTINCT {keys}make_timestamptz({moment} // {PER_SECOND[view.source.unit] // 10**6}) AS {EVENT_TIMESTAMP}"
             f" FROM {view.source.sql()} v WHERE {_between(view.source, start, end)}"
         )
     return " UNION ".join(parts) + " ORDER BY ALL"
