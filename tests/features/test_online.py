@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from feature_world import day
 from redis import Redis
+from typer.testing import CliRunner
 
+from pipelines import cli
 from pipelines.config import Home
-from pipelines.errors import StateError
+from pipelines.errors import ReloopError, StateError
 from pipelines.features import build, item_snapshot, repository, store
 from pipelines.features.moments import reading_at
 from pipelines.features.online import OnlineFeatures
@@ -189,3 +191,13 @@ def test_readers_beside_a_publisher_see_whole_days(home: Home):
     watcher.join()
     assert errors == []
     assert len({moment for moment, _ in seen}) == len(seen) >= 2
+
+
+def test_verify_compares_what_is_served_with_the_offline_store_and_writes_nothing(shop: Home):
+    command = ["features", "--as-of", f"{day(10):%F}", "--verify", "--sample", "50", "--home", str(shop.root)]
+    agreed = CliRunner().invoke(cli.app, [*command, "--json"])
+    assert agreed.exit_code == 0, agreed.output
+    assert json.loads(agreed.output)["parity"]["verdict"] == "equal"
+    write_marts(shop, 10, salt=7, items=ITEMS[:-1])  # what training sees has changed, what is served has not
+    with pytest.raises(ReloopError, match="differs for"):
+        CliRunner().invoke(cli.app, command, catch_exceptions=False)
