@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import FeatureStore, RepoConfig
 from feature_world import DAYS, END, day, events, planted, table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -96,13 +97,17 @@ def test_historical_features_are_the_newest_known_rows_within_the_ttl(built: Hom
     assert sum(row["user_category_daily__events_30d"] is not None for row in found) > 5
 
 
-def test_joining_a_view_at_a_time_gives_what_one_call_of_feast_gives(built: Home):
+def test_training_rows_are_those_of_stock_feast(built: Home):
+    """Ours, and Feast's own DuckDB store on the same repository with its creation filter on, give the same values."""
     rows = some_rows(120, 7)
     ours = store.historical(built, rows)
     asked = rows.append_column("category", ours["item_daily__category"].fill_null("")).append_column("n", pa.array(range(len(rows))))
-    feast = repository.open_store(built)
-    service = feast.get_feature_service("ranking_v1")
-    theirs = feast.get_historical_features(entity_df=asked.to_pandas(), features=service, full_feature_names=True).to_arrow().sort_by("n")
+    config = RepoConfig(**{**repository.configuration(built), "offline_store": {"type": "duckdb"}})
+    config.repo_path = repository.FOLDER
+    stock = FeatureStore(config=config)
+    service = stock.get_feature_service("ranking_v1")
+    job = stock.get_historical_features(asked.to_pandas(), service, full_feature_names=True, filter_by_created_timestamp=True)
+    theirs = job.to_arrow().sort_by("n")
     for spec in store.schema(built):
         assert ours[spec.name].to_pylist() == theirs[spec.name].cast(spec.dtype).to_pylist(), spec.name
 

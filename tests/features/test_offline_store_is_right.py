@@ -111,7 +111,7 @@ def test_any_small_world_is_joined_as_the_oracle_joins_it(
     assert world.looked_up(engine, place, asked) == world.expected(rows, entities)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1000), order=st.randoms(use_true_random=False), layout=st.sampled_from(["one", "dealt", "snapshots"]))
 def test_order_duplication_and_layout_of_the_source_change_nothing(engine: Any, place: Path, seed: int, order: Any, layout: str):
     rows, entities, other = world.random_world(seed, 25, 15)
