@@ -30,11 +30,11 @@ from pipelines import publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.errors import StateError
 
-sys.path.append(str(REPOSITORY / "dags"))
+sys.path += [str(REPOSITORY / "dags"), str(REPOSITORY / "infra")]
 
+from airflow_api import AIRFLOW, Api, is_well
 from reloop_environment import ADMIN, LOOPBACK, address, environment, passwords
 
-AIRFLOW: Final = ("api-server", "scheduler", "dag-processor", "triggerer")
 MLFLOW: Final = "mlflow"
 SERVICES: Final = (*AIRFLOW, MLFLOW)
 MARK: Final = "RELOOP_STACK"  # in the environment of every process that `up` started, so that none is forgotten
@@ -217,7 +217,7 @@ def settle(home: Home, url: str) -> None:
     """Wait until Airflow is well and knows every Dag, create the pools, and let the Dags run."""
     from reloop_defaults import POOLS
 
-    _until(lambda: _is_well(url), "Airflow", home)
+    _until(lambda: is_well(url), "Airflow", home)
     api = Api(url, home)
     expected = len(list((REPOSITORY / "dags").glob("reloop_*.py"))) - len(_ignored())
     _until(lambda: api.call("GET", "/dags?dag_id_pattern=reloop_&limit=100")["total_entries"] >= expected, "Airflow's Dags", home)
@@ -236,42 +236,12 @@ def _ignored() -> list[str]:
     return [line for line in lines if line.startswith("reloop_")]
 
 
-class Api:
-    """Airflow's REST API, as the user whose password lies in the state folder."""
-
-    def __init__(self, url: str, home: Home) -> None:
-        self.url = url
-        password = json.loads(passwords(home).read_text(encoding="utf-8"))[ADMIN]
-        self.token = _request("POST", f"{url}/auth/token", {"username": ADMIN, "password": password})["access_token"]
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the answer of /api/v2 + `path`."""
-        return _request(method, f"{self.url}/api/v2{path}", body, {"Authorization": f"Bearer {self.token}"})
-
-
-def _request(method: str, url: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})}, method=method)  # noqa: S310 - our own address
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-        text = answer.read()
-    return json.loads(text) if text else None
-
-
-PARTS: Final = {"api-server": "metadatabase", "scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
-
-
-def _is_well(url: str, *services: str) -> bool:
-    """Return whether Airflow says of these components (of all of them, if none is named) that they are healthy."""
-    health = _request("GET", f"{url}/api/v2/monitor/health")
-    return all(health[PARTS[service]]["status"] == "healthy" for service in services or AIRFLOW)
-
-
 def check(service: str, home: Home, airflow_port: int, mlflow_port: int) -> bool:
     """Return whether one component is well; False also where nobody answers."""
     try:
         if service == MLFLOW:
             return _answers(f"http://{LOOPBACK}:{mlflow_port}/health")
-        return _is_well(environment(home, port=airflow_port)["AIRFLOW__API__BASE_URL"], service)
+        return is_well(environment(home, port=airflow_port)["AIRFLOW__API__BASE_URL"], service)
     except (OSError, KeyError, ValueError):
         return False
 
