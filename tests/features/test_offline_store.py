@@ -509,3 +509,24 @@ def test_stock_feast_with_its_flag_on_gives_the_same_rows(tmp_path: Path, seed: 
     assert len(by_row) == len(entities) > 10
     names = [name for view in views for name in world.features_of(view).values()]
     assert [[answer[name] for name in names] for answer in answers] == [[by_row[answer["n"]][name] for name in names] for answer in answers]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_materialized_to_a_moment_is_what_training_sees_at_it(tmp_path: Path, seed: int):
+    store = world.open_store(tmp_path)
+    rows, _, layout = world.random_world(seed)
+    world.write(tmp_path, rows, layout)
+    end = sorted(row["event"] for row in rows)[len(rows) * 2 // 3]
+    source = store.get_feature_view("with_ttl").batch_source
+    job = DuckDBAsofOfflineStore.pull_latest_from_table_or_query(
+        store.config, source, ["a", "b"], list(world.FEATURES), "event", "created", end - world.TTL, end
+    )
+    pulled = {(row["a"], row["b"]): [row[name] for name in world.FEATURES] for row in job.to_arrow().to_pylist() if row["a"] and row["b"]}
+    keys = sorted({(row["a"], row["b"]) for row in rows if row["a"] and row["b"]})
+    entities = [{"a": a, "b": b, "event_timestamp": end, "n": n} for n, (a, b) in enumerate(keys)]
+    trained = {
+        (answer["a"], answer["b"]): [answer[name] for name in world.features_of("with_ttl").values()]
+        for answer in world.expected(rows, entities, ["with_ttl"])
+    }
+    assert {key: pulled.get(key, [None] * 3) for key in keys} == trained
+    assert len(pulled) > 2

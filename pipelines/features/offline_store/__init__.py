@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -31,10 +31,8 @@ from pipelines.features.offline_store import writing
 from pipelines.features.offline_store.entities import EVENT_TIMESTAMP, Entities
 from pipelines.features.offline_store.job import Engine, HistoricalJob, SelectionJob
 from pipelines.features.offline_store.join import View
-from pipelines.features.offline_store.sources import PER_SECOND, Source, place, quoted
+from pipelines.features.offline_store.sources import LARGEST, PER_SECOND, Source, place, quoted
 from pipelines.window import micros
-
-LATEST: Final = "QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1"
 
 
 class DuckDBAsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
@@ -136,10 +134,16 @@ class DuckDBAsofOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships
         """
         columns = [*join_key_columns, *feature_name_columns]
         source = Source.open(data_source, config.repo_path, event=timestamp_field, created=created_timestamp_column)
+        files, where = _span(source, start_date, end_date, known=True)
+        keys, moment = ", ".join(f"v.{quoted(name)}" for name in join_key_columns), source.moment(source.event)
+        newest = ""
+        if join_key_columns and len(files.snapshots() or [0, 0]) > 1:  # sorting only the newest rows of a key is half the work
+            same = " AND ".join(f"newest.{quoted(name)} = v.{quoted(name)}" for name in join_key_columns)
+            newest = f" JOIN (SELECT {keys}, max({moment}) AS __moment FROM {files.sql()} v WHERE {where} GROUP BY ALL) newest ON {same} AND __moment = {moment}"
         order = [f"{source.moment(name)} DESC" for name in (source.event, source.created) if name]
         order += [f"v.{quoted(name)} DESC NULLS LAST" for name in feature_name_columns]
-        keys = ", ".join(f"v.{quoted(name)}" for name in join_key_columns) or "1"
-        return _selection(config, source, columns, (start_date, end_date), LATEST.format(keys=keys, order=", ".join(order)), known=True)
+        only = f"QUALIFY row_number() OVER (PARTITION BY {keys or '1'} ORDER BY {', '.join(order)}) = 1"
+        return _selection(config, source, columns, f"FROM {files.sql()} v{newest} WHERE {where} {only}")
 
     @staticmethod
     def pull_all_from_table_or_query(  # noqa: PLR0917 - Feast's signature
@@ -155,7 +159,8 @@ class DuckDBAsofOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships
         """Return a job for all rows in [start_date, end_date]; a bound that is None does not bind."""
         columns = [*join_key_columns, *feature_name_columns]
         source = Source.open(data_source, config.repo_path, event=timestamp_field, created=created_timestamp_column)
-        return _selection(config, source, columns, (start_date, end_date), "", known=False)
+        files, where = _span(source, start_date, end_date, known=False)
+        return _selection(config, source, columns, f"FROM {files.sql()} v WHERE {where}")
 
     @staticmethod
     def offline_write_batch(config: RepoConfig, feature_view: Any, table: pa.Table, progress: Callable[[int], Any] | None) -> None:
@@ -284,7 +289,7 @@ def _everything(views: list[View], start: datetime, end: datetime) -> str:
         keys = "".join(f"v.{quoted(column)} AS {quoted(name)}, " for column, name in view.keys.items())
         moment = view.source.moment(view.source.event)
         parts.append(
-            f"SELECT DISTINCT {keys}make_timestamptz({moment} // {PER_SECOND[view.source.unit] // 10**6}) AS {EVENT_TIMESTAMP}"
+            f"SELECT DISTINCT {keys}make_timestamptz(({moment} + {PER_SECOND[view.source.unit] // 10**6 - 1}) // {PER_SECOND[view.source.unit] // 10**6}) AS {EVENT_TIMESTAMP}"
             f" FROM {view.source.sql()} v WHERE {_between(view.source, start, end)}"
         )
     return " UNION ".join(parts) + " ORDER BY ALL"
@@ -297,18 +302,19 @@ def _between(source: Source, start: datetime | None, end: datetime | None) -> st
     return " AND ".join(bounds) or "true"
 
 
-def _selection(
-    config: RepoConfig, source: Source, columns: list[str], window: tuple[datetime | None, datetime | None], suffix: str, *, known: bool
-) -> SelectionJob:
-    """Return the job that selects columns and times of a source's rows in [start, end], from the files that may hold some."""
-    source.require(columns)
-    start, end = window
-    columns = list(dict.fromkeys([*columns, source.event, *([source.created] if source.created else [])]))
+def _span(source: Source, start: datetime | None, end: datetime | None, *, known: bool) -> tuple[Source, str]:
+    """Return the files that may hold events in [start, end], and the condition that a row does (and was known by `end`)."""
     scale = PER_SECOND[source.unit] // 10**6
-    low, high = (None if bound is None else micros(bound) * scale for bound in (start, end))
-    some = source.between(-(2**63) + 1 if low is None else low, 2**63 - 1 if high is None else high) or source
+    low, high = (default if bound is None else micros(bound) * scale for bound, default in ((start, -LARGEST), (end, LARGEST)))
     where = _between(source, start, end)
-    if known and source.created and high is not None:
+    if known and source.created:
         where += f" AND {source.moment(source.created)} <= {high}"
-    statement = f"SELECT {', '.join(f'v.{quoted(name)}' for name in columns)} FROM {some.sql()} v WHERE {where} {suffix}"
+    return source.between(low, high) or source, where
+
+
+def _selection(config: RepoConfig, source: Source, columns: list[str], origin: str) -> SelectionJob:
+    """Return the job that selects columns, and the source's times, from somewhere."""
+    source.require(columns)
+    every = dict.fromkeys([*columns, source.event, *([source.created] if source.created else [])])
+    statement = f"SELECT {', '.join(f'v.{quoted(name)}' for name in every)} {origin}"
     return SelectionJob(statement, engine=_engine(config), repo_path=config.repo_path)
