@@ -351,6 +351,9 @@ def test_a_column_that_only_newer_files_have_is_null_before(tmp_path: Path):
     rows = [{"a": "1", "b": "1", "event_timestamp": at, "n": 0} for at in (NOON - HOUR, NOON)]
     answers = world.found(store, world.table(rows), ["with_ttl"])
     assert [(answer["with_ttl__x"], answer["with_ttl__z"]) for answer in answers] == [(1, None), (1, "p")]
+    early = store.get_historical_features(world.table(rows[:1]), world.references(["with_ttl"]), full_feature_names=True).to_arrow()
+    assert early["with_ttl__z"].to_pylist() == [None], "of all files that this row needs, none has the column"
+    assert early.schema.field("with_ttl__z").type == pa.string()
 
 
 def test_a_saved_dataset_is_the_answer_and_is_not_overwritten_by_chance(open_repo: Callable[..., FeatureStore], tmp_path: Path):

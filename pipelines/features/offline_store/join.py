@@ -47,6 +47,7 @@ class View:
         features: column of the source -> column of the answer, in order.
         ttl: how old a row may be; None for any age.
         answered: the share of the last piece's rows that equality answered.
+        schema: of the answer, as all files together have it; None until the first piece is asked for.
     """
 
     source: Source
@@ -54,6 +55,7 @@ class View:
     features: dict[str, str]
     ttl: timedelta | None
     answered: float = 1.0
+    schema: pa.Schema | None = None
 
     @property
     def lifetime(self) -> int:
@@ -78,7 +80,10 @@ def look_up(engine: duckdb.DuckDBPyConnection, view: View, rows: pa.Table, clock
             found.append(met)
         if len(open_rows):
             found.append(_by_asof(engine, view, source, _rows(asked, open_rows), low=low, high=high))
-    return _in_order(found, view, len(rows))
+    if view.schema is None:
+        nothing = engine.sql(f"SELECT {_features(view, view.source, 'v')} FROM {view.source.sql()} v LIMIT 0").to_arrow_table()
+        view.schema = nothing.rename_columns(list(view.features.values())).schema
+    return _in_order(found, view.schema, len(rows))
 
 
 def _asked(view: View, rows: pa.Table, at: Moments) -> pa.Table:
@@ -123,8 +128,12 @@ def _textual(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _features(view: View, table: str) -> str:
-    return ", ".join(f"{table}.{quoted(column)} AS f{n}" for n, column in enumerate(view.features))
+def _features(view: View, source: Source, table: str) -> str:
+    """Return the features as columns f0, f1, ...; one that files as old as these do not have yet is null."""
+    have = [source.hive or source.type_of(column) is not None for column in view.features]
+    return ", ".join(
+        f"{f'{table}.{quoted(column)}' if had else 'NULL'} AS f{n}" for n, (column, had) in enumerate(zip(view.features, have, strict=True))
+    )
 
 
 def run(engine: duckdb.DuckDBPyConnection, statement: str) -> pa.Table:
@@ -145,7 +154,7 @@ def _by_equality(
     known = "" if source.known_at_once else f" AND {source.moment(str(source.created))} <= asked.t"
     met = run(
         engine,
-        f"SELECT asked.r, {_features(view, 'v')} FROM {source.sql()} v JOIN asked"
+        f"SELECT asked.r, {_features(view, source, 'v')} FROM {source.sql()} v JOIN asked"
         f" ON {_same_keys(view, source, asked, 'asked')} AND {source.moment(source.event)} = asked.day{known}",
     )
     times = np.bincount(met["r"].to_numpy(), minlength=len(asked))
@@ -168,7 +177,7 @@ def _by_asof(engine: duckdb.DuckDBPyConnection, view: View, source: Source, aske
     )
     run(
         engine,
-        f"CREATE OR REPLACE TEMP TABLE candidate AS SELECT coded.code, {event} AS event, {known} AS known, {_features(view, 'v')}"
+        f"CREATE OR REPLACE TEMP TABLE candidate AS SELECT coded.code, {event} AS event, {known} AS known, {_features(view, source, 'v')}"
         f" FROM {source.sql()} v JOIN coded ON {_same_keys(view, source, asked, 'coded')}"
         f" WHERE {event} BETWEEN {max(low - view.lifetime, -LARGEST)} AND {high} AND {known} <= {high}",
     )
@@ -228,13 +237,11 @@ def _answers(view: View) -> str:
         QUALIFY rank = max(rank) OVER (PARTITION BY code ORDER BY since RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)"""
 
 
-def _in_order(found: list[pa.Table], view: View, count: int) -> pa.Table:
-    """Return the features found, one row for each asked row."""
-    names = list(view.features.values())
+def _in_order(found: list[pa.Table], schema: pa.Schema, count: int) -> pa.Table:
+    """Return the features found, one row for each asked row, in the types that every piece has."""
     if not found:
-        types = [view.source.type_of(column) or pa.string() for column in view.features]
-        return pa.table({name: pa.nulls(count, kind) for name, kind in zip(names, types, strict=True)})
-    every = pa.concat_tables(found).combine_chunks()
+        return schema.empty_table().take(pa.nulls(count, pa.int64()))
+    every = pa.concat_tables(found, promote_options="permissive").combine_chunks()
     place = np.full(count, -1, np.int64)
     place[every["r"].to_numpy()] = np.arange(len(every))
-    return every.drop_columns(["r"]).rename_columns(names).take(pa.array(place, mask=place < 0))
+    return every.drop_columns(["r"]).rename_columns(schema.names).cast(schema).take(pa.array(place, mask=place < 0))
