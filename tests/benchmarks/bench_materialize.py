@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from one_run import in_process, measured, publish_page, row
 
@@ -46,7 +47,7 @@ def make(folder: Path, size: int) -> None:
             columns[f"count_{feature}"] = pa.array(rng.geometric(0.05, size).astype(np.int32) - 1)
         columns["favourite"] = pa.array(rng.integers(0, 40, size)).cast(pa.string())
         columns["as_of"] = pa.array([day] * size, TIMESTAMP)
-        columns["available_at"] = pa.array([day + timedelta(hours=1)] * size, TIMESTAMP)
+        columns["available_at"] = columns["as_of"]
         publish.write_parquet(folder / "features" / f"as_of={day:%F}.parquet", pa.table(columns))
 
 
@@ -103,12 +104,17 @@ def server_seconds(address: str) -> float:
 
 
 def load(folder: Path, side: str, kind: str, what: str, redis: str) -> None:
-    """Materialize one day in this process, and print what it cost."""
+    """Materialize one day in this process, see that the first and the last user hold it, and print what it cost."""
+    rows = pq.read_metadata(next((folder / "features").glob("*.parquet"))).num_rows
     opened, day = store(folder, side, kind, redis), DAYS[what]
     opened.materialize(FIRST - timedelta(days=400), FIRST - timedelta(days=399))  # imports and connections are nobody's speed
     before = server_seconds(redis) if kind == "redis" else 0.0
     figures = measured(lambda: opened.materialize(day - timedelta(hours=1), day))
     figures["server"] = server_seconds(redis) - before if kind == "redis" else 0.0
+    held = max(day, DAYS["again"]) if what == "older" else day
+    answer = opened.get_online_features(["user_daily:count_0"], entity_rows={"user_id": ["u00000000", f"u{rows - 1:08d}"]})
+    moments = answer.to_dict(include_event_timestamps=True)["count_0__ts"]
+    assert moments == [int(held.timestamp())] * 2, f"the load left {moments}"
     print(json.dumps(figures))
 
 
