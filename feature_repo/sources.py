@@ -25,3 +25,5 @@ def mart(name: str, description: str) -> FileSource:
 user_daily_source = mart("user_daily", "dbt mart user_daily: one row per user and day.")
 item_daily_source = mart("item_daily", "dbt mart item_daily: one row per item and day.")
 user_category_daily_source = mart("user_category_daily", "dbt mart user_category_daily: one row per user, category and day.")
+user_brand_daily_source = mart("user_brand_daily", "dbt mart user_brand_daily: one row per user, brand and day.")
+item_pairs_daily_source = mart("item_pairs_daily", "dbt mart item_pairs_daily: one row per item, other item and day.")

@@ -1,6 +1,7 @@
 """The canonical tables and their one pyarrow schema each.
 
-Times are microseconds in UTC. Ids are strings here, at the border; inside the models they become
+Times are microseconds in UTC. A version of an item or a user holds from `valid_from` and was learnt at `received_at`;
+a source that does not say when learnt it as it began. Ids are strings here, at the border; inside the models they become
 dense integers (`pipelines.datasets.interactions`). A column that a source lacks is null, never zero.
 """
 
@@ -39,6 +40,7 @@ ITEMS: Final = pa.schema(
         pa.field(c.AVAILABLE, pa.bool_()),
         pa.field(c.CREATED_AT, TIMESTAMP),
         pa.field(c.VALID_FROM, TIMESTAMP, nullable=False),
+        pa.field(c.RECEIVED_AT, TIMESTAMP),
     ]
 )
 
@@ -50,6 +52,7 @@ USERS: Final = pa.schema(
         pa.field(c.AGE_BAND, pa.string()),
         pa.field(c.ATTRIBUTES, pa.map_(pa.string(), pa.string())),
         pa.field(c.VALID_FROM, TIMESTAMP, nullable=False),
+        pa.field(c.RECEIVED_AT, TIMESTAMP),
     ]
 )
 

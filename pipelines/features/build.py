@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any, Final
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines import columns as c
 from pipelines import cycle, lake, publish
@@ -25,7 +27,15 @@ from pipelines.tables import TIMESTAMP
 from pipelines.window import DAY, floor_day
 
 PROJECT: Final = REPOSITORY / "dbt"
-MARTS: Final = {"user_daily": ("user_id",), "item_daily": ("item_id",), "user_category_daily": ("user_id", "category")}
+MARTS: Final = {
+    "user_daily": ("user_id",),
+    "item_daily": ("item_id",),
+    "user_category_daily": ("user_id", "category"),
+    "user_brand_daily": ("user_id", "brand"),
+    "item_pairs_daily": ("item_id", "other_item_id"),
+}
+RECENT: Final = {"item_pairs_daily": 8}  # marts of which only the last days keep their rows: `ttl_days` of dbt_project.yml
+DEFINITION: Final = ("models/**/*.sql", "macros/*.sql", "dbt_project.yml")
 MANIFEST: Final = "_manifest.json"
 ENGINE: Final = {"threads": "2", "memory_limit": "2GB"}
 BATCH: Final = 1 << 17
@@ -38,7 +48,8 @@ def build(home: Home, as_of: datetime) -> dict[str, Any]:
     Days are built from the one after the last built, or from the first on which something shows
     that has landed since: a late event changes rows from the day after its receipt. A gap of any
     length is caught up in one run, and a run that has nothing to do does nothing. Killed anywhere
-    and run again, it ends in the same bytes.
+    and run again, it ends in the same bytes. dbt goes on from the state of the day before and reads
+    the lake's new days alone; where there is none, or the models have changed, it reads everything.
 
     Returns and records `features` {mart: rows of the day as_of} and `days`, the days built.
 
@@ -52,12 +63,14 @@ def build(home: Home, as_of: datetime) -> dict[str, Any]:
         days = touched(home, as_of, manifest)
         if days:
             log.info("features: building %d days, %s to %s", len(days), days[0], days[-1])
-            run_dbt(home, days[0], days[-1])
+            run_dbt(home, days[0], days[-1], *(["--full-refresh"] if manifest["definition"] not in (None, definition()) else []))
             rows = publish_days(home, days)
             for mart, by_day in rows.items():
-                manifest["rows"].setdefault(mart, {}).update({str(day): count for day, count in by_day.items()})
+                manifest["rows"][mart] = {**manifest["rows"].get(mart, {}), **{str(day): count for day, count in by_day.items()}}
             manifest["first_day"] = min(filter(None, [manifest["first_day"], str(days[0])]))
             manifest["last_day"] = max(filter(None, [manifest["last_day"], str(days[-1])]))
+            manifest["definition"] = definition()
+            _forget(home, manifest)
         manifest["sequence"] = sequence
         publish.write_json(home.features / MANIFEST, manifest)
         day = str(floor_day(as_of).date())
@@ -68,10 +81,25 @@ def build(home: Home, as_of: datetime) -> dict[str, Any]:
 
 def _manifest(home: Home) -> dict[str, Any]:
     file = home.features / MANIFEST
-    if file.is_file():
-        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return loaded
-    return {"sequence": 0, "first_day": None, "last_day": None, "rows": {}}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {"sequence": 0, "first_day": None, "last_day": None, "definition": "" if found else None, "rows": {}, **found}
+
+
+def definition() -> str:
+    """Return the digest of what the features are computed by; days built by another are built again."""
+    files = sorted(file for pattern in DEFINITION for file in PROJECT.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _forget(home: Home, manifest: dict[str, Any]) -> None:
+    """Empty the days of marts of which only the last are kept, whatever road led past them."""
+    last = date.fromisoformat(manifest["last_day"])
+    for mart, kept in RECENT.items():
+        for day, rows in manifest["rows"][mart].items():
+            if rows and date.fromisoformat(day) <= last - kept * DAY:
+                file = _file(home, mart, date.fromisoformat(day))
+                publish.write_parquet(file, pq.read_schema(file).empty_table())
+                manifest["rows"][mart][day] = 0
 
 
 def touched(home: Home, as_of: datetime, manifest: dict[str, Any]) -> list[date]:
@@ -79,6 +107,7 @@ def touched(home: Home, as_of: datetime, manifest: dict[str, Any]) -> list[date]
 
     A day is the midnight on which its rows begin to hold. A rebuild runs to the last day ever
     built, also where `as_of` is before it; the first build reaches back `history_days` at most.
+    Changed models make every day stale.
     """
     last = floor_day(as_of).date()
     news = lake.landings(home, manifest["sequence"])
@@ -91,8 +120,10 @@ def touched(home: Home, as_of: datetime, manifest: dict[str, Any]) -> list[date]
         first = max(known[0] + DAY, last - timedelta(days=load(home).features.history_days - 1))
     else:
         built = date.fromisoformat(manifest["last_day"])
-        first = min([built + DAY, *(landing.first_received_day + DAY for landing in news)])
+        first = min([built + DAY, *(day + DAY for landing in news for day in landing.shown.values())])
         first = max(first, date.fromisoformat(manifest["first_day"]))
+        if manifest["definition"] != definition():
+            first = date.fromisoformat(manifest["first_day"])
         last = max(last, built)
     return [first + n * DAY for n in range((last - first).days + 1)]
 
@@ -115,7 +146,10 @@ def run_dbt(home: Home, first: date, last: date, *arguments: str) -> None:
         "unit_test",
         "--no-version-check",
     ]
-    command += ["--vars", json.dumps({"as_of_from": str(first), "as_of_to": str(last)}), *arguments]
+    # Events of the day before `first` show first at `first`; of older days, those received since.
+    late = lake.received_since(home, first - DAY)
+    variables = {"as_of_from": str(first), "as_of_to": str(last), "late_days": [str(day) for day in late]}
+    command += ["--vars", json.dumps(variables), *arguments]
     environment = {
         **os.environ,
         "RELOOP_HOME": str(home.root),
@@ -148,15 +182,17 @@ def _failures(results: Path) -> str:
 def publish_days(home: Home, days: list[date]) -> dict[str, dict[date, int]]:
     """Write `features/<mart>/as_of=D.parquet` for consecutive days of the warehouse; return rows by mart and day.
 
-    Rows are sorted by key; a day on which a mart has no row is an empty file.
+    Rows are sorted by key; a day on which a mart has no row is an empty file. Of some marts only the
+    last days have rows (`RECENT`).
     """
     rows: dict[str, dict[date, int]] = {}
     with duckdb.connect(str(home.warehouse), read_only=True, config=ENGINE) as warehouse:
         for mart, keys in MARTS.items():
+            wanted = days[-RECENT.get(mart, len(days)) :]
             rows[mart] = dict.fromkeys(days, 0)
             # One sort of all days is a third of the work of one scan and sort a day.
             query = f"select * from {mart} where as_of between cast($first as timestamp) and cast($last as timestamp) order by {', '.join(['as_of', *keys])}"
-            reader = warehouse.sql(query, params={"first": days[0].isoformat(), "last": days[-1].isoformat()}).to_arrow_reader(BATCH)
+            reader = warehouse.sql(query, params={"first": wanted[0].isoformat(), "last": wanted[-1].isoformat()}).to_arrow_reader(BATCH)
             for day, table in _by_day(reader):
                 publish.write_parquet(_file(home, mart, day), _in_utc(table))
                 rows[mart][day] = len(table)

@@ -18,7 +18,7 @@ from pipelines.features.repository import FeatureSpec, open_store, schema
 from pipelines.tables import TIMESTAMP
 
 EVENT_TIMESTAMP: Final = "event_timestamp"
-DERIVED: Final = {c.CATEGORY: "item_daily__category"}
+DERIVED: Final = {c.CATEGORY: "item_daily__category", c.BRAND: "item_daily__brand"}
 
 
 def historical(home: Home, entity_rows: pa.Table, *, service: str = "ranking_v1") -> pa.Table:

@@ -14,7 +14,7 @@ from pipelines.lake.engine import open_engine
 from pipelines.lake.journal import recover
 from pipelines.lake.landing import land, land_tables
 from pipelines.lake.ledger import Landing, LandingReport, head, landings, reports
-from pipelines.lake.reading import connect, days, event_files
+from pipelines.lake.reading import connect, days, event_files, received_since
 
 __all__ = [
     "Landing",
@@ -27,6 +27,7 @@ __all__ = [
     "land_tables",
     "landings",
     "open_engine",
+    "received_since",
     "recover",
     "reports",
 ]

@@ -112,6 +112,7 @@ def _land(home: Home, engine: duckdb.DuckDBPyConnection, batch_id: str, digest: 
         removed, replaced, touched = _merge_events(home, engine, staging)
         after = _value_and_rows(engine, "fresh")
         versions = {table: _merge_versions(home, engine, staging, table) for table in reading.VERSIONS}
+        shown = {table: first for table, (_, first) in versions.items() if first is not None}
         sequence = _sequence(home) + 1
         report = LandingReport(
             batch_id=batch_id,
@@ -122,9 +123,13 @@ def _land(home: Home, engine: duckdb.DuckDBPyConnection, batch_id: str, digest: 
             rows=_fates(facts.get("rows", {}), before[0], after[0]),
             reasons=dict(facts.get("reasons", {})),
             value={fate: float(amount) for fate, amount in _amounts(facts.get("value", {}), before[1], after[1]).items()},
-            versions=versions,
+            versions={table: count for table, (count, _) in versions.items()},
             replaced=replaced,
             touched=_union(touched, earlier),
+            shown={
+                table: min(filter(None, [shown.get(table), (earlier.shown if earlier else {}).get(table)]))
+                for table in {*shown, *(earlier.shown if earlier else ())}
+            },
         )
         publish.write_json(staging / entry_name(batch_id), report.__dict__)
         publish.write_json(staging / HEAD, {"sequence": sequence})
@@ -170,26 +175,41 @@ def _merge_events(home: Home, engine: duckdb.DuckDBPyConnection, staging: Path) 
     return emptied, _count(engine, "yielded"), (received.isoformat(), str(touched_days[0]), str(touched_days[-1]))
 
 
-def _merge_versions(home: Home, engine: duckdb.DuckDBPyConnection, staging: Path, table: str) -> int:
-    """Stage the new file of items or users, if the batch brings a version; return how many it brings."""
+def _merge_versions(home: Home, engine: duckdb.DuckDBPyConnection, staging: Path, table: str) -> tuple[int, str | None]:
+    """Stage the new file of items or users, if the batch brings a version; return how many it brings, and the first day they show.
+
+    A version shows once it is valid and received; another one of the same moments replaces none.
+    """
     name, key = reading.VERSIONS[table]
     schema, file = tables.CANONICAL[table], home.lake / name
     reading.define(engine, f"lake_{table}", schema, [file])
     # Entries of a map have no order of their own; sorted, equal maps are equal bytes.
-    columns = ", ".join(f"map_from_entries(list_sort(map_entries({n}))) AS {n}" if n == c.ATTRIBUTES else n for n in schema.names)
+    told = {
+        c.ATTRIBUTES: f"map_from_entries(list_sort(map_entries({c.ATTRIBUTES})))",
+        c.RECEIVED_AT: f"coalesce({c.RECEIVED_AT}, {c.VALID_FROM})",
+    }
+    columns = ", ".join(f"{told[n]} AS {n}" if n in told else n for n in schema.names)
     order = ", ".join(f"{n} NULLS LAST" for n in schema.names)
     merged = (
         f"SELECT * FROM (SELECT {columns} FROM lake_{table} UNION ALL SELECT {columns} FROM new_{table})"
-        f" QUALIFY row_number() OVER (PARTITION BY {key}, {c.VALID_FROM} ORDER BY {order}) = 1"
+        f" QUALIFY row_number() OVER (PARTITION BY {key}, {c.VALID_FROM}, {c.RECEIVED_AT} ORDER BY {order}) = 1"
     )
     if not _count(engine, f"new_{table}"):
-        return 0
-    write_table(staging / name, schema, engine.sql(f"{merged} ORDER BY {key}, {c.VALID_FROM}"))
+        return 0, None
+    write_table(staging / name, schema, engine.sql(f"{merged} ORDER BY {key}, {c.VALID_FROM}, {c.RECEIVED_AT}"))
     if file.is_file() and publish.digest(file) == publish.digest(staging / name):
         (staging / name).unlink()
-        return 0
+        return 0, None
     rows = engine.execute(parquet([staging / name], "count(*)")).fetchall()[0][0]
-    return int(rows) - _count(engine, f"lake_{table}")
+    everything = ", ".join(columns_but_maps(schema))
+    news = f"{parquet([staging / name], everything)} EXCEPT SELECT {everything} FROM lake_{table}"
+    first = engine.execute(f"SELECT min(greatest({c.VALID_FROM}, {c.RECEIVED_AT})) FROM ({news})").fetchall()[0][0]
+    return int(rows) - _count(engine, f"lake_{table}"), None if first is None else str(first.date())
+
+
+def columns_but_maps(schema: pa.Schema) -> list[str]:
+    """Return the columns that can be compared, maps as text."""
+    return [f"{field.name}::VARCHAR AS {field.name}" if pa.types.is_map(field.type) else field.name for field in schema]
 
 
 def _check_source(home: Home, source: str) -> None:

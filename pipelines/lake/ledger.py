@@ -18,20 +18,18 @@ FATES: Final = ("read", "accepted", "quarantined", "duplicates")
 
 @dataclass(frozen=True)
 class Landing:
-    """One landing that changed events of the lake.
+    """One landing that changed the lake.
 
     Attributes:
         sequence: rises with every landing; ask `landings(home, after=the last one you worked in)`.
-        first_received_day: the earliest UTC day on which a row that came or went was received: no
-            feature row whose `as_of` is on or before its midnight can have changed.
-        first_event_day, last_event_day: the UTC days on which those rows happened.
+        shown: table -> the earliest UTC day on which a row that came or went was known (events:
+            received; versions: received and valid): no feature row whose `as_of` is on or before
+            its midnight can have changed.
     """
 
     sequence: int
     batch_id: str
-    first_received_day: date
-    first_event_day: date
-    last_event_day: date
+    shown: dict[str, date]
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class LandingReport:
         versions: new rows of items and users.
         replaced: events of the lake that yielded to the same event received earlier.
         touched: None, or [first received day, first event day, last event day] in ISO 8601.
+        shown: items or users -> the first UTC day on which a version it brought was valid and received.
     """
 
     batch_id: str
@@ -61,6 +60,7 @@ class LandingReport:
     versions: dict[str, int] = field(default_factory=dict)
     replaced: int = 0
     touched: tuple[str, str, str] | None = None
+    shown: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the figures a cycle's `ingest` record holds."""
@@ -87,15 +87,15 @@ def head(home: Home) -> int:
 
 
 def landings(home: Home, after: int = 0) -> list[Landing]:
-    """Return the landings with a sequence number above `after` that changed events, in order."""
+    """Return the landings with a sequence number above `after` that changed something, in order."""
     if head(home) <= after:
         return []
     entries = [_parse(file) for file in (home.lake / LANDINGS).glob("*.json")]
-    found = [
-        Landing(entry.sequence, entry.batch_id, *(date.fromisoformat(day) for day in entry.touched))
-        for entry in entries
-        if entry.touched is not None and entry.sequence > after
-    ]
+    found = []
+    for entry in entries:
+        shown = {**({"events": entry.touched[0]} if entry.touched is not None else {}), **entry.shown}
+        if shown and entry.sequence > after:
+            found.append(Landing(entry.sequence, entry.batch_id, {table: date.fromisoformat(day) for table, day in shown.items()}))
     return sorted(found, key=lambda landing: landing.sequence)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines import columns as c
 from pipelines import tables
@@ -40,6 +41,23 @@ def event_files(home: Home, window: Window | None = None) -> list[Path]:
     return [file for file in _event_files(home.lake) if wanted is None or _day(file) in wanted]
 
 
+def received_since(home: Home, day: date) -> list[date]:
+    """Return the days before a day whose file holds an event received on it or later, ascending; footers are read, not rows."""
+    recover(home)
+    return [_day(file) for file in _event_files(home.lake) if _day(file) < day and _newest_receipt(file) >= day]
+
+
+def _newest_receipt(file: Path) -> date:
+    """Return the UTC day on which the last row of a day's file was received."""
+    meta = pq.read_metadata(file)
+    leaf = tables.EVENTS.get_field_index(c.RECEIVED_AT)
+    found = [meta.row_group(group).column(leaf).statistics for group in range(meta.num_row_groups)]
+    return max(
+        (utc(statistics.max).date() if statistics is not None and statistics.has_min_max else date.max for statistics in found),
+        default=date.min,
+    )
+
+
 def connect(home: Home, *, before: datetime | None = None) -> duckdb.DuckDBPyConnection:
     """Return DuckDB with the views `events`, `items` and `users` over the lake as it is now.
 
@@ -47,7 +65,7 @@ def connect(home: Home, *, before: datetime | None = None) -> duckdb.DuckDBPyCon
 
     Args:
         before: restrict events to what had happened *and* had been received before this moment,
-            items and users to the versions valid from before it.
+            items and users to the versions valid from before it and received before it.
     """
     engine = open_engine(home)
     root = _snapshot(home)
@@ -56,7 +74,13 @@ def connect(home: Home, *, before: datetime | None = None) -> duckdb.DuckDBPyCon
     known = "" if limit is None else f" WHERE {c.EVENT_AT} < {limit} AND {c.RECEIVED_AT} < {limit}"
     define(engine, "events", tables.EVENTS, files, known)
     for table, (name, _) in VERSIONS.items():
-        define(engine, table, tables.CANONICAL[table], [root / name], "" if limit is None else f" WHERE {c.VALID_FROM} < {limit}")
+        define(
+            engine,
+            table,
+            tables.CANONICAL[table],
+            [root / name],
+            "" if limit is None else f" WHERE {c.VALID_FROM} < {limit} AND {c.RECEIVED_AT} < {limit}",
+        )
     return engine
 
 

@@ -29,13 +29,14 @@ class Catalogue:
     Attributes:
         category, brand: int32 [n_items], positions in `categories` and `brands`; -1 where unknown.
         price: float32 [n_items], shop currency; NaN where unknown.
-        categories: sorted.
+        categories, brands: sorted.
     """
 
     category: Ints
     brand: Ints
     price: Floats
     categories: Ids
+    brands: Ids
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Context:
 
     Attributes:
         histories: row r is user r.
-        user: keyed by row; item: by dense item; pair: by row x number of categories + category.
+        user: keyed by row; item: by dense item; pair: by row x number of categories + category; brand: likewise.
     """
 
     histories: Histories
@@ -76,6 +77,7 @@ class Context:
     user: Stored
     item: Stored
     pair: Stored
+    brand: Stored
 
 
 def catalogue(home: Home, item_ids: Ids, as_of: datetime) -> Catalogue:
@@ -83,7 +85,7 @@ def catalogue(home: Home, item_ids: Ids, as_of: datetime) -> Catalogue:
     with lake.connect(home, before=as_of) as db:
         found = db.sql(
             """SELECT item_id, category, brand, price FROM items
-            QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY valid_from DESC) = 1 ORDER BY item_id"""
+            QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY valid_from DESC, received_at DESC) = 1 ORDER BY item_id"""
         ).to_arrow_table()
     place = positions(strings(found["item_id"]), item_ids)
     listed = place >= 0
@@ -97,27 +99,28 @@ def catalogue(home: Home, item_ids: Ids, as_of: datetime) -> Catalogue:
         return codes, vocabulary
 
     category, categories = coded("category")
-    brand, _ = coded("brand")
-    return Catalogue(category, brand, price, categories)
+    brand, brands = coded("brand")
+    return Catalogue(category, brand, price, categories, brands)
 
 
 def gather(home: Home, proposals: Proposals, histories: Histories, *, user_ids: Ids, item_ids: Ids, as_of: datetime) -> Context:
     """Return what is known at a moment of the users and items that some candidates name.
 
-    The feature store is asked once for every user, item and (user, category) that occurs, not for
-    every candidate: candidates are two orders of magnitude more.
+    The feature store is asked once for every user, item, (user, category) and (user, brand) that
+    occurs, not for every candidate: candidates are two orders of magnitude more.
 
     Args:
         proposals: `row` counts `user_ids` and the rows of `histories`; `item` counts `item_ids`.
     """
     goods = catalogue(home, item_ids, as_of)
-    n_categories = max(len(goods.categories), 1)
-    category = goods.category[proposals.item]
-    # One candidate stands for all of its user and category; items it leaves out get a row of their own.
-    pair, stand_in = np.unique(proposals.row * (n_categories + 1) + category + 1, return_index=True)
+    # One candidate stands for all of its user and category, or brand; items these leave out get a row of their own.
+    stand_ins = [
+        np.unique(proposals.row * (len(words) + 1) + code[proposals.item], return_index=True)[1]
+        for code, words in ((goods.category, goods.categories), (goods.brand, goods.brands))
+    ]
     items, witness = np.unique(proposals.item, return_index=True)
-    left_out = witness[~np.isin(items, proposals.item[stand_in])]
-    asked = np.concatenate([stand_in, left_out])
+    left_out = witness[~np.isin(items, proposals.item[np.concatenate(stand_ins)])]
+    asked = np.unique(np.concatenate([*stand_ins, left_out]))
     row, item = proposals.row[asked], proposals.item[asked].astype(np.int64)
     found = store.historical(
         home,
@@ -129,9 +132,6 @@ def gather(home: Home, proposals: Proposals, histories: Histories, *, user_ids: 
             }
         ),
     )
-    row_category, code = np.divmod(pair, n_categories + 1)
-    pairs = np.where(code == 0, -1, row_category * n_categories + code - 1)
-    known = np.flatnonzero(pairs >= 0)
     numeric = [spec for spec in store.schema(home) if not pa.types.is_string(spec.dtype)]
 
     def of(keys: set[str], key: Longs, rows: Longs) -> Stored:
@@ -144,7 +144,17 @@ def gather(home: Home, proposals: Proposals, histories: Histories, *, user_ids: 
             values[:, at] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return Stored(distinct, values, names)
 
+    def within(key_of_user: str, code: Ints, words: Ids) -> Stored:
+        """Return the features of the user with the category, or brand, of each item asked for, where it has one."""
+        known = np.flatnonzero(code[item] >= 0)
+        return of({c.USER_ID, key_of_user}, row[known] * max(len(words), 1) + code[item][known], known)
+
     every = np.arange(len(asked))
     return Context(
-        histories, goods, of({c.USER_ID}, row, every), of({c.ITEM_ID}, item, every), of({c.USER_ID, c.CATEGORY}, pairs[known], known)
+        histories,
+        goods,
+        user=of({c.USER_ID}, row, every),
+        item=of({c.ITEM_ID}, item, every),
+        pair=within(c.CATEGORY, goods.category, goods.categories),
+        brand=within(c.BRAND, goods.brand, goods.brands),
     )

@@ -58,7 +58,7 @@ def specs(sources: tuple[str, ...], known: Context) -> list[FeatureSpec]:
         FeatureSpec("best_rank", "best place in the list of any source", "retrieval"),
         *(
             FeatureSpec(name, described.get(name, ""), "feature store", online=False)
-            for stored in (known.user, known.item, known.pair)
+            for stored in (known.user, known.item, known.pair, known.brand)
             for name in stored.names
         ),
         *(
@@ -84,9 +84,9 @@ def assemble(known: Context, proposals: Proposals) -> tuple[Floats, tuple[str, .
     columns += [proposals.blend_score, proposals.blend_rank, proposed.sum(axis=1)]
     columns.append(np.where(proposed, proposals.rank, np.inf).min(axis=1, initial=np.inf))
 
-    category = goods.category[item]
-    pair = np.where(category < 0, -1, row * max(len(goods.categories), 1) + category)
-    columns += [known.user.rows(row), known.item.rows(item.astype(np.int64)), known.pair.rows(pair)]
+    columns += [known.user.rows(row), known.item.rows(item.astype(np.int64))]
+    for stored, code, words in ((known.pair, goods.category[item], goods.categories), (known.brand, goods.brand[item], goods.brands)):
+        columns.append(stored.rows(np.where(code < 0, -1, row * max(len(words), 1) + code)))
 
     # Only the users of this block: contact costs in proportion to the events it is shown.
     first, last = (int(row[0]), int(row[-1]) + 1) if len(row) else (0, 0)

@@ -94,7 +94,7 @@ def _traffic(home: Home, day: datetime) -> Columns:
             """WITH active AS (
                 SELECT user_id, arg_max(device, (event_at, event_id)) AS device FROM events WHERE event_at >= ? GROUP BY user_id
             ), known AS (
-                SELECT user_id, arg_max(country, valid_from) AS country FROM users GROUP BY user_id
+                SELECT user_id, arg_max(country, struct_pack(valid_from, received_at)) AS country FROM users GROUP BY user_id
             )
             SELECT device, country FROM active LEFT JOIN known USING (user_id) ORDER BY user_id""",
             params=[utc(day) - timedelta(days=7)],

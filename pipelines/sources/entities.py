@@ -10,12 +10,12 @@ from pipelines.sources.opened import Reading, bounded, filled, number
 
 
 def write_items(reading: Reading) -> None:
-    """Write items.parquet, one row per item version, sorted by valid_from."""
+    """Write items.parquet, one row per item version, sorted by received_at."""
     _write_entities(reading, "items", c.ITEM_ID, reading.mapping.items, (c.TITLE, c.CATEGORY, c.BRAND))
 
 
 def write_users(reading: Reading) -> None:
-    """Write users.parquet, one row per user version, sorted by valid_from."""
+    """Write users.parquet, one row per user version, sorted by received_at."""
     _write_entities(reading, "users", c.USER_ID, reading.mapping.users, (c.COUNTRY, c.AGE_BAND))
 
 
@@ -33,7 +33,8 @@ def _write_entities(reading: Reading, part: str, entity: str, spec: ItemsMap | U
         query = _versions_in_events(reading, entity, identity, fields)
     else:
         query = _versions_in_file(reading, scope, entity, identity, fields, spec=spec)
-    reading.write(part, query, f"{c.VALID_FROM} NULLS FIRST, {entity}, {c.SOURCE_ROW}")
+    learnt = c.VALID_FROM if derived else f"coalesce(learnt_at, {c.VALID_FROM})"
+    reading.write(part, query, f"{learnt} NULLS FIRST, {entity}, {c.SOURCE_ROW}", learnt)
 
 
 def _fields(scope: Scope, part: str, spec: ItemsMap | UsersMap, texts: tuple[str, ...]) -> dict[str, str]:
@@ -88,15 +89,20 @@ def _versions_in_file(
     """Return the rows of an entity file. Without a date of their own they hold from the entity's first event.
 
     What was never seen holds from the source's first moment, or from its launch or sign-up after
-    it: nothing else says since when it exists.
+    it: nothing else says since when it exists. They were received when they began to hold, unless
+    the file says.
     """
     view, table = reading.file(spec.file)
     listed = ", ".join(f"{sql} AS {key}" for key, sql in fields.items())
     own = bounded(scope.moment(spec.valid_from, c.VALID_FROM), spec.valid_from) if spec.valid_from is not None else "NULL::TIMESTAMPTZ"
+    learnt = (
+        bounded(scope.moment(spec.received_at, c.RECEIVED_AT), spec.received_at) if spec.received_at is not None else "NULL::TIMESTAMPTZ"
+    )
+    unlearnt = f"learnt_at IS NULL AND {filled(scope, spec.received_at, c.RECEIVED_AT)}" if spec.received_at is not None else "false"
     original = ", ".join(f"{literal(name)}, r{n}" for n, name in enumerate(table.columns))
     unreadable = f"own_at IS NULL AND {filled(scope, spec.valid_from, c.VALID_FROM)}" if spec.valid_from is not None else "false"
-    query = f"SELECT source_row, bad, bad_text, {', '.join(f'r{n}, v{n}' for n in range(len(table.columns)))}, {identity} AS {entity}, {own} AS own_at, {listed} FROM {view}"
-    reasons = f"list_filter([bad, CASE WHEN {unreadable} THEN 'unreadable valid_from' END], lambda x: x IS NOT NULL)"
+    query = f"SELECT source_row, bad, bad_text, {', '.join(f'r{n}, v{n}' for n in range(len(table.columns)))}, {identity} AS {entity}, {own} AS own_at, {learnt} AS learnt_at, {listed} FROM {view}"
+    reasons = f"list_filter([bad, CASE WHEN {unreadable} THEN 'unreadable valid_from' END, CASE WHEN {unlearnt} THEN 'unreadable received_at' END], lambda x: x IS NOT NULL)"
     query = f"SELECT *, {reasons} AS {c.REASONS} FROM ({query})"
     raw_row = f"CASE WHEN len({c.REASONS}) > 0 THEN coalesce(bad_text, CAST(json_object({original}) AS VARCHAR)) END"
     events = literal(str(reading.folder / "events.parquet"))

@@ -285,6 +285,7 @@ class ItemsMap(Frozen):
     available: TextField | None = None
     created_at: TimeField | None = None
     valid_from: TimeField | None = None  # None: the item's first event
+    received_at: TimeField | None = None  # when the shop learnt it, in a file of its own; None: as it became valid
     attributes: dict[str, TextField] = Field(default={})
 
 
@@ -297,6 +298,7 @@ class UsersMap(Frozen):
     country: TextField | None = None
     age_band: TextField | None = None
     valid_from: TimeField | None = None  # None: the user's first event
+    received_at: TimeField | None = None  # when the shop learnt it, in a file of its own; None: as it became valid
     attributes: dict[str, TextField] = Field(default={})
 
 
@@ -325,7 +327,7 @@ class Mapping(Frozen):
     def _times_have_clocks(self) -> Self:
         parts = {"items": self.items, "users": self.users}
         for part, entry in parts.items():
-            for key in ("valid_from", "created_at", "signed_up_at"):
+            for key in ("valid_from", "received_at", "created_at", "signed_up_at"):
                 when = getattr(entry, key, None)
                 if when is not None and when.sequence is not None:
                     raise ValueError(f"{part}.{key}: a sequence can stand for events.event_at alone")

@@ -83,11 +83,14 @@ class Reading:
         table = self.file(file)[1]
         return Scope(part, {name: Column(name, f"v{n}", table.spec) for n, name in enumerate(table.columns)})
 
-    def write(self, name: str, query: str, order: str) -> None:
-        """Write a query as `<name>.parquet` in the staged schema, sorted."""
+    def write(self, name: str, query: str, order: str, learnt: str = c.VALID_FROM) -> None:
+        """Write a query as `<name>.parquet` in the staged schema, sorted; `learnt` is when a version of items or users was received."""
         rows = sum(pq.read_metadata(file).num_rows for file in self.file(self.mapping.events.file)[1].files)
         group = min(max(rows // ROW_GROUPS, 8_192), 122_880) // 2048 * 2048  # DuckDB's vectors hold 2,048 rows
-        picked = ", ".join(f"CAST({field.name} AS {_sql_type(field.type)}) AS {field.name}" for field in tables.staged(name))
+        told = {} if name == "events" else {c.RECEIVED_AT: learnt}
+        picked = ", ".join(
+            f"CAST({told.get(field.name, field.name)} AS {_sql_type(field.type)}) AS {field.name}" for field in tables.staged(name)
+        )
         self.connection.execute(
             f"COPY (SELECT {picked} FROM ({query}) ORDER BY {order}) TO {literal(str(self.folder / f'{name}.parquet'))}"
             f" (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {group})"

@@ -26,16 +26,14 @@ if TYPE_CHECKING:
 
 TABLES: Final = ("events", "items", "users")
 ENTITIES: Final = {"items": c.ITEM_ID, "users": c.USER_ID}
-ARRIVES: Final = {"events": c.RECEIVED_AT, "items": c.VALID_FROM, "users": c.VALID_FROM}
 
 
 def stage_batch(home: Home, request: Request, window: Window) -> str:
     """Publish `landing/<batch_id>/{events,items,users}.parquet` for one window and return the batch id.
 
-    A row belongs to the window in which it was received (items and users: became valid); beside
-    these a window brings the items and users of a file as they stood at its start, and the first
-    one all their versions before it, so that reading may begin anywhere. Rows whose
-    time could not be read belong to the window that holds the source's first moment, so that a run
+    A row belongs to the window in which it was received; beside these a window brings the items and
+    users of a file as they stood at its start, and the first one all their versions before it, so
+    that reading may begin anywhere. Rows whose time could not be read belong to the window that holds the source's first moment, so that a run
     over the whole source reads every row exactly once. The manifest's facts are source, window,
     rows (read, by table), settings (of a mapping) and, where a table came with columns missing or
     too many, `columns`: {table: {"missing": [...], "unknown": [...]}}.
@@ -136,7 +134,7 @@ def _slice(source: normalising.Normalised, name: str, window: Window) -> Iterato
         standing = _standing(source.folder / f"{name}.parquet", ENTITIES[name], start)
     first = 0
     with pq.ParquetFile(source.folder / f"{name}.parquet") as file:
-        position = file.schema_arrow.get_field_index(ARRIVES[name])
+        position = file.schema_arrow.get_field_index(c.RECEIVED_AT)
         for group in range(file.num_row_groups):
             first, before = first + file.metadata.row_group(group).num_rows, first
             stands = standing[(standing >= before) & (standing < first)] - before
@@ -148,7 +146,7 @@ def _slice(source: normalising.Normalised, name: str, window: Window) -> Iterato
             if not (reaches or (undated and nulls) or len(stands)):
                 continue
             table = conform(name, file.read_row_group(group, use_threads=False))
-            at = table.column(ARRIVES[name]).cast(pa.int64())
+            at = table.column(c.RECEIVED_AT).cast(pa.int64())
             inside = pc.and_(pc.greater_equal(at, start), pc.less(at, end))
             chosen = pc.fill_null(inside, undated).to_numpy(zero_copy_only=False).copy()
             chosen[stands] = True
@@ -157,10 +155,12 @@ def _slice(source: normalising.Normalised, name: str, window: Window) -> Iterato
 
 
 def _standing(file: Path, key: str, start: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the positions of the rows of a file that hold the newest version of their entity before `start`, ascending."""
-    versions = pq.read_table(file, columns=[key, c.VALID_FROM], use_threads=False)
-    versions = pa.table({"key": versions[key], "at": versions[c.VALID_FROM].cast(pa.int64()), "row": np.arange(len(versions))})
-    versions = versions.filter(pc.less(versions["at"], start))
+    """Return the positions of the rows of a file that hold the newest version of their entity received before `start`, ascending."""
+    versions = pq.read_table(file, columns=[key, c.VALID_FROM, c.RECEIVED_AT], use_threads=False)
+    received = pc.less(versions[c.RECEIVED_AT].cast(pa.int64()), start)
+    versions = pa.table({"key": versions[key], "at": versions[c.VALID_FROM].cast(pa.int64()), "row": np.arange(len(versions))}).filter(
+        received
+    )
     newest = versions.group_by("key", use_threads=False).aggregate([("at", "max")])
     rows = versions.join(newest.rename_columns(["key", "at"]), ["key", "at"], join_type="left semi", use_threads=False)["row"]
     return np.sort(rows.to_numpy())

@@ -14,7 +14,12 @@ import pyarrow.parquet as pq
 from pipelines import columns as c
 from pipelines.lake.engine import quoted
 
-KEYS: Final = {"user_daily": (c.USER_ID,), "item_daily": (c.ITEM_ID,), "user_category_daily": (c.USER_ID, c.CATEGORY)}
+KEYS: Final = {
+    "user_daily": (c.USER_ID,),
+    "item_daily": (c.ITEM_ID,),
+    "user_category_daily": (c.USER_ID, c.CATEGORY),
+    "user_brand_daily": (c.USER_ID, c.BRAND),
+}
 UNIT_WORDS: Final = frozenset({"rate", "share"})
 COUNT_WORDS: Final = frozenset(
     {"views", "clicks", "carts", "purchases", "ratings", "events", "sessions", "count", "days", "items", "users"}

@@ -8,6 +8,9 @@ from typing import Final
 from pipelines import columns as c
 from pipelines.config import ValidationSettings
 
+LEARNT: Final = (
+    f"coalesce({c.RECEIVED_AT}, {c.VALID_FROM})"  # when a version was; a correction has the moment it corrects and a time of its own
+)
 MAX_ID_LENGTH: Final = 256
 EARLIEST, LATEST = "TIMESTAMPTZ '1990-01-01 00:00:00+00'", "TIMESTAMPTZ '2070-01-01 00:00:00+00'"
 UNKNOWN_TYPE: Final = f"{c.EVENT_TYPE} is not one of {', '.join(c.EVENT_TYPES)}"
@@ -41,8 +44,8 @@ def table_rules(settings: ValidationSettings) -> dict[str, TableRules]:
     """Return the rules of every table that enters the lake."""
     return {
         "events": TableRules((c.EVENT_ID,), (c.RECEIVED_AT,), _events(settings)),
-        "items": TableRules((c.ITEM_ID, c.VALID_FROM), (), (*_id(c.ITEM_ID), *_amount(c.PRICE), *_time(c.VALID_FROM))),
-        "users": TableRules((c.USER_ID, c.VALID_FROM), (), (*_id(c.USER_ID), *_time(c.VALID_FROM))),
+        "items": TableRules((c.ITEM_ID, c.VALID_FROM, LEARNT), (), (*_id(c.ITEM_ID), *_amount(c.PRICE), *_time(c.VALID_FROM))),
+        "users": TableRules((c.USER_ID, c.VALID_FROM, LEARNT), (), (*_id(c.USER_ID), *_time(c.VALID_FROM))),
     }
 
 

@@ -30,10 +30,10 @@ DAY = utc("2025-02-01")
 @pytest.fixture
 def shop(home: Home) -> Home:
     """Return a home with one day of marts: user u1, item i1 of category c1, every number a 7."""
-    keys = {"user_id": "u1", "item_id": "i1", "category": "c1"}
+    keys = {"user_id": "u1", "item_id": "i1", "category": "c1", "brand": "c1", "other_item_id": "i1"}
     for mart in build.MARTS:
         columns = {key: pa.array([keys[key]]) for key in build.MARTS[mart]}
-        for spec in store.schema(home):
+        for spec in [*store.schema(home), *store.schema(home, "pairs_v1")]:
             if spec.view == mart:
                 value = "c1" if spec.dtype == pa.string() else True if spec.dtype == pa.bool_() else 7
                 columns[spec.name.split("__", 1)[1]] = pa.array([value], spec.dtype)
@@ -130,7 +130,7 @@ def test_feast_serve_and_feast_ui_show_the_repository_on_loopback_alone(shop: Ho
                 asked = json.dumps(
                     {
                         "feature_service": "ranking_v1",
-                        "entities": {"user_id": ["u1"], "item_id": ["i1"], "category": ["c1"]},
+                        "entities": {"user_id": ["u1"], "item_id": ["i1"], "category": ["c1"], "brand": ["c1"]},
                         "full_feature_names": True,
                     }
                 ).encode()

@@ -105,12 +105,10 @@ def test_a_late_event_lands_on_the_day_it_happened_and_the_ledger_says_so(home):
     lake.land_tables(home, events=late, batch_id="late")
     assert lake.days(home)[0] == START.date()
     (landing,) = lake.landings(home, after=1)
-    assert (landing.batch_id, landing.first_received_day.isoformat(), landing.first_event_day, landing.last_event_day) == (
-        "late",
-        "2025-01-15",
-        START.date(),
-        START.date(),
-    )
+    assert (landing.batch_id, {table: str(day) for table, day in landing.shown.items()}) == ("late", {"events": "2025-01-15"})
+    assert lake.reports(home)[-1].touched == ("2025-01-15", str(START.date()), str(START.date()))
+    assert lake.received_since(home, (START + timedelta(days=9)).date()) == [START.date()]
+    assert lake.received_since(home, (START + timedelta(days=10)).date()) == []
     assert lake.landings(home, after=lake.head(home)) == []
 
 
@@ -127,7 +125,8 @@ def test_of_two_versions_of_an_event_the_one_received_first_stays_whichever_land
         assert lake.days(home) == [START.date()]
     assert digests[0] == digests[1]
     assert reports[1].replaced == 1
-    assert lake.landings(home)[1].last_event_day == (START + timedelta(days=1)).date()
+    assert reports[1].touched is not None
+    assert reports[1].touched[2] == str((START + timedelta(days=1)).date())
 
 
 def test_versions_of_items_accumulate_and_equal_ones_do_not(home):
@@ -142,9 +141,24 @@ def test_versions_of_items_accumulate_and_equal_ones_do_not(home):
         assert engine.sql("SELECT count(*), max(price) FROM items").fetchall() == [(30, 39.0)]
 
 
+def test_a_correction_stands_beside_what_it_corrects_and_shows_from_its_receipt(home):
+    """Same item, same moment, another price, learnt five days later; and a version announced ahead of its day."""
+    lake.land_tables(home, events=GIVEN, items=catalogue())
+    learnt = START + timedelta(days=5, hours=3)
+    corrected = with_column(catalogue(price=2.0), "received_at", [learnt] * 30)
+    assert lake.land_tables(home, events=GIVEN, items=corrected, batch_id="corrected").versions["items"] == 30
+    assert lake.landings(home)[-1].shown == {"items": learnt.date()}
+    for before, dearest in ((learnt, 39.0), (learnt + timedelta(seconds=1), 78.0)):
+        with lake.connect(home, before=before) as engine:
+            assert engine.sql("SELECT max(price) FROM items").fetchall() == [(dearest,)]
+    announced = with_column(catalogue(first=START + timedelta(days=20)), "received_at", [START] * 30)
+    lake.land_tables(home, events=GIVEN, items=announced, batch_id="announced")
+    assert lake.landings(home)[-1].shown == {"items": (START + timedelta(days=20)).date()}
+
+
 def test_an_empty_lake_has_empty_views_of_the_right_columns(home):
     with lake.connect(home) as engine:
-        for view, columns in {"events": 11, "items": 9, "users": 6}.items():
+        for view, columns in {"events": 11, "items": 10, "users": 7}.items():
             assert engine.sql(f"SELECT * FROM {view}").fetchall() == []
             assert len(engine.sql(f"SELECT * FROM {view}").columns) == columns
     assert lake.days(home) == []

@@ -79,10 +79,12 @@ def marts(home: Home) -> None:
     """Publish marts of the cutoffs that hold true counts in one column each; the others stay empty."""
     queries = {
         "user_daily": "SELECT user_id, count(*) FILTER (event_at >= $since)::INT AS events_7d FROM events GROUP BY ALL ORDER BY ALL",
-        "item_daily": """SELECT items.item_id, any_value(category) AS category, count(event_id)::INT AS events_7d
+        "item_daily": """SELECT items.item_id, any_value(category) AS category, any_value(brand) AS brand, count(event_id)::INT AS events_7d
             FROM items LEFT JOIN (FROM events WHERE event_at >= $since) USING (item_id) GROUP BY ALL ORDER BY ALL""",
         "user_category_daily": """SELECT user_id, category, count(*) FILTER (event_at >= $since)::INT AS events_30d
             FROM events JOIN items USING (item_id) GROUP BY ALL ORDER BY ALL""",
+        "user_brand_daily": """SELECT user_id, brand, count(*) FILTER (event_at >= $since)::INT AS events_30d
+            FROM events JOIN items USING (item_id) WHERE brand IS NOT NULL GROUP BY ALL ORDER BY ALL""",
     }
     for mart, query in queries.items():
         declared = {spec.name.split("__")[1]: spec.dtype for spec in store.schema(home) if spec.view == mart}

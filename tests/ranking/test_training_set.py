@@ -88,6 +88,13 @@ def test_features_are_those_known_at_the_cutoff(built):
                     f"SELECT user_id, category, count(*) FILTER ({seven}) FROM events JOIN items USING (item_id) GROUP BY ALL"
                 ).fetchall()
             }
+            brands = dict(db.execute("SELECT item_id, brand FROM items").fetchall())
+            by_brand = {
+                (user, brand): n
+                for user, brand, n in db.execute(
+                    f"SELECT user_id, brand, count(*) FILTER ({seven}) FROM events JOIN items USING (item_id) WHERE brand IS NOT NULL GROUP BY ALL"
+                ).fetchall()
+            }
             own = {(u, i): n for u, i, n in db.execute("SELECT user_id, item_id, count(*) FROM events GROUP BY ALL").fetchall()}
         for row in table.to_pylist():
             user, item = str(world.user_ids[row["user"]]), str(world.item_ids[row["item"]])
@@ -96,6 +103,7 @@ def test_features_are_those_known_at_the_cutoff(built):
             for found, known in (
                 (row["user_daily__events_7d"], by_user.get(user)),
                 (row["user_category_daily__events_30d"], by_pair.get((user, shelves[item]))),
+                (row["user_brand_daily__events_30d"], by_brand.get((user, brands[item]))),
             ):
                 assert np.isnan(found) if known is None else found == known
             checked += 1

@@ -2,20 +2,23 @@
 
 with
 
-events as (
-    select * from {{ ref('int_known_events') }}
+facts as (
+    select * from {{ ref('int_fact_days') }}
 ),
 
 coverage as (
     select
-        min(known_on) filter (where event_type = 'view') as views_known_on,
-        min(known_on) filter (where event_type = 'add_to_cart') as add_to_carts_known_on,
-        min(known_on) filter (where event_type = 'purchase') as purchases_known_on,
-        min(known_on) filter (where event_type = 'purchase' and event_value is not null) as spend_known_on,
-        min(known_on) filter (where event_type = 'rating') as ratings_known_on,
-        min(known_on) filter (where session_id is not null) as sessions_known_on,
-        min(known_on) filter (where category is not null) as categories_known_on
-    from events
+        min(known_on) filter (where views) as views_known_on,
+        min(known_on) filter (where clicks) as clicks_known_on,
+        min(known_on) filter (where add_to_carts) as add_to_carts_known_on,
+        min(known_on) filter (where purchases) as purchases_known_on,
+        min(known_on) filter (where spend) as spend_known_on,
+        min(known_on) filter (where ratings) as ratings_known_on,
+        min(known_on) filter (where sessions) as sessions_known_on,
+        min(known_on) filter (where devices) as devices_known_on,
+        min(known_on) filter (where categories) as categories_known_on,
+        min(known_on) filter (where brands) as brands_known_on
+    from facts
 )
 
 select * from coverage

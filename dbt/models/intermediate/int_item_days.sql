@@ -1,3 +1,4 @@
+{{ config(materialized='incremental') }}
 -- What became known about an item's day, by the day it became known: sums over these rows count every event once.
 
 with
@@ -11,17 +12,9 @@ counted as (
         item_id,
         event_date,
         known_on,
-        cast(count(*) as integer) as events,
-        cast(count(*) filter (where event_type = 'view') as integer) as views,
-        cast(count(*) filter (where event_type = 'add_to_cart') as integer) as add_to_carts,
-        cast(count(*) filter (where event_type = 'purchase') as integer) as purchases,
-        cast(count(event_value) filter (where event_type = 'rating') as integer) as ratings,
-        sum(event_value) filter (where event_type = 'rating') as rating_sum,
-        sum(event_value) filter (where event_type = 'purchase') as revenue,
-        sum(coalesce(quantity, 1)) filter (where event_type = 'purchase' and event_value is not null) as units,
-        min(event_at) as first_event_at,
-        max(event_at) as last_event_at
+        {{ happened() }}
     from events
+    where {{ arrived() }}
     group by all
 )
 

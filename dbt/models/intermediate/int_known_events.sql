@@ -1,4 +1,6 @@
--- Every event with the first midnight at which a feature row may use it.
+-- The events that become known in this run, each with the first midnight at which a feature row may use it.
+-- A run that resumes reads the days it builds and, of earlier ones, those that hold an event received since.
+{% set since = "timestamptz '" ~ var('as_of_from') ~ " 00:00:00+00' - interval 1 day" %}
 
 with
 
@@ -6,16 +8,43 @@ events as (
     select * from {{ ref('stg_events') }}
 ),
 
-items as (
-    select * from {{ ref('stg_items') }}
+versions as (
+    select * from {{ ref('int_item_versions') }}
 ),
+
+{% if resumes() %}
+on_time as (
+    select * from events
+    where event_date between {{ first_day() }} - 1 and {{ last_day() }} - 1
+),
+
+late as (
+    select * from events
+    where
+        event_date < {{ first_day() }} - 1
+        {% if var('late_days') is not none %}
+            and event_date in ({{ late_days() }})
+        {% endif %}
+        and received_instant >= {{ since }}
+),
+
+read as (
+    select * from on_time
+    union all
+    select * from late
+),
+{% else %}
+read as (
+    select * from events
+    where event_date < {{ last_day() }}
+),
+{% endif %}
 
 dated as (
     select
         *,
-        cast(event_at as date) as event_date,
         cast(greatest(event_at, received_at) as date) + 1 as known_on
-    from events
+    from read
 ),
 
 categorised as (
@@ -23,23 +52,24 @@ categorised as (
         dated.event_id,
         dated.user_id,
         dated.item_id,
-        items.category,
+        versions.category,
+        versions.brand,
         dated.event_type,
         dated.session_id,
+        lower(dated.device) as device,
         dated.event_value,
         dated.quantity,
         dated.event_at,
         dated.event_date,
         dated.known_on
     from dated
-    -- The category the item had when the event became known.
-    asof left join items
+    -- The category and the brand that the item was known to have when the event became known.
+    left join versions
         on
-            dated.item_id = items.item_id
-            and cast(dated.known_on as timestamp) > items.valid_from
+            dated.item_id = versions.item_id
+            and cast(dated.known_on as timestamp) > versions.holds_from
+            and cast(dated.known_on as timestamp) <= versions.holds_until
+    where dated.known_on <= {{ last_day() }}
 )
 
 select * from categorised
-{% if var('as_of_to') %}
-    where known_on <= cast('{{ var("as_of_to") }}' as date)
-{% endif %}

@@ -15,6 +15,9 @@ typed as (
         request_id,
         {{ utc('event_at') }} as event_at,
         {{ utc('received_at') }} as received_at,
+        -- As the lake keeps them: a condition on these skips files and row groups.
+        event_date,
+        received_at as received_instant,
         -- Decimals add up to the same number in any order, doubles do not.
         try_cast(value as decimal(18, 4)) as event_value,
         try_cast(quantity as decimal(18, 4)) as quantity

@@ -12,7 +12,8 @@ source as (
             cast(null as double) as price,
             cast(null as boolean) as available,
             cast(null as timestamptz) as created_at,
-            cast(null as timestamptz) as valid_from
+            cast(null as timestamptz) as valid_from,
+            cast(null as timestamptz) as received_at
         where false
     {% endif %}
 ),
@@ -26,7 +27,8 @@ typed as (
         price,
         available as is_available,
         {{ utc('created_at') }} as created_at,
-        {{ utc('valid_from') }} as valid_from
+        {{ utc('valid_from') }} as valid_from,
+        {{ utc('received_at') }} as received_at
     from source
 )
 

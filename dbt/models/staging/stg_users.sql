@@ -9,7 +9,8 @@ source as (
             cast(null as varchar) as country,
             cast(null as varchar) as age_band,
             cast(null as timestamptz) as signed_up_at,
-            cast(null as timestamptz) as valid_from
+            cast(null as timestamptz) as valid_from,
+            cast(null as timestamptz) as received_at
         where false
     {% endif %}
 ),
@@ -20,7 +21,8 @@ typed as (
         country,
         age_band,
         {{ utc('signed_up_at') }} as signed_up_at,
-        {{ utc('valid_from') }} as valid_from
+        {{ utc('valid_from') }} as valid_from,
+        {{ utc('received_at') }} as received_at
     from source
 )
 

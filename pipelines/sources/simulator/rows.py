@@ -113,6 +113,7 @@ def item_versions(catalogue: Catalogue, day: int) -> pa.Table:
             c.AVAILABLE: retired[rows] > day,
             c.CREATED_AT: times(stock.created_at[rows]),
             c.VALID_FROM: times(np.full(len(rows), day * DAY_MICROS)),
+            c.RECEIVED_AT: times(np.full(len(rows), day * DAY_MICROS)),
         },
         schema=tables.ITEMS,
     )
@@ -139,6 +140,7 @@ def user_versions(people: People, day: int) -> tuple[pa.Table, Longs]:
             c.AGE_BAND: _words(AGE_BANDS, people.band(rows, day)),
             c.ATTRIBUTES: _attributes(device=_words(DEVICES, crowd.device[rows])),
             c.VALID_FROM: times(valid_from),
+            c.RECEIVED_AT: times(valid_from),
         },
         schema=tables.USERS,
     )
