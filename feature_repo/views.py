@@ -29,7 +29,7 @@ user_daily = FeatureView(
     source=user_daily_source,
     description="What a user did lately, and over their whole past, as known at midnight UTC.",
     owner="features",
-    tags=TAGS,
+    tags={**TAGS, "rows": "daily"},  # every one of them has a row every day, so the newest day is the whole state
     schema=[
         Field(name="user_id", dtype=String, description="The user."),
         Field(name="events_1d", dtype=Int32, description="Events of any type on the last day."),
@@ -163,7 +163,7 @@ item_daily = FeatureView(
     source=item_daily_source,
     description="What an item is, and how it fared lately, as known at midnight UTC.",
     owner="features",
-    tags=TAGS,
+    tags={**TAGS, "rows": "daily"},  # every one of them has a row every day, so the newest day is the whole state
     schema=[
         Field(name="item_id", dtype=String, description="The item."),
         Field(name="category", dtype=String, description="Its category in the version valid and known then."),

@@ -31,6 +31,7 @@ MARTS: Final = {
     "user_daily": ("user_id",),
     "item_daily": ("item_id",),
     "user_category_daily": ("user_id", "category"),
+    "user_session": ("user_id",),
     "user_brand_daily": ("user_id", "brand"),
     "item_pairs_daily": ("item_id", "other_item_id"),
 }

@@ -21,7 +21,7 @@ from pipelines.config import REPOSITORY, Home
 from pipelines.errors import StateError
 
 FOLDER: Final = REPOSITORY / "feature_repo"
-MODULES: Final = ("entities", "sources", "views", "services")
+MODULES: Final = ("entities", "sources", "views", "services", "user_session")
 REGISTRY_URL: Final = "RELOOP_FEAST_REGISTRY"  # SQLAlchemy URL; unset, SQLite in the state folder
 REDIS_STORE: Final = "pipelines.features.online_redis.ConditionalRedisOnlineStore"
 REDIS: Final = "RELOOP_REDIS"  # host:port,password=...; unset, SQLite in the state folder

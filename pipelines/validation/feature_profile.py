@@ -16,6 +16,7 @@ from pipelines.lake.engine import quoted
 
 KEYS: Final = {
     "user_daily": (c.USER_ID,),
+    "user_session": (c.USER_ID,),
     "item_daily": (c.ITEM_ID,),
     "user_category_daily": (c.USER_ID, c.CATEGORY),
     "user_brand_daily": (c.USER_ID, c.BRAND),

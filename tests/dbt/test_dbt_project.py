@@ -97,12 +97,14 @@ def test_the_contracts_are_the_schema_that_feast_declares():
     from pipelines.features import store
 
     names = {"integer": "int32", "double": "double", "varchar": "string", "boolean": "bool"}
-    contracts = yaml.safe_load((PROJECT / "models" / "marts" / "_marts.yml").read_text())["models"]
+    names |= {"varchar[]": "list<item: string>", "bigint[]": "list<item: int64>", "double[]": "list<item: double>"}
+    files = [PROJECT / "models" / "marts" / name for name in ("_marts.yml", "_user_session.yml")]
+    contracts = [model for file in files for model in yaml.safe_load(file.read_text())["models"]]
     assert {model["name"] for model in contracts} == set(MARTS)
     for model in contracts:
         specs = {
             spec.name.split("__", 1)[1]: spec
-            for service in ("ranking_v1", "pairs_v1")
+            for service in ("ranking_v1", "pairs_v1", "session_v1")
             for spec in store.schema(service=service)
             if spec.view == model["name"]
         }

@@ -25,6 +25,7 @@ from pipelines.tables import TIMESTAMP
 from pipelines.window import utc
 
 DAY = utc("2025-02-01")
+SERVICES = ("ranking_v1", "pairs_v1", "session_v1")
 
 
 @pytest.fixture
@@ -33,10 +34,12 @@ def shop(home: Home) -> Home:
     keys = {"user_id": "u1", "item_id": "i1", "category": "c1", "brand": "c1", "other_item_id": "i1"}
     for mart in build.MARTS:
         columns = {key: pa.array([keys[key]]) for key in build.MARTS[mart]}
-        for spec in [*store.schema(home), *store.schema(home, "pairs_v1")]:
+        for spec in (spec for service in SERVICES for spec in store.schema(home, service)):
             if spec.view == mart:
-                value = "c1" if spec.dtype == pa.string() else True if spec.dtype == pa.bool_() else 7
-                columns[spec.name.split("__", 1)[1]] = pa.array([value], spec.dtype)
+                many = pa.types.is_list(spec.dtype)
+                kind = spec.dtype.value_type if many else spec.dtype
+                value = "c1" if kind == pa.string() else True if kind == pa.bool_() else 7
+                columns[spec.name.split("__", 1)[1]] = pa.array([[value] if many else value], spec.dtype)
         moment = pa.array([DAY], TIMESTAMP)
         publish.write_parquet(
             home.features / mart / f"as_of={DAY:%F}.parquet", pa.table({**columns, "as_of": moment, "available_at": moment})

@@ -30,7 +30,7 @@ def write_marts(home: Home, n: int, *, salt: int = 0, items: list[str] = ITEMS) 
     """Write the marts of one day by hand: every third value is missing, all others tell their place."""
     ids = {"user_id": USERS, "item_id": items, "category": CATEGORIES}
     for mart, keys in build.MARTS.items():
-        specs = [spec for spec in [*store.schema(home), *store.schema(home, "pairs_v1")] if spec.view == mart]
+        specs = [spec for service in ("ranking_v1", "pairs_v1", "session_v1") for spec in store.schema(home, service) if spec.view == mart]
         if not specs:
             continue
         named = {key: ids.get(key, [f"{key}{place}" for place in range(3)]) for key in keys}
