@@ -103,6 +103,18 @@ def users() -> list[dict[str, Any]]:
     return [{"received_at": user["valid_from"], **user} for user in first + moved]
 
 
+def planted_versions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return versions that must not show up to the end: back-dated ones learnt after it, and announced ones that begin after it."""
+    told = {"price": 999.0, "category": "leak", "brand": "leak", "country": "LEAK", "age_band": "leak"}
+    leak = [{**row, **{name: value for name, value in told.items() if name in row}} for row in rows]
+    backdated = [
+        {**row, "valid_from": row["valid_from"] + timedelta(hours=1), "received_at": END + timedelta(hours=n)} for n, row in enumerate(leak)
+    ]
+    corrected = [{**row, "received_at": END + timedelta(days=n)} for n, row in enumerate(leak)]
+    announced = [{**row, "valid_from": END + timedelta(days=n), "received_at": START} for n, row in enumerate(leak)]
+    return backdated + corrected + announced
+
+
 def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
     """Return rows as a canonical table; what a row lacks is null."""
     schema = tables.CANONICAL[name]

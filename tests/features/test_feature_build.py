@@ -15,7 +15,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from feature_world import DAYS, END, brand_row, category_row, day, events, item_row, items, planted, table, together_row, user_row, users
+from feature_world import (
+    DAYS,
+    END,
+    brand_row,
+    category_row,
+    day,
+    events,
+    item_row,
+    items,
+    planted,
+    planted_versions,
+    table,
+    together_row,
+    user_row,
+    users,
+)
 
 from pipelines import cycle, lake, publish
 from pipelines.config import Home
@@ -131,9 +146,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def everything_at_once(home: Home) -> None:
-    """Land all events in another order together with the planted ones, the future among them."""
+    """Land all events in another order together with the planted ones, the future among them; versions likewise."""
     log = [*planted(), *reversed(events())]
-    lake.land_tables(home, events=table("events", log), items=table("items", items()), users=table("users", users()))
+    versions = {name: [*planted_versions(rows), *reversed(rows)] for name, rows in (("items", items()), ("users", users()))}
+    lake.land_tables(home, events=table("events", log), **{name: table(name, rows) for name, rows in versions.items()})
 
 
 def test_killed_twice_and_fed_the_future_a_full_build_ends_in_the_bytes_of_the_days_lived_one_by_one(built: Home, home: Home):
@@ -163,15 +179,24 @@ def test_killed_twice_and_fed_the_future_a_full_build_ends_in_the_bytes_of_the_d
     assert not list(home.features.rglob("*.tmp"))
 
 
+GUARDS = {
+    "receipt of an event": ("models/intermediate/int_known_events.sql", "greatest(event_at, received_at)", "event_at", "user_daily"),
+    "receipt of a version": ("macros/versions.sql", "greatest(valid_from, received_at)", "valid_from", "item_daily"),
+    "beginning of a version": ("macros/versions.sql", "greatest(valid_from, received_at)", "received_at", "user_daily"),
+}
+
+
 @pytest.mark.slow
-def test_without_the_guard_on_receipt_the_planted_rows_would_show(built: Home, home: Home, project: Path):
-    """The mutation that the test above must catch: a model that believes an event on the day it happened."""
-    model = project / "models" / "intermediate" / "int_known_events.sql"
-    honest = model.read_text()
-    model.write_text(honest.replace("greatest(event_at, received_at)", "event_at"))
-    assert model.read_text() != honest
+@pytest.mark.parametrize("guard", GUARDS)
+def test_without_a_guard_the_planted_rows_would_show(built: Home, home: Home, project: Path, guard: str):
+    """The mutations that the test above must catch: models that believe what was not yet true, or not yet told."""
+    file, honest, credulous, mart = GUARDS[guard]
+    model = project / file
+    before = model.read_text()
+    model.write_text(before.replace(honest, credulous))
+    assert model.read_text() != before
     everything_at_once(home)
     build.run_dbt(home, day(38).date(), END.date(), "--exclude-resource-type", "test")
     build.publish_days(home, [END.date()])
-    name = f"user_daily/as_of={END:%F}.parquet"
+    name = f"{mart}/as_of={END:%F}.parquet"
     assert digests(home)[name] != digests(built)[name]
