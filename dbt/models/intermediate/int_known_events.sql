@@ -13,31 +13,31 @@ versions as (
 ),
 
 {% if resumes() %}
-on_time as (
-    select * from events
-    where event_date between {{ first_day() }} - 1 and {{ last_day() }} - 1
-),
+    on_time as (
+        select * from events
+        where event_date between {{ first_day() }} - 1 and {{ last_day() }} - 1
+    ),
 
-late as (
-    select * from events
-    where
-        event_date < {{ first_day() }} - 1
-        {% if var('late_days') is not none %}
+    late as (
+        select * from events
+        where
+            event_date < {{ first_day() }} - 1
+            {% if var('late_days') is not none %}
             and event_date in ({{ late_days() }})
         {% endif %}
-        and received_instant >= {{ since }}
-),
+            and received_instant >= {{ since }}
+    ),
 
-read as (
-    select * from on_time
-    union all
-    select * from late
-),
+    read as (
+        select * from on_time
+        union all
+        select * from late
+    ),
 {% else %}
-read as (
-    select * from events
-    where event_date < {{ last_day() }}
-),
+    read as (
+        select * from events
+        where event_date < {{ last_day() }}
+    ),
 {% endif %}
 
 dated as (

@@ -25,7 +25,10 @@ told as (
     select * from counted
     {% if carries_on() %}
         union all by name
-        {{ known_earlier(['user_id', 'session_id', 'event_date'], ['user_id', 'session_id', 'event_date', 'known_on', 'events', 'first_event_at', 'last_event_at']) }}
+        {{ known_earlier(
+            ['user_id', 'session_id', 'event_date'],
+            ['user_id', 'session_id', 'event_date', 'known_on', 'events', 'first_event_at', 'last_event_at']
+        ) }}
     {% endif %}
 ),
 
