@@ -137,7 +137,7 @@ class DuckDBAsofOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships
         files, where = _span(source, start_date, end_date, known=True)
         keys, moment = ", ".join(f"v.{quoted(name)}" for name in join_key_columns), source.moment(source.event)
         newest = ""
-        if join_key_columns and len(files.snapshots() or [0, 0]) > 1:  # sorting only the newest rows of a key is half the work
+        if join_key_columns and not files.one_moment:  # sorting only the newest rows of a key is half the work
             same = " AND ".join(f"newest.{quoted(name)} = v.{quoted(name)}" for name in join_key_columns)
             newest = f" JOIN (SELECT {keys}, max({moment}) AS __moment FROM {files.sql()} v WHERE {where} GROUP BY ALL) newest ON {same} AND __moment = {moment}"
         order = [f"{source.moment(name)} DESC" for name in (source.event, source.created) if name]

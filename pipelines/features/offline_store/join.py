@@ -11,9 +11,11 @@ features, so that neither file order nor threads decide. A null key, moment or t
 
 Two ways lead there, and each row takes the first that is proven for it:
 
-1. **Equality.** Where the footers prove that every file is of one moment (daily snapshots), the
-   answer can be no newer than the newest file at or before t. A row that is found exactly once
-   there, and was known by t, is the answer. The join itself is the proof of "exactly once".
+1. **Equality.** Where the footers prove that files follow one another in time (daily snapshots, or a
+   day's events a file), a row is looked up by its keys in the slice of time that its moment is in,
+   and in the one before where that is not over yet. Whatever is found there is newer than all
+   earlier slices hold, so the best of it by the definition is the answer. A row that finds nothing, or
+   a tie in both times, goes on; and so do all, if they find so much that a key has many rows a slice.
 2. **ASOF.** For all other rows: only the keys that are asked for are read (coded as integers, which
    sort faster), then one ASOF join. If a key has rows known later than they happened, or several
    of one moment, its rows are first reduced to those that were the answer from some moment
@@ -34,6 +36,7 @@ from pipelines.features.offline_store.entities import MISSING, moments
 from pipelines.features.offline_store.sources import LARGEST, PER_SECOND, Source, quoted
 
 WORTH: Final = 0.25  # the share of rows that equality must have answered to be tried on the next piece, too
+FANOUT: Final = 4  # how many rows each may find by equality, before ASOF is the cheaper way
 Moments = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -66,24 +69,25 @@ class View:
 def look_up(engine: duckdb.DuckDBPyConnection, view: View, rows: pa.Table, clock: str) -> pa.Table:
     """Return the features of a view for some entity rows: as many rows in the same order, null where nothing is known."""
     at = moments(rows[clock], view.source.unit)
-    real = at[at != MISSING]
-    low, high = (int(real.min()), int(real.max())) if len(real) else (0, -1)
-    source = view.source.between(max(low - view.lifetime, -LARGEST), high)
+    open_rows = np.flatnonzero(at != MISSING)
     asked = _asked(view, rows, at)
     found: list[pa.Table] = []
-    if source and len(real):
-        open_rows = np.flatnonzero(at != MISSING)
-        days = source.snapshots() if view.answered >= WORTH else None
-        if days:
-            met, open_rows = _by_equality(engine, view, source, asked, days=days, open_rows=open_rows)
-            view.answered = len(met) / len(real)
-            found.append(met)
-        if len(open_rows):
-            found.append(_by_asof(engine, view, source, _rows(asked, open_rows), low=low, high=high))
+    if view.answered >= WORTH and (source := _needed(view, at[open_rows])):
+        tried = len(open_rows)
+        met, open_rows = _by_equality(engine, view, source, asked, open_rows)
+        view.answered = len(met) / tried
+        found.append(met)
+    if source := _needed(view, at[open_rows]):  # what equality leaves open is often of a few days only
+        found.append(_by_asof(engine, view, source, _rows(asked, open_rows)))
     if view.schema is None:
         nothing = engine.sql(f"SELECT {_features(view, view.source, 'v')} FROM {view.source.sql()} v LIMIT 0").to_arrow_table()
         view.schema = nothing.rename_columns(list(view.features.values())).schema
     return _in_order(found, view.schema, len(rows))
+
+
+def _needed(view: View, at: Moments) -> Source | None:
+    """Return the files that may answer some moments; None if there is none."""
+    return view.source.between(max(int(at.min()) - view.lifetime, -LARGEST), int(at.max())) if len(at) else None
 
 
 def _asked(view: View, rows: pa.Table, at: Moments) -> pa.Table:
@@ -143,30 +147,62 @@ def run(engine: duckdb.DuckDBPyConnection, statement: str) -> pa.Table:
 
 
 def _by_equality(
-    engine: duckdb.DuckDBPyConnection, view: View, source: Source, asked: pa.Table, *, days: list[int], open_rows: Moments
+    engine: duckdb.DuckDBPyConnection, view: View, source: Source, asked: pa.Table, open_rows: Moments
 ) -> tuple[pa.Table, Moments]:
-    """Return the rows that the newest snapshot at or before their moment answers, and which rows it does not."""
+    """Return the rows that the slices around their moment answer, and which rows these leave open."""
+    nothing: tuple[pa.Table, Moments] = pa.table({"r": pa.array([], pa.int32())}), open_rows
+    if (sliced := source.slices()) is None:
+        return nothing
+    of_file, slices = sliced
     at = asked["t"].to_numpy()[open_rows]
-    place = np.searchsorted(days, at, side="right") - 1
-    day = np.asarray(days)[np.maximum(place, 0)]
-    within = (place >= 0) & (at - day <= view.lifetime)
-    engine.register("asked", _rows(asked, open_rows[within]).append_column("day", pa.array(day[within])))
-    known = "" if source.known_at_once else f" AND {source.moment(str(source.created))} <= asked.t"
+    first, last = np.array(slices, np.int64).T
+    place = np.searchsorted(first, at, side="right") - 1
+    # Where the last event at or before the moment is beyond the ttl, so is everything older: there is no answer.
+    within = (place >= 0) & ((at < last[place]) | (at - last[place] <= view.lifetime))
+    before = within & (at < last[place]) & (place > 0)
+    look = pa.array(np.concatenate([place[within], place[before] - 1]))
+    engine.register("asked", _rows(asked, np.concatenate([open_rows[within], open_rows[before]])).append_column("slice", look))
+    event = source.moment(source.event)
+    known = event if source.known_at_once else source.moment(str(source.created))
+    limit = FANOUT * len(open_rows) + (1 << 17)
     met = run(
         engine,
-        f"SELECT asked.r, {_features(view, source, 'v')} FROM {source.sql()} v JOIN asked"
-        f" ON {_same_keys(view, source, asked, 'asked')} AND {source.moment(source.event)} = asked.day{known}",
+        f"SELECT asked.r, {event} AS event, {known} AS known, {_features(view, source, 'v')} FROM {source.sql()} v JOIN asked"
+        f" ON {_same_keys(view, source, asked, 'asked')} AND {_slice(of_file)} = asked.slice AND {event} <= asked.t"
+        + ("" if source.known_at_once else f" AND {known} <= asked.t")
+        + (f" AND asked.t - {event} <= {view.lifetime}" if view.ttl else "")
+        + f" LIMIT {limit}",
     )
-    times = np.bincount(met["r"].to_numpy(), minlength=len(asked))
-    if times.max(initial=0) > 1:  # several rows of one key and day: their order is the other way's business
-        met = met.filter(pa.array(times[met["r"].to_numpy()] == 1))
-    # Where the newest snapshot at or before the moment is beyond the ttl, so is everything older.
-    return met, open_rows[within & (times[open_rows] != 1)]
+    if len(met) == limit:
+        return nothing
+    best = _best(*(met[name].to_numpy() for name in ("r", "event", "known")))
+    met = met.drop_columns(["event", "known"])
+    met = met if best is None else met.take(pa.array(best))
+    answered = np.zeros(len(asked), bool)
+    answered[met["r"].to_numpy()] = True
+    return met, open_rows[within & ~answered[open_rows]]
 
 
-def _by_asof(engine: duckdb.DuckDBPyConnection, view: View, source: Source, asked: pa.Table, *, low: int, high: int) -> pa.Table:
+def _slice(of_file: list[int]) -> str:
+    """Return the slice of a row of the source (v) by the place of its file in the list."""
+    return "v.file_index" if of_file == list(range(len(of_file))) else f"{of_file}[(v.file_index + 1)::BIGINT]"
+
+
+def _best(row: Moments, event: Moments, known: Moments) -> Moments | None:
+    """Return where each row's best match stands: by event, then by known; none for a row that has two. None if all stand alone."""
+    if np.bincount(row).max(initial=0) <= 1:
+        return None
+    order = np.lexsort((known, event, row))
+    same_row = row[order[1:]] == row[order[:-1]]
+    tie = same_row & (event[order[1:]] == event[order[:-1]]) & (known[order[1:]] == known[order[:-1]])
+    best: Moments = order[np.append(~same_row, True) & ~np.insert(tie, 0, False)]
+    return best
+
+
+def _by_asof(engine: duckdb.DuckDBPyConnection, view: View, source: Source, asked: pa.Table) -> pa.Table:
     """Return the rows that have an answer, whatever the source looks like."""
     engine.register("asked", asked)
+    low, high = int(asked["t"].to_numpy().min()), int(asked["t"].to_numpy().max())
     names = [f"k{n}" for n in range(len(view.keys))]
     keys = ", ".join(names)
     same_codes = " AND ".join(f"coded.{name} = asked.{name}" for name in names) or "true"

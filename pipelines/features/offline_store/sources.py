@@ -2,7 +2,7 @@
 
 A footer holds the least and the greatest value of every column of every row group. From that alone
 follows which files a time range can touch, whether every row was known when it happened (created
-at or before its event), and whether a file is a snapshot: all its rows of one moment.
+at or before its event), and which files follow one another in time, as those of daily marts do.
 """
 
 from __future__ import annotations
@@ -153,15 +153,31 @@ class Source:
                 kept.append(file)
         return Source(self.name, tuple(kept), self.event, self.created, self.hive) if kept else None
 
-    def snapshots(self) -> list[int] | None:
-        """Return the moments of its files, ascending, if each file is of one moment by its footer; None if any is not.
+    def slices(self) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """Return the slice of time of each file, and the least and greatest event of each slice, ascending.
 
-        Then the newest row at t that any key can have is of the newest of these moments at or
-        before t: a look-up by equality finds it, if it is there.
+        Slices do not overlap: files that do are one. So the newest row at t is of the newest slice
+        that begins by then, if that has any by then. None if a footer does not say.
         """
         spans = [file.spans.get(self.event) for file in self.files]
-        moments = {span.within(self.unit)[0] for span in spans if span and span.low == span.high}
-        return sorted(moments) if all(span and span.low == span.high for span in spans) else None
+        bounds = [span.within(self.unit) for span in spans if span]
+        if len(bounds) < len(spans):
+            return None
+        of_file, slices = [0] * len(bounds), list[tuple[int, int]]()
+        for at in sorted(range(len(bounds)), key=bounds.__getitem__):
+            low, high = bounds[at]
+            if slices and low <= slices[-1][1]:
+                slices[-1] = (slices[-1][0], max(high, slices[-1][1]))
+            else:
+                slices.append((low, high))
+            of_file[at] = len(slices) - 1
+        return of_file, slices
+
+    @property
+    def one_moment(self) -> bool:
+        """Whether the footers prove that all rows are of one moment."""
+        sliced = self.slices()
+        return sliced is not None and len({moment for ends in sliced[1] for moment in ends}) == 1
 
     @property
     def known_at_once(self) -> bool:
