@@ -15,13 +15,14 @@ arrived as (
 standing as (
     select baskets.*
     from baskets
-    where
-        baskets.known_on <= {{ last_day() }}
-        {% if carries_on() %}
-            and (baskets.event_date, baskets.user_id, baskets.event_type) in (
-                select (arrived.event_date, arrived.user_id, arrived.event_type) from arrived
-            )
-        {% endif %}
+    {% if carries_on() %}
+        semi join arrived
+            on
+                baskets.event_date = arrived.event_date
+                and baskets.user_id = arrived.user_id
+                and baskets.event_type = arrived.event_type
+    {% endif %}
+    where baskets.known_on <= {{ last_day() }}
 ),
 
 paired as (
