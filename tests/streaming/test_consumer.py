@@ -238,8 +238,9 @@ def test_consumers_killed_at_random_while_others_work_lose_and_double_nothing(sh
 
     def started(name: str, *more: str) -> subprocess.Popen:
         argv = [*command, "--consumer", name, *more]
-        return subprocess.Popen(argv, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(argv, env=environment, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    log = (shop.root / "consumers.log").open("w")
     bus, fed = member(address), [*events()[:1000], *BAD]
     bus.publish(fed[:100])
     steady = started("steady")
@@ -259,8 +260,9 @@ def test_consumers_killed_at_random_while_others_work_lose_and_double_nothing(sh
     finally:
         for process in (steady, victim):
             process.terminate()
-            process.wait()
+            process.wait(30)
         bus.close()
+        log.close()
     assert sorted(accepted(shop)) == sorted(e["event_id"] for e in fed[:1000])
     assert len(quarantined(shop)) == len(BAD)
     assert is_right(shop, fed[:1000])
