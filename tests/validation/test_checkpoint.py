@@ -2,8 +2,10 @@
 
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -12,7 +14,8 @@ from small_shop import START, catalogue, shop, stage, with_column
 from pipelines import cycle, lake
 from pipelines.config import Home
 from pipelines.errors import ValidationBlocked
-from pipelines.validation import checkpoint
+from pipelines.validation import checkpoint, data_docs
+from pipelines.validation.data_docs import gx, gxe
 
 MONDAY = START + timedelta(days=14)
 CLEAN = shop(7, first=MONDAY)
@@ -174,6 +177,19 @@ def test_data_docs_are_files_that_fetch_nothing_and_old_ones_go(filled, monkeypa
         assert not re.search(r"(src|href)=[\"']?https?://|url\([\"']?https?:", page.read_text(encoding="utf-8")), page
     assert len(list((folder / "validations" / "events").iterdir())) == 2
     assert "null_share_above_usual" in (folder / "validations" / "events").rglob("*.html").__next__().read_text(encoding="utf-8")
+
+
+def test_every_page_that_data_docs_link_is_there_whatever_was_checked_last(home):
+    for batch, tables in (("first", {"events": CLEAN}), ("second", {"events": CLEAN})):
+        try_batch(home, batch, **tables)
+    folder = home.reports / "gx"
+    lines = pd.DataFrame({"day": ["2025-01-20"], "subject": ["mart"], "rows": [1], "count": [0], "not_built": [0.0]})
+    suite = gx.ExpectationSuite(name="another", expectations=[gxe.ExpectColumnMaxToBeBetween(column="not_built", max_value=0)])
+    data_docs.evaluate(folder, "features", MONDAY, [(suite, lines)])
+    pages = list(folder.rglob("*.html"))
+    links = [(page, link) for page in pages for link in re.findall(r'href="([^"#:]+\.html)', page.read_text(encoding="utf-8"))]
+    assert {"events.html", "another.html"} <= {Path(link).name for page, link in links if page.name == "index.html"}
+    assert [(page, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 def few(n: int, **changes) -> pa.Table:
