@@ -242,7 +242,10 @@ def validate(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Judge the days of a source before --as-of without landing anything: a dry run of ingest."""
+    """Judge the days of a source before --as-of without landing anything: a dry run of ingest.
+
+    What it refuses lies in quarantine/_dry_run/ of the state folder until the next dry run of the same days.
+    """
     from pipelines.errors import ValidationBlocked
     from pipelines.sources import reading
     from pipelines.validation import checkpoint
@@ -252,12 +255,12 @@ def validate(
     request = Request(source=source, path=path, mapping=mapping)
     batch = reading.stage_batch(state, request, Window.ending(moment, days))
     try:
-        checkpoint.validate_batch(state, moment, batch)
+        checkpoint.validate_batch(state, moment, batch, dry_run=True)
         passed = True
     except ValidationBlocked as blocked:
         passed = False
         out.print(_escape(str(blocked)))
-    _answer(as_json, "validation", _stages(state, moment, "validation"), yes=passed)
+    _answer(as_json, "validation", _stages(state, moment, "dry_run"), yes=passed)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from small_shop import START, catalogue, shop, stage, with_column
 
@@ -190,6 +191,22 @@ def test_every_page_that_data_docs_link_is_there_whatever_was_checked_last(home)
     links = [(page, link) for page in pages for link in re.findall(r'href="([^"#:]+\.html)', page.read_text(encoding="utf-8"))]
     assert {"events.html", "another.html"} <= {Path(link).name for page, link in links if page.name == "index.html"}
     assert [(page, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_a_dry_run_touches_nothing_of_a_real_one(home):
+    week = {"events": on_tuesday("user_id", lambda _: None, 50), "items": catalogue(first=MONDAY)}
+    try_batch(home, "week", **week)
+    window = stage(home, "week", 7, first=MONDAY, **{**week, "events": on_tuesday("user_id", lambda _: None, 25)})
+    kept = {file: file.read_bytes() for file in home.root.rglob("*") if file.is_file() and file.suffix in {".parquet", ".json"}}
+    kept = {file: content for file, content in kept.items() if "reports/gx" not in str(file)}
+    for _ in range(2):
+        checkpoint.validate_batch(home, window.end, "week", dry_run=True)
+    assert {file: file.read_bytes() for file in kept} == kept
+    assert pq.read_table(home.quarantine / "_dry_run" / "week" / "events.parquet").num_rows == 8
+    (record,) = cycle.records(home, window.end, "dry_run")
+    assert record["tables"]["events"]["rows"]["quarantined"] == 8
+    assert len(cycle.records(home, window.end, "validation")) == 1
+    assert "dry-run-week" in record["data_docs"]
 
 
 def few(n: int, **changes) -> pa.Table:
