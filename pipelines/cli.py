@@ -394,5 +394,5 @@ def doctor(as_json: JsonOption = False, home: HomeOption = None) -> None:
     from pipelines import inspection
 
     findings = list(inspection.examine(_home(home)))
-    record = {finding.name: f"{'ok' if finding.ok else 'WRONG'}: {finding.text}" for finding in findings}
+    record = {finding.name: str(finding) for finding in findings}
     _answer(as_json, "doctor", record, yes=all(finding.ok for finding in findings))

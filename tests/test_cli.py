@@ -81,7 +81,15 @@ def test_status_of_an_empty_state_folder_says_that_nothing_ran(home: Home):
 
 def test_doctor_finds_this_installation_sound(home: Home):
     done = _reloop(home, "doctor", "--json")
+def test_doctor_warns_of_a_folder_that_is_not_there_and_makes_none(home: Home):
+    done = _reloop(home, "doctor", "--json")
+    assert json.loads(done.stdout)["state folder"].startswith(f"warning: {home.root} does not exist")
+    assert done.returncode == 0
+    assert not home.root.exists()
+
+
     findings = json.loads(done.stdout)
+    home.root.mkdir()
     assert set(findings) >= {"python", "packages", "state folder", "lake", "champion"}
     assert [text for text in findings.values() if not text.startswith("ok")] == []
     assert done.returncode == 0
