@@ -222,7 +222,10 @@ def ingest(
         Window.parse(start, end)  # refuses an end before the start by name
     windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days)
     if not windows:
-        _answer(as_json, "ingest", {"landed": f"nothing: {source} has no day {start or ''}..{end or ''} that the lake lacks"}, yes=False)
+        days, asked = lake.days(state), f"{start or 'where the lake ends'}..{end or 'its end'}"
+        held = f"{days[0]} to {days[-1]}" if days else "nothing"
+        nothing = f"nothing: {source} has {plan.span(state, request)}, the lake holds {held}, and {asked} asks for no day beyond"
+        _answer(as_json, "ingest", {"landed": nothing}, yes=False)
     landed: dict[str, Any] = {}
     for window in windows:
         batch = reading.stage_batch(state, request, window)
