@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from datetime import datetime, timedelta
@@ -179,19 +180,26 @@ def run(
 
 
 def _further(home: Home, results: list[dict[str, Any]]) -> None:
-    """Print where to look further."""
+    """Print where to look further: files that are there, and commands that work as they are printed."""
     last = results[-1]["as_of"][:10] if results else ""
-    for what, where in {
+    files = {
         "figures": home.reports / "run.json",
         "Data Docs": home.reports / "gx" / "index.html",
         "drift report": home.reports / "evidently" / f"{last}.html",
-        "releases": "reloop releases",
-        "state": "reloop status",
-        "Airflow and MLflow": "make up",
-        "features": "cd feature_repo && feast feature-views list",
-        "tables": "cd dbt && dbt docs generate",
-    }.items():
-        out.print(f"  {what:<20} {where}", highlight=False, soft_wrap=True)
+    }
+    usual = home.root == config.REPOSITORY / "var" == Home.from_environment().root
+    here = "" if usual else f"RELOOP_HOME={shlex.quote(str(home.root))} "
+    yaml = "" if usual else f"FEAST_FS_YAML_FILE_PATH={shlex.quote(str(home.feast / 'feature_store.yaml'))} "
+    commands = {
+        "once, in this shell": f"source {shlex.quote(str(Path(sys.prefix, 'bin', 'activate')))}",
+        "releases": f"{here}reloop releases",
+        "state": f"{here}reloop status",
+        "Airflow and MLflow": f"{here}make up",
+        "features": f"(cd feature_repo && {yaml}feast feature-views list)",
+        "tables": f"(cd dbt && {here}dbt docs generate)",
+    }
+    for what, where in {**{what: file for what, file in files.items() if file.is_file()}, **commands}.items():
+        out.print(f"  {what:<20} {where}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
