@@ -13,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import yaml
@@ -104,7 +105,8 @@ def test_without_any_environment_the_state_is_that_of_the_repository():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "path"), [("serve", "/health"), ("ui", "/")])
-def test_feast_serve_and_feast_ui_answer_on_loopback(shop: Home, verb: str, path: str):
+def test_feast_serve_and_feast_ui_show_the_repository_on_loopback_alone(shop: Home, verb: str, path: str):
+    """Each serves what is declared, and no process of either listens to anything but this machine."""
     if verb == "ui":
         pytest.importorskip(
             "grpc_health", reason="`feast ui` needs grpcio-health-checking, which Feast asks for only in its extra `grpcio`"
@@ -118,6 +120,12 @@ def test_feast_serve_and_feast_ui_answer_on_loopback(shop: Home, verb: str, path
     with subprocess.Popen(argv, cwd=repository.FOLDER, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             assert get(f"http://127.0.0.1:{port}{path}", server)
+            assert listening(server) == {"127.0.0.1"}
+            if verb == "ui":
+                shown = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/feature_views?project=reloop").read())
+                assert {view["spec"]["name"] for view in shown["featureViews"]} == set(build.MARTS)
+                services = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/feature_services?project=reloop").read())
+                assert "ranking_v1" in {service["spec"]["name"] for service in services["featureServices"]}
             if verb == "serve":
                 asked = json.dumps(
                     {
@@ -133,6 +141,13 @@ def test_feast_serve_and_feast_ui_answer_on_loopback(shop: Home, verb: str, path
                 assert [7] in [result["values"] for result in answer["results"]]
         finally:
             server.terminate()
+
+
+def listening(server: subprocess.Popen) -> set[str]:
+    """Return the addresses on which the server and its children accept connections."""
+    parent = psutil.Process(server.pid)
+    found = [place for process in [parent, *parent.children(recursive=True)] for place in process.net_connections(kind="inet")]
+    return {place.laddr.ip for place in found if place.status == psutil.CONN_LISTEN}
 
 
 def get(address: str, server: subprocess.Popen) -> bool:
