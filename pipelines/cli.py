@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from contextlib import closing
@@ -180,19 +181,26 @@ def run(
 
 
 def _further(home: Home, results: list[dict[str, Any]]) -> None:
-    """Print where to look further."""
+    """Print where to look further: files that are there, and commands that work as they are printed."""
     last = results[-1]["as_of"][:10] if results else ""
-    for what, where in {
+    files = {
         "figures": home.reports / "run.json",
         "Data Docs": home.reports / "gx" / "index.html",
         "drift report": home.reports / "evidently" / f"{last}.html",
-        "releases": "reloop releases",
-        "state": "reloop status",
-        "Airflow and MLflow": "make up",
-        "features": "cd feature_repo && feast feature-views list",
-        "tables": "cd dbt && dbt docs generate",
-    }.items():
-        out.print(f"  {what:<20} {where}", highlight=False, soft_wrap=True)
+    }
+    usual = home.root == config.REPOSITORY / "var" == Home.from_environment().root
+    here = "" if usual else f"RELOOP_HOME={shlex.quote(str(home.root))} "
+    yaml = "" if usual else f"FEAST_FS_YAML_FILE_PATH={shlex.quote(str(home.feast / 'feature_store.yaml'))} "
+    commands = {
+        "once, in this shell": f"source {shlex.quote(str(Path(sys.prefix, 'bin', 'activate')))}",
+        "releases": f"{here}reloop releases",
+        "state": f"{here}reloop status",
+        "Airflow and MLflow": f"{here}make up",
+        "features": f"(cd feature_repo && {yaml}feast feature-views list)",
+        "tables": f"(cd dbt && {here}dbt docs generate)",
+    }
+    for what, where in {**{what: file for what, file in files.items() if file.is_file()}, **commands}.items():
+        out.print(f"  {what:<20} {where}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -223,7 +231,10 @@ def ingest(
         Window.parse(start, end)  # refuses an end before the start by name
     windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days)
     if not windows:
-        _answer(as_json, "ingest", {"landed": f"nothing: {source} has no day {start or ''}..{end or ''} that the lake lacks"}, yes=False)
+        days, asked = lake.days(state), f"{start or 'where the lake ends'}..{end or 'its end'}"
+        held = f"{days[0]} to {days[-1]}" if days else "nothing"
+        nothing = f"nothing: {source} has {plan.span(state, request)}, the lake holds {held}, and {asked} asks for no day beyond"
+        _answer(as_json, "ingest", {"landed": nothing}, yes=False)
     landed: dict[str, Any] = {}
     for window in windows:
         batch = reading.stage_batch(state, request, window)
@@ -243,7 +254,10 @@ def validate(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Judge the days of a source before --as-of without landing anything: a dry run of ingest."""
+    """Judge the days of a source before --as-of without landing anything: a dry run of ingest.
+
+    What it refuses lies in quarantine/_dry_run/ of the state folder until the next dry run of the same days.
+    """
     from pipelines.errors import ValidationBlocked
     from pipelines.sources import reading
     from pipelines.validation import checkpoint
@@ -253,12 +267,12 @@ def validate(
     request = Request(source=source, path=path, mapping=mapping)
     batch = reading.stage_batch(state, request, Window.ending(moment, days))
     try:
-        checkpoint.validate_batch(state, moment, batch)
+        checkpoint.validate_batch(state, moment, batch, dry_run=True)
         passed = True
     except ValidationBlocked as blocked:
         passed = False
         out.print(_escape(str(blocked)))
-    _answer(as_json, "validation", _stages(state, moment, "validation"), yes=passed)
+    _answer(as_json, "validation", _stages(state, moment, "dry_run"), yes=passed)
 
 
 @app.command()
@@ -446,5 +460,5 @@ def doctor(as_json: JsonOption = False, home: HomeOption = None) -> None:
     from pipelines import inspection
 
     findings = list(inspection.examine(_home(home)))
-    record = {finding.name: f"{'ok' if finding.ok else 'WRONG'}: {finding.text}" for finding in findings}
+    record = {finding.name: str(finding) for finding in findings}
     _answer(as_json, "doctor", record, yes=all(finding.ok for finding in findings))

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipelines import misfit
 from pipelines.errors import StateError
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
@@ -285,6 +286,6 @@ def resolve(home: Home, source: str, knobs: dict[str, Any]) -> Settings:
     except ValidationError as error:
         raise StateError(
             f"settings ({file.name}, or the mapping's `settings` section)",
-            found="; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()),
-            allowed=f"the sections {list(Settings.model_fields)} and their knobs, as listed in pipelines/config.py",
+            found=misfit.said(error, Settings),
+            allowed="sections and knobs as in pipelines/config.py",
         ) from error

@@ -17,6 +17,7 @@ from pipelines.config import REPOSITORY, Home
 from pipelines.errors import ReloopError
 from pipelines.registry import releases
 
+EVERYWHERE: Final = frozenset({"python", "packages", "state folder"})  # checks that need no state
 MIN_FREE_BYTES: Final = 5 << 30
 STAGES: Final = (
     "validation", "ingest", "features", "feature_validation", "materialize", "parity", "trigger", "retrieval", "blend",
@@ -43,11 +44,19 @@ def status(home: Home) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check, in words, with what to do where it is not ok."""
+    """The outcome of one check, in words, with what to do where it is not ok.
+
+    Attributes:
+        warning: nothing is wrong, but it may not be what was meant.
+    """
 
     name: str
     ok: bool
     text: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{'warning' if self.ok and self.warning else 'ok' if self.ok else 'WRONG'}: {self.text}"
 
 
 def _normal(name: str) -> str:
@@ -76,7 +85,9 @@ def _python() -> Finding:
 
 
 def _folder(home: Home) -> Finding:
-    home.root.mkdir(parents=True, exist_ok=True)
+    if not home.root.is_dir():
+        text = f"{home.root} does not exist; the first run makes it. Is it what --home or RELOOP_HOME should say?"
+        return Finding("state folder", ok=True, text=text, warning=True)
     free = shutil.disk_usage(home.root).free
     writable = os.access(home.root, os.W_OK)
     text = f"{home.root}, {free >> 30} GiB free" + ("" if writable else ", not writable: choose another with RELOOP_HOME")
@@ -111,7 +122,7 @@ def _litter(home: Home) -> Finding:
 
 
 def examine(home: Home) -> Iterator[Finding]:
-    """Yield a finding for each check; a check that cannot be made is a finding, too."""
+    """Yield a finding for each check; a check that cannot be made is a finding, too. Of no folder there is nothing else to check."""
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": _packages,
@@ -122,6 +133,8 @@ def examine(home: Home) -> Iterator[Finding]:
         "temporary files": lambda: _litter(home),
     }
     for name, check in checks.items():
+        if name not in EVERYWHERE and not home.root.is_dir():
+            continue
         try:
             yield check()
         except (ReloopError, OSError) as error:

@@ -6,8 +6,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.config import REPOSITORY, Home
+from pipelines import publish
+from pipelines.cli import _further, app
+from pipelines.config import REPOSITORY, Home, source_file
+from pipelines.errors import SourceError, StateError
 
 
 def _reloop(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -80,7 +82,15 @@ def test_status_of_an_empty_state_folder_says_that_nothing_ran(home: Home):
     assert status["gate"] == "never ran"
 
 
+def test_doctor_warns_of_a_folder_that_is_not_there_and_makes_none(home: Home):
+    done = _reloop(home, "doctor", "--json")
+    assert json.loads(done.stdout)["state folder"].startswith(f"warning: {home.root} does not exist")
+    assert done.returncode == 0
+    assert not home.root.exists()
+
+
 def test_doctor_finds_this_installation_sound(home: Home):
+    home.root.mkdir()
     done = _reloop(home, "doctor", "--json")
     findings = json.loads(done.stdout)
     assert set(findings) >= {"python", "packages", "state folder", "lake", "champion"}
@@ -97,3 +107,61 @@ def test_ingest_lands_days_and_accounts_for_every_row(home: Home):
     assert rows["read"] > 100
     assert rows["read"] == rows["accepted"] + rows["quarantined"] + rows["duplicates"]
     assert json.loads(_reloop(home, "status", "--json").stdout)["days in the lake"].startswith("2025-01-06 to 2025-01-07")
+
+
+EXAMPLES = REPOSITORY / "docs" / "mappings"
+EUROPEAN = ("--source", "table", "--path", str(EXAMPLES / "european" / "verkauf.csv"), "--map", str(EXAMPLES / "european.yml"))
+
+
+@pytest.mark.parametrize("verb", ["run", "ingest", "validate"])
+def test_another_source_is_refused_before_it_is_read(home: Home, verb: str):
+    publish.write_json(source_file(home), {"source": "simulated", "settings": {}})
+    before = sorted(home.root.rglob("*"))
+    more = ("--as-of", "2024-03-01") if verb == "validate" else ()
+    done = CliRunner().invoke(app, [verb, *EUROPEAN, *more])
+    assert isinstance(done.exception, StateError)
+    for word in ("batch from table", "batches from simulated", "RELOOP_HOME=", "--home"):
+        assert word in str(done.exception)
+    assert sorted(home.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["run", "ingest"])
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        (("--fault", "gremlins@2025-02-03"), "'nulls'"),
+        (("--shift", "nulls@2025-02-03"), "'taste_shift'"),
+        (("--fault", "nulls@2025-02-30"), "a day of the calendar"),
+        (("--fault", "nulls@2024-12-31"), "a day from 2025-01-06 on"),
+    ],
+)
+def test_what_cannot_befall_the_shop_is_refused_at_once(home: Home, verb: str, flag: tuple[str, str], named: str):
+    done = CliRunner().invoke(app, [verb, *flag])
+    assert isinstance(done.exception, SourceError)
+    assert named in str(done.exception)
+    assert not home.root.exists()
+
+
+def test_ingest_of_nothing_says_what_the_source_has_and_what_the_lake_holds(home: Home):
+    first = CliRunner().invoke(app, ["ingest", *EUROPEAN])
+    assert first.exit_code == 0, first.output
+    again = CliRunner().invoke(app, ["ingest", *EUROPEAN, "--json"])
+    assert again.exit_code == 1
+    said = json.loads(again.output)["landed"]
+    assert said.startswith("nothing: table has 20")
+    assert "the lake holds 20" in said
+    assert "where the lake ends..its end asks for no day beyond" in said
+
+
+def test_the_closing_hints_are_files_that_are_there_and_commands_for_this_state_folder(home: Home, capsys, monkeypatch):
+    publish.write_json(home.reports / "run.json", {})
+    _further(home, [{"as_of": "2025-03-03T00:00:00"}])
+    printed = capsys.readouterr().out
+    assert str(home.reports / "run.json") in printed
+    assert "Data Docs" not in printed
+    assert "drift report" not in printed
+    assert f"RELOOP_HOME={home.root} reloop releases" in printed
+    assert "bin/activate" in printed
+    monkeypatch.delenv("RELOOP_HOME")
+    _further(Home(REPOSITORY / "var"), [])
+    assert "RELOOP_HOME" not in capsys.readouterr().out

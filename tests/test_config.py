@@ -33,7 +33,7 @@ def test_the_source_that_filled_the_lake_brings_its_preset_and_the_file_wins_ove
 def test_a_misspelt_knob_is_named_with_what_is_allowed(home: Home):
     home.root.mkdir(parents=True)
     (home.root / "reloop.toml").write_text("[ranking]\nleaves = 3\n")
-    with pytest.raises(StateError, match=r"ranking\.leaves.*expected the sections"):
+    with pytest.raises(StateError, match=r"ranking\.leaves: no such name; did you mean .num_leaves.*expected sections"):
         config.load(home)
 
 

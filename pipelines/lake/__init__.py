@@ -12,13 +12,14 @@ way they were cut into batches leave no trace.
 
 from pipelines.lake.engine import open_engine
 from pipelines.lake.journal import recover
-from pipelines.lake.landing import land, land_tables
+from pipelines.lake.landing import check_source, land, land_tables
 from pipelines.lake.ledger import Landing, LandingReport, head, landings, reports
 from pipelines.lake.reading import connect, days, event_files, received_since
 
 __all__ = [
     "Landing",
     "LandingReport",
+    "check_source",
     "connect",
     "days",
     "event_files",

@@ -107,7 +107,7 @@ def _land(home: Home, engine: duckdb.DuckDBPyConnection, batch_id: str, digest: 
         earlier = read_entry(home, batch_id)
         if earlier is not None and earlier.digest == digest:
             return earlier
-        _check_source(home, facts["source"])
+        check_source(home, facts["source"])
         before = _value_and_rows(engine, "new_events")
         removed, replaced, touched = _merge_events(home, engine, staging)
         after = _value_and_rows(engine, "fresh")
@@ -212,8 +212,12 @@ def columns_but_maps(schema: pa.Schema) -> list[str]:
     return [f"{field.name}::VARCHAR AS {field.name}" if pa.types.is_map(field.type) else field.name for field in schema]
 
 
-def _check_source(home: Home, source: str) -> None:
-    """Refuse to mix sources: their ids would meet, and the settings of one would judge the other."""
+def check_source(home: Home, source: str) -> None:
+    """Refuse to mix sources: their ids would meet, and the settings of one would judge the other.
+
+    Raises:
+        StateError: the lake holds another source.
+    """
     if source_file(home).is_file():
         owner = json.loads(source_file(home).read_text(encoding="utf-8"))["source"]
         if owner != source:
@@ -221,7 +225,7 @@ def _check_source(home: Home, source: str) -> None:
                 f"lake at {home.lake}",
                 found=f"a batch from {source}",
                 allowed=f"batches from {owner}, whose data it holds",
-                hint="give each source a state folder of its own with RELOOP_HOME",
+                hint="give each source a state folder of its own: RELOOP_HOME=FOLDER, or --home FOLDER",
             )
 
 

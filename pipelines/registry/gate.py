@@ -199,7 +199,9 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[_Finding],
         found = _compare(before, after, policy.confidence, evidence.seed)
         figures["slices"][name] = found.figures()
         if not found.n_users >= policy.min_slice_users:
-            findings.append(_Finding(NOT_ENOUGH, f"slice {name} has {found.n_users} users, {policy.min_slice_users} are needed"))
+            findings.append(
+                _Finding(NOT_ENOUGH, f"slice {name} has {found.n_users} users, {policy.min_slice_users} are needed (gate.min_slice_users)")
+            )
             continue
         upper = -_compare(after, before, policy.confidence, evidence.seed).lower
         findings.append(_guardrail(f"slice {name}: NDCG@10", found, policy.max_slice_loss, upper))
@@ -226,7 +228,10 @@ def judge(evidence: Evidence, policy: GatePolicy) -> Verdict:
         return Verdict(KEEP, track, tuple(f"the evidence is damaged: {problem}" for problem in problems), figures)
     if not n >= max(policy.min_users, 2):
         return Verdict(
-            NOT_ENOUGH, track, (f"{n} users with a positive label in the judged window, {policy.min_users} are needed",), figures
+            NOT_ENOUGH,
+            track,
+            (f"{n} users with a positive label in the judged window, {policy.min_users} are needed (gate.min_users)",),
+            figures,
         )
 
     confidence = 1.0 - spent_alpha(1.0 - policy.confidence, decision)

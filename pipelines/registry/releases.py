@@ -295,7 +295,8 @@ def rollback(home: Home, to: str | int | None = None, *, reason: str = "asked fo
             if target is None
             else f"version {target}, which " + ("was never released" if entry is None else "serves already")
         )
-        raise StateError("rollback", found=found, allowed=f"one of the versions {others}" if others else "a second release first")
+        only = f"; version {now.version}, which serves, is the only one released" if released else "; none was released yet"
+        raise StateError("rollback", found=found, allowed=f"one of the versions {others}" if others else f"a second release first{only}")
     folder = home.bundles / entry["digest"]
     if publish.manifest(folder, verify=True).digest != entry["digest"]:
         raise StateError(str(folder), found="another bundle's content", allowed=f"digest {entry['digest']}")

@@ -12,6 +12,7 @@ from pipelines.sources.mapping import EventsMap
 from pipelines.sources.opened import Reading, bounded, filled, number
 
 MISFIT: Final = 0.5  # above this share of unreadable rows the mapping is wrong, not the data
+WORDS: Final = 5  # of unknown event types an error names so many
 SCALARS: Final = (c.SESSION_ID, c.DEVICE, c.REQUEST_ID)
 
 
@@ -148,8 +149,19 @@ def _check_fit(reading: Reading, events: EventsMap, table: raw.RawTable) -> None
         if counted and counted[0] > total[0] * MISFIT:
             names = [name for name in (getattr(spec, "column", None), *getattr(spec, "columns", ()), *getattr(spec, "product", ())) if name]
             where = f"events.{key}" + (f" (column {', '.join(map(repr, names))})" if names else "")
+            words = _unknown_words(reading, events) if key == c.EVENT_TYPE else ""
             raise MappingError(
                 where,
-                found=f"{reason} in {counted[0]:,} of {total[0]:,} rows, first in row {counted[1]}: {str(counted[2])[:300]}",
+                found=f"{reason} in {counted[0]:,} of {total[0]:,} rows, first in row {counted[1]}: {str(counted[2])[:300]}{words}",
                 hint=hint,
             )
+
+
+def _unknown_words(reading: Reading, events: EventsMap) -> str:
+    """Return the commonest words that stand for event types and are none, for the sentence of an error."""
+    said = reading.event_scope.value(events.event_type.model_copy(update={"values": {}, "default": None}), "")
+    found = reading.connection.execute(
+        f"SELECT {said} FROM ({reading.event_rows}) WHERE list_contains({c.REASONS}, 'unknown event_type')"
+        f" GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT {WORDS}"
+    ).fetchall()
+    return f"; the commonest words there: {', '.join(repr(str(word)[:40]) for (word,) in found)}"

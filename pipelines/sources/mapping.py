@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from pipelines import columns as c
+from pipelines import misfit
 from pipelines.config import Frozen, Settings
 from pipelines.errors import MappingError
 from pipelines.window import utc
@@ -101,7 +102,8 @@ class FileSpec(Frozen):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.decimal == self.thousands:
-            raise ValueError("decimal and thousands are the same character")
+            also = "" if "decimal" in self.model_fields_set else "; where `thousands` is said, say `decimal`, too"
+            raise ValueError(f"decimal and thousands are the same character, {self.decimal!r}{also}")
         if not self.header and not self.columns:
             raise ValueError("a file without a header needs `columns: [...]`, a name for each")
         if len(set(self.columns)) < len(self.columns):
@@ -337,7 +339,10 @@ class Mapping(Frozen):
     def _settings_fit(self) -> Self:
         if "sources" in self.settings:
             raise ValueError("settings.sources: limits on input are set in reloop.toml, not by what is read")
-        Settings.model_validate(self.settings)
+        try:
+            Settings.model_validate(self.settings)
+        except ValidationError as error:
+            raise ValueError(f"{misfit.said(error, Settings, 'settings.')} (sections and knobs are in pipelines/config.py)") from error
         return self
 
 
@@ -385,6 +390,6 @@ def parse(content: Any, name: str) -> Mapping:
     except ValidationError as error:
         raise MappingError(
             name,
-            found="; ".join(f"{'.'.join(map(str, e['loc'])) or 'mapping'}: {e['msg']}" for e in error.errors()),
+            found=misfit.said(error, Mapping),
             allowed="the keys of docs/your-own-data.md",
         ) from error

@@ -7,6 +7,7 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+from pipelines import lake
 from pipelines.config import Home
 from pipelines.errors import SourceError
 from pipelines.lake.ledger import LANDINGS
@@ -22,8 +23,10 @@ def span(home: Home, request: Request) -> Window:
     """Return the whole days of a source, from its first to the end of its last; a simulated shop never ends.
 
     Raises:
+        StateError: the lake holds another source; said before the first row of this one is read.
         SourceError: the source cannot be read, or no row of it has a readable time.
     """
+    lake.check_source(home, str(request.source))
     if request.source is Source.SIMULATED:
         return Window(utc(WORLD_STARTS), FOREVER)
     source = normalising.normalised(home, request)

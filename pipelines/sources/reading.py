@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import columns as c
-from pipelines import publish, tables
+from pipelines import lake, publish, tables
 from pipelines.config import Home
 from pipelines.errors import SourceError
 from pipelines.sources import normalising
@@ -39,9 +39,11 @@ def stage_batch(home: Home, request: Request, window: Window) -> str:
     too many, `columns`: {table: {"missing": [...], "unknown": [...]}}.
 
     Raises:
+        StateError: the lake holds another source.
         SourceError: the source cannot be read, or is refused.
         MappingError: the mapping does not fit its file.
     """
+    lake.check_source(home, str(request.source))
     batch_id = request.identity(window)
     rows: dict[str, int] = {}
     facts: dict[str, Any] = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.config import Frozen
+from pipelines.errors import SourceError
+from pipelines.sources.simulator.incidents import Fault, Shift, parse
 from pipelines.window import Window
 
 WORLD_STARTS: Final = "2025-01-06"  # a Monday: the first day of the simulated shop
@@ -39,6 +41,21 @@ class World(Frozen):
     events_per_day: Annotated[int, Field(ge=1, le=100_000_000)] = 16_000
     faults: tuple[str, ...] = ()
     shifts: tuple[str, ...] = ()
+
+    @field_validator("faults", "shifts")
+    @classmethod
+    def _can_befall(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Refuse what no day of the world can bring before anything is read: a Dag would say so minutes later.
+
+        Raises:
+            SourceError: an entry is not `name@YYYY-MM-DD`, its name is unknown, or its day lies before the world.
+        """
+        for incident in parse(Fault if info.field_name == "faults" else Shift, value):
+            if incident.day < date.fromisoformat(WORLD_STARTS):
+                raise SourceError(
+                    f"{incident.name}@{incident.day}", found=f"the day {incident.day}", allowed=f"a day from {WORLD_STARTS} on"
+                )
+        return value
 
 
 class Request(Frozen):

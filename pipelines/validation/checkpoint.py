@@ -19,6 +19,7 @@ from pipelines.validation.data_docs import SEVERITIES, Verdict, evaluate
 from pipelines.validation.row_rules import table_rules
 from pipelines.window import Window, floor_day, utc
 
+DRY_RUN: Final = "_dry_run"
 SUITES: Final = {"events": suites.events, "items": suites.items, "users": suites.users}
 NUMBERS: Final = (
     "row_count", "quarantined_share", "conflicting_share", "null_share_above_usual", "reason_share_above_usual",
@@ -29,23 +30,29 @@ FEATURE_NUMBERS: Final = (
 )  # fmt: skip
 
 
-def validate_batch(home: Home, as_of: datetime, batch_id: str) -> None:
+def validate_batch(home: Home, as_of: datetime, batch_id: str, *, dry_run: bool = False) -> None:
     """Part a staged batch into accepted rows, quarantine and duplicates, and hold it against its suites.
 
     Writes `landing/<batch_id>.judged/` (what `lake.land` takes) and `quarantine/<batch_id>/`. A
-    blocked batch leaves only its quarantine and its Data Docs: it cannot be landed.
+    blocked batch leaves only its quarantine and its Data Docs: it cannot be landed. A dry run keeps
+    apart from all that a real one leaves: the rows it refuses go to `quarantine/_dry_run/<batch_id>/`,
+    which the next one replaces, its figures to the record `dry_run`, its page is called `dry-run-<batch_id>`,
+    and nothing is judged for landing.
 
     Raises:
         ValidationBlocked: a critical expectation failed; the message names column and count.
         StateError: the batch was not staged.
     """
-    with cycle.stage(home, as_of, "validation", batch_id) as record, disk_errors(f"validation of batch {batch_id}", home):
+    stage, page = ("dry_run", f"dry-run-{batch_id}") if dry_run else ("validation", batch_id)
+    refused = home.quarantine / DRY_RUN / batch_id if dry_run else home.quarantine / batch_id
+    with cycle.stage(home, as_of, stage, batch_id) as record, disk_errors(f"validation of batch {batch_id}", home):
         staged = home.landing / batch_id
         facts = publish.manifest(staged).facts
         settings = config.resolve(home, facts["source"], facts.get("settings", {}))
         rules = table_rules(settings.validation)
         window = Window.parse(*facts["window"]) if facts.get("window") else None
-        shutil.rmtree(judged_folder(home, batch_id), ignore_errors=True)
+        if not dry_run:
+            shutil.rmtree(judged_folder(home, batch_id), ignore_errors=True)
         record["batch_id"], record["source"] = batch_id, facts["source"]
         engine = lake.connect(home)
         try:
@@ -57,7 +64,7 @@ def validate_batch(home: Home, as_of: datetime, batch_id: str) -> None:
                 )
             accounts: dict[str, judging.Accounts] = {}
             held = []
-            with publish.folder(home.quarantine / batch_id, {"batch_id": batch_id, "source": facts["source"]}) as quarantine:
+            with publish.folder(refused, {"batch_id": batch_id, "source": facts["source"]}) as quarantine:
                 for table in present:
                     judging.define(engine, table, staged / f"{table}.parquet", rules[table])
                     judging.write_quarantine(engine, table, quarantine / f"{table}.parquet")
@@ -66,9 +73,11 @@ def validate_batch(home: Home, as_of: datetime, batch_id: str) -> None:
                     lines = profile.measure(engine, table, window=window, accounts=accounts[table], odd_columns=odd, known=known)
                     held.append((SUITES[table](settings.validation), _frame(lines, NUMBERS)))
             common = next(iter(accounts["events"].reasons), "none")
-            verdict = evaluate(home.reports / "gx", batch_id, as_of, held, {"common": common})
+            verdict = evaluate(home.reports / "gx", page, as_of, held, {"common": common})
             record.update(_figures(verdict, accounts))
-            _gate(verdict, f"batch {batch_id}", f"see {verdict.page} and {home.quarantine / batch_id}; nothing was landed")
+            _gate(verdict, f"batch {batch_id}", f"see {verdict.page} and {refused}; nothing was landed")
+            if dry_run:
+                return
             judgement = {
                 **{fact: facts[fact] for fact in ("source", "window", "settings") if fact in facts},
                 "rows": accounts["events"].rows,

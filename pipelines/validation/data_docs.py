@@ -37,6 +37,7 @@ __all__ = ["Failure", "Verdict", "evaluate", "gx", "gxe"]
 KEPT: Final = 60
 SEVERITIES: Final = ("critical", "warning", "info")
 RESULTS: Final = ".results"
+SUITES: Final = ".suites"
 STYLE: Final = """<style>
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;width:100%}td,th{border:1px solid #ddd;padding:.4rem .6rem;text-align:left;vertical-align:top}
@@ -101,7 +102,7 @@ def evaluate(
         identifiers: list[ExpectationSuiteIdentifier | ValidationResultIdentifier] = []
         evaluated = 0
         for suite, lines in held:
-            added = context.suites.add(suite)
+            added = context.suites.add_or_update(suite)
             batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("lines")
             definition = context.validation_definitions.add(gx.ValidationDefinition(name=f"{suite.name} of {run}", data=batch, suite=added))
             result = definition.run(
@@ -121,12 +122,13 @@ def evaluate(
 
 
 def _context(folder: Path) -> gx.data_context.EphemeralDataContext:
-    """Return a context that lives as long as the call, but for the results it keeps in files."""
+    """Return a context that lives as long as the call, but for the results and suites it keeps in files.
+
+    The index drops the page of a suite that the context does not hold, and links it all the same.
+    """
     stores = InMemoryStoreBackendDefaults()
-    stores.stores[stores.validation_results_store_name]["store_backend"] = {
-        "class_name": "TupleFilesystemStoreBackend",
-        "base_directory": str(folder / RESULTS),
-    }
+    for name, kept in ((stores.validation_results_store_name, RESULTS), (stores.expectations_store_name, SUITES)):
+        stores.stores[name]["store_backend"] = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder / kept)}
     context = gx.get_context(
         mode="ephemeral",
         project_config=DataContextConfig(

@@ -87,7 +87,7 @@ CASES = {
         evidence(slices={"light_users": (CHAMPION[:50], CHAMPION[:50]), "tail_items": (CHAMPION, CHAMPION)}),
         NOT_ENOUGH,
         "superiority",
-        "50 users, 200 are needed",
+        r"50 users, 200 are needed \(gate\.min_slice_users\)",
     ),
     "a slice too noisy to rule harm out": (
         evidence(slices={"light_users": (users(3, 300), users(4, 300)), "tail_items": (CHAMPION, CHAMPION)}),

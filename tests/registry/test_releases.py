@@ -162,9 +162,17 @@ def test_rollback_returns_to_the_previous_release_or_to_any_that_served(home: Ho
     assert releases.rollback(home)["champion_after"] == 2
     assert releases.history(home)[3]["reasons"] == ["click-through fell"]
     assert releases.verify(home) == 6
+    with pytest.raises(StateError, match=r"version 9, which was never released; expected one of the versions \[1, 3\]"):
+        releases.rollback(home, "9")
     for target, found in (("2", "serves already"), (9, "never released")):
         with pytest.raises(StateError, match=found):
             releases.rollback(home, target)
+
+
+def test_rollback_of_the_only_release_says_which_that_is(home: Home) -> None:
+    release(home, 1)
+    with pytest.raises(StateError, match=r"version 9, which was never released.*version 1, which serves, is the only one released"):
+        releases.rollback(home, "9")
 
 
 def test_rollback_to_a_damaged_bundle_is_refused_and_the_champion_stays(home: Home) -> None:

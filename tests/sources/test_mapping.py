@@ -38,7 +38,7 @@ def test_yaml_numbers_and_booleans_are_read_as_the_text_of_a_file():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"user": "u"}, r"events.user: Extra inputs"),
+        ({"user": "u"}, r"events.user: no such name; did you mean 'user_id'\?"),
         ({"event_type": {"constant": "stare"}}, r"\['stare'\] unknown; allowed are \['view', 'click'"),
         ({"event_type": {"column": "k", "constant": "view"}}, "say one of column, columns, first_of, flags or constant"),
         ({"event_at": {"column": "t", "zone": "Mars/Olympus"}}, "'Mars/Olympus' is no time zone"),
@@ -72,6 +72,7 @@ def test_every_mistake_is_said_at_once():
     [
         ({"path": "a.csv", "header": False}, "needs `columns"),
         ({"path": "a.csv", "decimal": ",", "thousands": ","}, "the same character"),
+        ({"path": "a.csv", "thousands": "."}, "where `thousands` is said, say `decimal`, too"),
         ({"path": "a.csv", "separator": "-----"}, "one to four characters"),
         ({"path": "a.csv", "columns": ["a", "a"]}, "a name stands twice"),
     ],
@@ -85,7 +86,9 @@ def test_settings_are_checked_and_limits_are_not_theirs_to_set():
     assert mapping.parse({"events": GOOD, "settings": {"training": {"horizon_days": 14}}}, "m").settings == {
         "training": {"horizon_days": 14}
     }
-    with pytest.raises(MappingError, match=r"horizon_dyas"):
+    with pytest.raises(
+        MappingError, match=r"^m: settings.training.horizon_dyas: no such name; did you mean 'horizon_days'\? .*pipelines/config.py"
+    ):
         mapping.parse({"events": GOOD, "settings": {"training": {"horizon_dyas": 14}}}, "m")
     with pytest.raises(MappingError, match=r"settings.sources"):
         mapping.parse({"events": GOOD, "settings": {"sources": {"max_ratio": 1e9}}}, "m")

@@ -2,17 +2,21 @@
 
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from small_shop import START, catalogue, shop, stage, with_column
 
 from pipelines import cycle, lake
 from pipelines.config import Home
 from pipelines.errors import ValidationBlocked
-from pipelines.validation import checkpoint
+from pipelines.validation import checkpoint, data_docs
+from pipelines.validation.data_docs import gx, gxe
 
 MONDAY = START + timedelta(days=14)
 CLEAN = shop(7, first=MONDAY)
@@ -174,6 +178,35 @@ def test_data_docs_are_files_that_fetch_nothing_and_old_ones_go(filled, monkeypa
         assert not re.search(r"(src|href)=[\"']?https?://|url\([\"']?https?:", page.read_text(encoding="utf-8")), page
     assert len(list((folder / "validations" / "events").iterdir())) == 2
     assert "null_share_above_usual" in (folder / "validations" / "events").rglob("*.html").__next__().read_text(encoding="utf-8")
+
+
+def test_every_page_that_data_docs_link_is_there_whatever_was_checked_last(home):
+    for batch, tables in (("first", {"events": CLEAN}), ("second", {"events": CLEAN})):
+        try_batch(home, batch, **tables)
+    folder = home.reports / "gx"
+    lines = pd.DataFrame({"day": ["2025-01-20"], "subject": ["mart"], "rows": [1], "count": [0], "not_built": [0.0]})
+    suite = gx.ExpectationSuite(name="another", expectations=[gxe.ExpectColumnMaxToBeBetween(column="not_built", max_value=0)])
+    data_docs.evaluate(folder, "features", MONDAY, [(suite, lines)])
+    pages = list(folder.rglob("*.html"))
+    links = [(page, link) for page in pages for link in re.findall(r'href="([^"#:]+\.html)', page.read_text(encoding="utf-8"))]
+    assert {"events.html", "another.html"} <= {Path(link).name for page, link in links if page.name == "index.html"}
+    assert [(page, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_a_dry_run_touches_nothing_of_a_real_one(home):
+    week = {"events": on_tuesday("user_id", lambda _: None, 50), "items": catalogue(first=MONDAY)}
+    try_batch(home, "week", **week)
+    window = stage(home, "week", 7, first=MONDAY, **{**week, "events": on_tuesday("user_id", lambda _: None, 25)})
+    kept = {file: file.read_bytes() for file in home.root.rglob("*") if file.is_file() and file.suffix in {".parquet", ".json"}}
+    kept = {file: content for file, content in kept.items() if "reports/gx" not in str(file)}
+    for _ in range(2):
+        checkpoint.validate_batch(home, window.end, "week", dry_run=True)
+    assert {file: file.read_bytes() for file in kept} == kept
+    assert pq.read_table(home.quarantine / "_dry_run" / "week" / "events.parquet").num_rows == 8
+    (record,) = cycle.records(home, window.end, "dry_run")
+    assert record["tables"]["events"]["rows"]["quarantined"] == 8
+    assert len(cycle.records(home, window.end, "validation")) == 1
+    assert "dry-run-week" in record["data_docs"]
 
 
 def few(n: int, **changes) -> pa.Table:
