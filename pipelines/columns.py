@@ -46,6 +46,7 @@ SOURCE_ROW: Final = "source_row"
 # feature marts
 AS_OF: Final = "as_of"  # the row holds what was true and known strictly before this instant
 AVAILABLE_AT: Final = "available_at"  # when the row could first have been used
+OTHER_ITEM_ID: Final = "other_item_id"  # an item beside another, in pairs of items
 
 # training tables
 SOURCE: Final = "source"

@@ -47,6 +47,7 @@ def catalogue(price: float = 1.0, first: datetime = START) -> pa.Table:
         "category": [f"c{i % 3}" for i in range(30)],
         "attributes": [[("size", "1"), ("colour", "red")]] * 30,
         "valid_from": [first] * 30,
+        "received_at": [first] * 30,
     }
     return pa.table({name: pa.array(columns[name], tables.ITEMS.field(name).type) for name in tables.ITEMS.names})
 

@@ -20,6 +20,7 @@ KEYS: Final = {
     "item_daily": (c.ITEM_ID,),
     "user_category_daily": (c.USER_ID, c.CATEGORY),
     "user_brand_daily": (c.USER_ID, c.BRAND),
+    "item_pairs_daily": (c.ITEM_ID, c.OTHER_ITEM_ID),
 }
 UNIT_WORDS: Final = frozenset({"rate", "share"})
 COUNT_WORDS: Final = frozenset(

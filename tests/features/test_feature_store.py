@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,9 @@ def oracle(home: Home, rows: pa.Table, service: str = "ranking_v1") -> list[dict
     answers = []
     for row in rows.to_pylist():
         answer = dict(row)
-        for view in ("user_daily", "item_daily", "user_category_daily"):
+        for view in ("user_daily", "item_daily", "user_category_daily", "user_brand_daily"):
             of_view = [spec for spec in specs if spec.view == view]
-            wanted = {key: answer["item_daily__category"] if key == "category" else row[key] for key in of_view[0].keys}
+            wanted = {key: answer[f"item_daily__{key}"] if key in ("category", "brand") else row[key] for key in of_view[0].keys}
             known = [
                 held_row
                 for held_row in held[view]
@@ -77,10 +78,10 @@ def oracle(home: Home, rows: pa.Table, service: str = "ranking_v1") -> list[dict
 
 def test_the_schema_describes_every_feature_once_in_a_fixed_order():
     specs = store.schema()
-    assert [spec.name for spec in specs][:2] == ["user_daily__events_7d", "user_daily__events_30d"]
+    assert [spec.name for spec in specs][:2] == ["user_daily__events_1d", "user_daily__events_7d"]
     assert len({spec.name for spec in specs}) == len(specs) > 40
     assert all(spec.description.endswith(".") and spec.name.startswith(spec.view + "__") for spec in specs)
-    assert {spec.keys for spec in specs} == {("user_id",), ("item_id",), ("user_id", "category")}
+    assert {spec.keys for spec in specs} == {("user_id",), ("item_id",), ("user_id", "category"), ("user_id", "brand")}
 
 
 def test_an_unknown_service_is_an_error_that_lists_the_known():
@@ -95,13 +96,16 @@ def test_historical_features_are_the_newest_known_rows_within_the_ttl(built: Hom
     expected = oracle(built, rows)
     assert found == expected
     assert sum(row["user_category_daily__events_30d"] is not None for row in found) > 5
+    assert sum(row["user_brand_daily__events_30d"] is not None for row in found) > 5
 
 
 def test_training_rows_are_those_of_stock_feast(built: Home):
     """Ours, and Feast's own DuckDB store on the same repository with its creation filter on, give the same values."""
     rows = some_rows(120, 7)
     ours = store.historical(built, rows)
-    asked = rows.append_column("category", ours["item_daily__category"].fill_null("")).append_column("n", pa.array(range(len(rows))))
+    asked = rows.append_column("n", pa.array(range(len(rows))))
+    for facet in ("category", "brand"):
+        asked = asked.append_column(facet, ours[f"item_daily__{facet}"].fill_null(""))
     config = RepoConfig(**{**repository.configuration(built), "offline_store": {"type": "duckdb"}})
     config.repo_path = repository.FOLDER
     stock = FeatureStore(config=config)
@@ -159,20 +163,23 @@ def test_any_mart_joins_as_the_rule_says(registered: Home, mart: list, asked: li
 def write_marts(home: Home, rows: list[tuple[str, str, int, int]]) -> None:
     """Write marts by hand: (user or item, category, day, hours until available); features count upwards."""
     shutil.rmtree(home.features, ignore_errors=True)
-    for mart, keys in build.MARTS.items():
-        specs = [spec for spec in store.schema(home) if spec.view == mart]
+    for mart, specs in ((view, [*of_view]) for view, of_view in groupby(store.schema(home), key=lambda spec: spec.view)):
+        keys = build.MARTS[mart]
         columns = {key: [row[0] if n == 0 else row[1] for row in rows] for n, key in enumerate(keys)}
         unique = list({(*(values[n] for values in columns.values()), rows[n][2]): n for n in range(len(rows))}.values())
         table_of = {key: pa.array([values[n] for n in unique], pa.string()) for key, values in columns.items()}
         table_of["as_of"] = pa.array([day(rows[n][2]) for n in unique], TIMESTAMP)
         for spec in specs:
             name = spec.name.split("__", 1)[1]
-            values = [rows[n][1] if name == "category" else bool(n % 2) if pa.types.is_boolean(spec.dtype) else n for n in unique]
-            table_of[name] = pa.array(values, spec.dtype)
+            table_of[name] = pa.array([_by_hand(spec.dtype, rows[n][1], n) for n in unique], spec.dtype)
         table_of["available_at"] = pa.array([day(rows[n][2]) + timedelta(hours=rows[n][3] // 2) for n in unique], TIMESTAMP)
         path = home.features / mart / "as_of=by-hand.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.table(table_of), path)
+
+
+def _by_hand(dtype: pa.DataType, text: str, n: int) -> object:
+    return text if pa.types.is_string(dtype) else bool(n % 2) if pa.types.is_boolean(dtype) else n
 
 
 @pytest.fixture
@@ -253,7 +260,8 @@ def test_the_online_store_never_goes_back_and_loses_no_correction(
 
     file = lived.features / "user_daily" / f"as_of={END:%F}.parquet"  # a correction that carries the same moment
     corrected = pq.read_table(file)
-    pq.write_table(corrected.set_column(2, "events_7d", pa.array([777] * len(corrected), pa.int32())), file)
+    place = corrected.column_names.index("events_7d")
+    pq.write_table(corrected.set_column(place, "events_7d", pa.array([777] * len(corrected), pa.int32())), file)
     store.materialize(lived, day(30))
     assert same_as_offline(lived, END)
     assert set(store.online(lived, everyone(lived, END).drop_columns(["event_timestamp"]))["user_daily__events_7d"].to_pylist()) == {777}

@@ -153,7 +153,12 @@ def test_four_lines_of_mapping_and_nothing_but_events_reach_checked_features(hom
         checkpoint.validate_batch(home, as_of, batch)
         read += lake.land(home, as_of, batch).rows["read"]
     assert read == 61
-    assert build.build(home, as_of)["features"] == {**dict.fromkeys(build.MARTS, 0), "user_daily": 7, "item_daily": 11}
+    assert build.build(home, as_of)["features"] == {
+        **dict.fromkeys(build.MARTS, 0),
+        "user_daily": 7,
+        "item_daily": 11,
+        "user_session": 2,
+    }
     checkpoint.validate_features(home, as_of)
     (record,) = cycle.records(home, as_of, "feature_validation")
     assert record["failed"]["critical"] == []

@@ -15,7 +15,9 @@ MARTS = {
     "user_daily": {"user_id": ["u1", "u2"], "purchases_7d": [1, 0], "purchase_rate_7d": [0.5, None], "spend_7d": [-3.0, 2.0]},
     "item_daily": {"item_id": ["i1", "i2"], "views_7d": [4, 9]},
     "user_category_daily": {"user_id": ["u1", "u1"], "category": ["a", "b"], "views_7d": [4, 9]},
+    "user_session": {"user_id": ["u1", "u2"], "session_events": [4, 9]},
     "user_brand_daily": {"user_id": ["u1", "u1"], "brand": ["a", "b"], "events_30d": [4, 9]},
+    "item_pairs_daily": {"item_id": ["i1", "i2"], "other_item_id": ["i2", "i1"], "co_views_30d": [3, 3]},
 }
 
 
@@ -30,7 +32,7 @@ def test_sound_marts_pass_and_are_recorded(home):
     checkpoint.validate_features(home, AS_OF)
     (record,) = cycle.records(home, AS_OF, "feature_validation")
     assert record["verdict"] == "passed"
-    assert record["expectations"] == 40
+    assert record["expectations"] == 60
     assert (home.reports / "gx" / "validations" / "features_user_daily").is_dir()
 
 
