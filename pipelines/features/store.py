@@ -6,14 +6,12 @@ takes it from `item_daily__category` where the rows do not bring one.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 
 import pyarrow.parquet as pq
 
-from pipelines import cycle
+from pipelines import cycle, publish
 from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.features import item_snapshot
@@ -25,13 +23,9 @@ from pipelines.window import DAY, floor_day, utc
 __all__ = ["EVENT_TIMESTAMP", "FeatureSpec", "apply", "historical", "materialize", "online", "schema"]
 
 
-@contextmanager
-def _lock(home: Home, name: str) -> Iterator[None]:
+def _lock(home: Home, name: str) -> AbstractContextManager[None]:
     """Let one process at a time do something to the store of a state folder."""
-    home.feast.mkdir(parents=True, exist_ok=True)
-    with (home.feast / f".{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return publish.locked(home.feast / f".{name}.lock")
 
 
 def apply(home: Home) -> None:

@@ -6,12 +6,11 @@ litter; once it exists every step left is a rename or a removal, which any proce
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,16 +21,9 @@ JOURNAL: Final = "_journal.json"
 STAGING: Final = "_staging"
 
 
-@contextmanager
-def locked(home: Home, name: str, *, shared: bool = False) -> Iterator[None]:
-    """Hold an advisory lock of the lake; a second process waits. The kernel drops it when the holder dies."""
-    home.lake.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(home.lake / f"_{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def locked(home: Home, name: str, *, shared: bool = False) -> AbstractContextManager[None]:
+    """Hold one of the lake's locks."""
+    return publish.locked(home.lake / f"_{name}.lock", shared=shared)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from datetime import datetime
 from typing import Any, Final
@@ -26,9 +25,7 @@ def quarantine(home: Home, memory: Memory) -> int:
     One process at a time. Killed and run again, every refused message is in quarantine once.
     """
     written = 0
-    home.stream.mkdir(parents=True, exist_ok=True)
-    with (home.stream / ".quarantine.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with publish.locked(home.stream / ".quarantine.lock"):
         while rows := memory.refused(ROWS):
             batch = f"stream-{rows[0][0]:012d}"
             # Cut off before they are forgotten below, the same rows are published again under the same name.
