@@ -16,8 +16,8 @@
 {%- endmacro %}
 
 
-{% macro session_weight(event, newest) -%}
+{% macro session_weight(event_type, happened_us, newest_us) -%}
     {#- What an event says about a category: the gain of its type, halved with every 24 hours before the newest event. -#}
-    case {{ event }}.event_type when 'purchase' then 3.0 when 'add_to_cart' then 2.0 else 1.0 end
-    * pow(2.0, -(epoch_us({{ newest }}.event_at) - epoch_us({{ event }}.event_at)) / 86400000000.0)
+    case {{ event_type }} when 'purchase' then 3.0 when 'add_to_cart' then 2.0 else 1.0 end
+    * pow(2.0, -({{ newest_us }} - {{ happened_us }}) / 86400000000.0)
 {%- endmacro %}
