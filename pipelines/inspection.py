@@ -29,17 +29,29 @@ def status(home: Home) -> dict[str, Any]:
     """Return how far every stage has come: the newest record of each, the days in the lake, and the champion."""
     days = lake.days(home)
     newest: dict[str, str] = dict.fromkeys(STAGES, "never ran")
+    materialized: dict[str, Any] = {}
     for folder in sorted((home.reports / "cycles").glob("*")):
         for path in sorted(folder.glob("*.json")):
             record = cycle.read(path)
+            if record["stage"] == "materialize" and record["state"] == "done":
+                materialized = record
             if record["stage"] in newest:
                 newest[record["stage"]] = f"{folder.name[:10]} {record['state']}" + (f": {record['error']}" if record["error"] else "")
     return {
         "state folder": str(home.root),
         "days in the lake": f"{days[0]} to {days[-1]}, {len(days)} days" if days else "none",
         **newest,
+        "online features": _online(materialized),
         "champion": releases.describe(home),
     }
+
+
+def _online(record: dict[str, Any]) -> str:
+    """Return which view served online is the first to grow too old, and when."""
+    if not (views := record.get("answers_until")):
+        return "none materialized"
+    name, until = min(views.items(), key=lambda view: (view[1], view[0]))
+    return f"{len(views)} views; the first to grow too old is {name}, after {until[:16].replace('T', ' ')} UTC"
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def test_status_of_an_empty_state_folder_says_that_nothing_ran(home: Home):
     status = json.loads(done.stdout)
     assert status["days in the lake"] == "none"
     assert status["gate"] == "never ran"
+    assert status["online features"] == "none materialized"
 
 
 def test_doctor_warns_of_a_folder_that_is_not_there_and_makes_none(home: Home):

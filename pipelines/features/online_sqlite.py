@@ -98,7 +98,9 @@ class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # 
                 f"online store {self._get_db_path(config)}",
                 found=f"{type(error).__name__}: {error}",
                 allowed="a file that takes every row",
-                hint="see that no other program holds it and the disk has room, then run the same command again",
+                hint="run `feast apply`: the file lacks the view's table"
+                if "no such table" in str(error)
+                else "see that no other program holds it and the disk has room, then run the same command again",
             ) from error
         if lost:
             raise StateError(

@@ -44,14 +44,14 @@ def materialize(home: Home, as_of: datetime) -> dict[str, int]:
     (a backfill, a rebuild after late events), that day is written again, corrections and all. One
     process at a time; killed and run again, it ends in the same values. Rows past their ttl are removed.
 
-    Returns and records the rows written by view.
+    Returns and records the rows written by view; also records the last moment at which they are answers.
 
     Raises:
         StateError: the features of that day were never built.
     """
     with cycle.stage(home, as_of, "materialize") as record, _lock(home, "materialize"):
         store = open_store(home)
-        rows, reached = {}, floor_day(as_of)
+        rows, answers_until, reached = {}, {}, floor_day(as_of)
         for view in sorted(store.list_batch_feature_views(), key=lambda view: view.name):
             done = [utc(end) for _, end in view.materialization_intervals]
             until = max([floor_day(as_of), *done])
@@ -60,8 +60,10 @@ def materialize(home: Home, as_of: datetime) -> dict[str, int]:
             reach = DAY - instant if view.tags.get("rows") == "daily" else view.ttl + instant
             store.materialize(until - reach, until, feature_views=[view.name])
             reached = max(reached, until)
+            answers_until[view.name] = (until + view.ttl).isoformat()
         item_snapshot.publish_snapshot(home, store, reached)
         record["online"] = rows
+        record["answers_until"] = answers_until
         return rows
 
 

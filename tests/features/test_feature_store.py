@@ -276,6 +276,7 @@ def test_a_value_older_than_its_ttl_is_no_answer_online_either(lived: Home):
     assert gone["user_daily__tenure_days"] is None
     (record,) = cycle.records(lived, END, "materialize")
     assert record["online"]["item_daily"] == 12
+    assert record["answers_until"]["item_daily"] == day(DAYS + 8).isoformat()
 
 
 def test_materializing_a_day_that_was_not_built_is_an_error(lived: Home):
