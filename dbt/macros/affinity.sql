@@ -22,7 +22,7 @@
         from {{ facet_days }}
         where
             known_on <= {{ last_day() }}
-            {% if var('as_of_from') %}
+            {% if asked('as_of_from') %}
                 and event_date >= {{ first_day() }} - 30 - {{ var('ttl_days') }}
             {% endif %}
     ),

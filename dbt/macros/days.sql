@@ -1,19 +1,30 @@
+{% macro asked(name) -%}
+    {#- What a run is asked for: the var or, where it is empty, the environment's RELOOP_<NAME>. Other vars make dbt parse
+        the whole project anew, and a day's build would begin with that; the environment is read when a model runs. -#}
+    {%- if var(name) == '' and execute -%}
+        {%- set said = env_var('RELOOP_' ~ name | upper, '') -%}
+        {%- do return(fromjson(said, said)) -%}
+    {%- endif -%}
+    {%- do return(var(name)) -%}
+{%- endmacro %}
+
+
 {% macro first_day() -%}
     {#- The first day of a run that resumes, as a literal: a constant that reaches the files and the row groups. -#}
-    date '{{ var("as_of_from") }}'
+    date '{{ asked("as_of_from") }}'
 {%- endmacro %}
 
 
 {% macro last_day() -%}
     {#- The last day of the run, likewise; without one, the end of time. -#}
-    date '{{ var("as_of_to") or "9999-12-30" }}'
+    date '{{ asked("as_of_to") or "9999-12-30" }}'
 {%- endmacro %}
 
 
 {% macro resumes() -%}
     {#- Whether this run goes on from the state of the day before its first; if not, everything is worked out from the lake. -#}
     {%- if execute -%}
-        {%- if flags.FULL_REFRESH or not var('as_of_from') -%} {%- do return(false) -%} {%- endif -%}
+        {%- if flags.FULL_REFRESH or not asked('as_of_from') -%} {%- do return(false) -%} {%- endif -%}
         {%- for name in ['int_user_state', 'int_item_state'] -%}
             {%- set state = adapter.get_relation(this.database, this.schema, name) -%}
             {%- if not state -%} {%- do return(false) -%} {%- endif -%}
@@ -39,7 +50,7 @@
     {%- set day = arguments['unique_key'] -%}
     delete from {{ arguments['target_relation'] }}
     where {{ day }} <= {{ last_day() }}
-    {%- if var('as_of_from') and (day == 'as_of' or resumes()) %} and {{ day }} >= {{ first_day() }} {%- endif %};
+    {%- if asked('as_of_from') and (day == 'as_of' or resumes()) %} and {{ day }} >= {{ first_day() }} {%- endif %};
     insert into {{ arguments['target_relation'] }} ({{ columns }})
     select {{ columns }} from {{ arguments['temp_relation'] }}
 {%- endmacro %}
@@ -47,5 +58,5 @@
 
 {% macro late_days() -%}
     {#- The var as a list of literals; never an empty one, which SQL does not have. -#}
-    date '{{ (['0001-01-01'] + var('late_days')) | join("', date '") }}'
+    date '{{ (['0001-01-01'] + asked('late_days')) | join("', date '") }}'
 {%- endmacro %}

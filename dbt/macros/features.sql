@@ -54,7 +54,7 @@
     from {{ state }}
     where
         as_of <= {{ last_day() }}
-        {% if var('as_of_from') %}
+        {% if asked('as_of_from') %}
             and as_of >= {{ first_day() }}
         {% endif %}
 {%- endmacro %}

@@ -110,7 +110,7 @@
         group by all
     ),
 
-    {% if var('as_of_from') and var('as_of_from') == var('as_of_to') %}
+    {% if asked('as_of_from') and asked('as_of_from') == asked('as_of_to') %}
         rolled as (
             select
                 * replace ({{ first_day() }} as changed_on)

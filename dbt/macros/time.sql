@@ -6,8 +6,8 @@
 
 {% macro built_days() -%}
     {#- The rows of this run: older days were tested when they were built. -#}
-    {%- if var('as_of_from') %} as_of >= cast('{{ var("as_of_from") }}' as timestamp) {%- else %} true {%- endif -%}
-    {%- if var('as_of_to') %} and as_of <= cast('{{ var("as_of_to") }}' as timestamp) {%- endif -%}
+    {%- if asked('as_of_from') %} as_of >= cast('{{ asked("as_of_from") }}' as timestamp) {%- else %} true {%- endif -%}
+    {%- if asked('as_of_to') %} and as_of <= cast('{{ asked("as_of_to") }}' as timestamp) {%- endif -%}
 {%- endmacro %}
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import columns as c
@@ -146,14 +146,18 @@ def run_dbt(home: Home, first: date, last: date, *arguments: str) -> None:
         "--exclude-resource-type",
         "unit_test",
         "--no-version-check",
+        "--log-level-file",
+        "info",
+        *arguments,
     ]
     # Events of the day before `first` show first at `first`; of older days, those received since.
     late = lake.received_since(home, first - DAY)
-    variables = {"as_of_from": str(first), "as_of_to": str(last), "late_days": [str(day) for day in late]}
-    command += ["--vars", json.dumps(variables), *arguments]
     environment = {
         **os.environ,
         "RELOOP_HOME": str(home.root),
+        "RELOOP_AS_OF_FROM": str(first),
+        "RELOOP_AS_OF_TO": str(last),
+        "RELOOP_LATE_DAYS": json.dumps([str(day) for day in late]),
         "DBT_PROJECT_DIR": str(PROJECT),
         "DBT_PROFILES_DIR": str(PROJECT),
         "DBT_TARGET_PATH": str(work),
@@ -210,9 +214,8 @@ def _by_day(reader: pa.RecordBatchReader) -> Iterator[tuple[date, pa.Table]]:
     """Yield the days of rows sorted by `as_of`, one table each, holding one day at a time."""
     waiting: list[pa.RecordBatch] = []
     for batch in reader:
-        moment = batch.column(c.AS_OF).cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
-        cuts = [0, *(np.flatnonzero(np.diff(moment)) + 1).tolist(), len(batch)]
-        for start, end in pairwise(cuts):
+        runs = pc.run_end_encode(batch.column(c.AS_OF)).run_ends.to_pylist()
+        for start, end in pairwise([0, *runs]):
             piece = batch.slice(start, end - start)
             if waiting and waiting[0].column(c.AS_OF)[0] != piece.column(c.AS_OF)[0]:
                 yield _dated(waiting)

@@ -11,8 +11,8 @@ known as (
 
 bounds as (
     select
-        coalesce(cast(nullif('{{ var("as_of_from") }}', '') as date), first_on) as first_on,
-        coalesce(cast(nullif('{{ var("as_of_to") }}', '') as date), last_on) as last_on
+        coalesce(cast(nullif('{{ asked("as_of_from") }}', '') as date), first_on) as first_on,
+        coalesce(cast(nullif('{{ asked("as_of_to") }}', '') as date), last_on) as last_on
     from known
 ),
 

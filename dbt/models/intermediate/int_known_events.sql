@@ -1,6 +1,6 @@
 -- The events that become known in this run, each with the first midnight at which a feature row may use it.
 -- A run that resumes reads the days it builds and, of earlier ones, those that hold an event received since.
-{% set since = "timestamptz '" ~ var('as_of_from') ~ " 00:00:00+00' - interval 1 day" %}
+{% set since = "timestamptz '" ~ asked('as_of_from') ~ " 00:00:00+00' - interval 1 day" %}
 
 with
 
@@ -22,9 +22,9 @@ versions as (
         select * from events
         where
             event_date < {{ first_day() }} - 1
-            {% if var('late_days') is not none %}
-            and event_date in ({{ late_days() }})
-        {% endif %}
+            {% if asked('late_days') is not string %}
+                and event_date in ({{ late_days() }})
+            {% endif %}
             and received_instant >= {{ since }}
     ),
 

@@ -16,7 +16,7 @@ pair_days as (
     where
         pair_days.known_on <= {{ last_day() }}
         and pair_days.event_date >= days.first_on - if(pair_days.co_purchases > 0, 90, 30)
-        {% if var('as_of_from') %}
+        {% if asked('as_of_from') %}
             and pair_days.event_date >= {{ last_day() }} - 89 - {{ var('ttl_days') }}
         {% endif %}
 ),
@@ -141,21 +141,39 @@ both_ways as (
     from supported
 ),
 
-ranked as (
+bought_together as (
     select
         *,
-        case
-            when co_purchases_90d >= 2
-                then
-                    row_number() over (
-                        partition by as_of, item_id order by co_purchases_90d >= 2 desc, bought_together_score desc, other_item_id asc
-                    )
-        end as bought_together_place,
-        case
-            when co_views_30d >= 3
-                then row_number() over (partition by as_of, item_id order by co_views_30d >= 3 desc, similar_score desc, other_item_id asc)
-        end as similar_place
+        cast(row_number() over (
+            partition by as_of, item_id order by bought_together_score desc, other_item_id asc
+        ) as integer) as bought_together_rank
     from both_ways
+    where co_purchases_90d >= 2
+    qualify bought_together_rank <= 20
+),
+
+viewed_together as (
+    select
+        *,
+        cast(row_number() over (partition by as_of, item_id order by similar_score desc, other_item_id asc) as integer) as similar_rank
+    from both_ways
+    where co_views_30d >= 3
+    qualify similar_rank <= 20
+),
+
+best as (
+    select * from bought_together
+    union all by name
+    select * from viewed_together
+),
+
+ranked as (
+    select
+        * exclude (bought_together_rank, similar_rank),
+        max(bought_together_rank) as bought_together_rank,
+        max(similar_rank) as similar_rank
+    from best
+    group by all
 ),
 
 final as (
@@ -164,15 +182,14 @@ final as (
         ranked.other_item_id,
         ranked.as_of,
         case when coverage.purchases_known_on <= ranked.as_of then ranked.co_purchases_90d end as co_purchases_90d,
-        cast(case when ranked.bought_together_place <= 20 then ranked.bought_together_place end as integer) as bought_together_rank,
+        ranked.bought_together_rank,
         case when ranked.co_purchases_90d > 0 then ranked.bought_together_score end as bought_together_score,
         case when coverage.views_known_on <= ranked.as_of then ranked.co_views_30d end as co_views_30d,
-        cast(case when ranked.similar_place <= 20 then ranked.similar_place end as integer) as similar_rank,
+        ranked.similar_rank,
         case when ranked.co_views_30d > 0 then ranked.similar_score end as similar_score,
         ranked.as_of as available_at
     from ranked
     cross join coverage
-    where ranked.bought_together_place <= 20 or ranked.similar_place <= 20
 )
 
 select * from final

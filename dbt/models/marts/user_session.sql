@@ -7,12 +7,12 @@ news as (
     select * from {{ ref('int_session_events') }}
     where
         known_on <= {{ last_day() }}
-        {% if var('as_of_from') %}
+        {% if asked('as_of_from') %}
             and known_on >= {{ first_day() }}
         {% endif %}
 ),
 
-{% if var('as_of_from') %}
+{% if asked('as_of_from') %}
     -- Of what was known before, the newest events of those users: no row of this run remembers an older one.
     remembered as (
         select earlier.*
@@ -29,7 +29,7 @@ news as (
 
 events as (
     select * from news
-    {% if var('as_of_from') %}
+    {% if asked('as_of_from') %}
         union all by name
         select * from remembered
     {% endif %}
@@ -93,7 +93,7 @@ user_days as (
         user_id,
         list(struct_pack(known_on, newest, told)) as midnights
     from grown
-    {% if var('as_of_from') %}
+    {% if asked('as_of_from') %}
         where known_on >= {{ first_day() }}
     {% endif %}
     group by all
