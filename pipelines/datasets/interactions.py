@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -14,6 +14,7 @@ from scipy import sparse
 from pipelines import columns as c
 from pipelines import lake
 from pipelines.config import Home, TrainingSettings
+from pipelines.datasets import profiles
 from pipelines.errors import StateError
 from pipelines.window import Window, micros
 
@@ -40,6 +41,8 @@ class Histories:
         weight: float32 [n_events], strength of the event (TrainingSettings.gains).
         n_items: size of the catalogue the indices run over.
         as_of: microseconds UTC; every `at` is before it.
+        value: float32 [n_events], as in `Interactions`; None where the caller has none.
+        users: what is known of each user, a row each (`profiles.USERS`); None where nothing is.
     """
 
     indptr: Longs
@@ -48,6 +51,8 @@ class Histories:
     weight: Floats
     n_items: int
     as_of: int
+    value: Floats | None = None
+    users: pa.Table | None = None
 
     @property
     def n_users(self) -> int:
@@ -68,6 +73,8 @@ class Histories:
             self.weight[begin:end],
             self.n_items,
             self.as_of,
+            None if self.value is None else self.value[begin:end],
+            None if self.users is None else self.users.slice(first, last - first),
         )
 
     def row_of_event(self) -> Longs:
@@ -98,6 +105,8 @@ class Interactions:
         event_type: int8 [n], position in `columns.EVENT_TYPES`.
         value: float32 [n], NaN where the event has none.
         as_of: microseconds UTC; every event happened and was received before it.
+        items, users: what is known of each besides its events as of then, a row an index with the
+            columns `profiles.ITEMS` and `profiles.USERS`, null where unknown; None where nothing is.
     """
 
     user_ids: Ids
@@ -109,6 +118,8 @@ class Interactions:
     event_type: Bytes
     value: Floats
     as_of: int
+    items: pa.Table | None = None
+    users: pa.Table | None = None
 
 
 def gains(event_type: Bytes, value: Floats, settings: TrainingSettings) -> Floats:
@@ -137,7 +148,10 @@ def load(home: Home, before: datetime, settings: TrainingSettings, *, item_ids: 
         item_ids: sorted and unique; the catalogue to index by. Events on other items are left out.
             Without it, the catalogue is every item that has an event.
     """
-    return arrays(read(home, before, item_ids=item_ids), before, settings)
+    known = arrays(read(home, before, item_ids=item_ids), before, settings)
+    with lake.connect(home, before=before) as db:
+        items, users = profiles.versions(db, "items", known.item_ids), profiles.versions(db, "users", known.user_ids)
+    return described(known, items, users)
 
 
 @dataclass(frozen=True)
@@ -202,6 +216,15 @@ def arrays(dense: Dense, before: datetime, settings: TrainingSettings) -> Intera
     )
 
 
+def described(known: Interactions, items: pa.Table, users: pa.Table) -> Interactions:
+    """Return interactions that also say what is known of their items and users, of whom these are the versions (`profiles.versions`)."""
+    return replace(
+        known,
+        items=profiles.newest(items, len(known.item_ids), known.as_of),
+        users=profiles.newest(users, len(known.user_ids), known.as_of),
+    )
+
+
 def strings(column: pa.ChunkedArray) -> Ids:
     """Return an Arrow column of strings as a numpy array of unicode."""
     return np.array(column.to_pylist(), dtype=np.str_) if len(column) else np.empty(0, dtype="U1")
@@ -237,7 +260,14 @@ def histories(interactions: Interactions, user_ids: Ids, as_of: datetime | None 
     indptr = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
     take = np.arange(indptr[-1]) - np.repeat(indptr[:-1], length) + np.repeat(begin, length)
     return Histories(
-        indptr, interactions.item[take], interactions.at[take], interactions.weight[take], n_items=len(interactions.item_ids), as_of=until
+        indptr,
+        interactions.item[take],
+        interactions.at[take],
+        interactions.weight[take],
+        n_items=len(interactions.item_ids),
+        as_of=until,
+        value=interactions.value[take],
+        users=None if interactions.users is None else profiles.taken(interactions.users, known),
     )
 
 
@@ -253,4 +283,13 @@ def remap(known: Histories, from_ids: Ids, to_ids: Ids) -> Histories:
     item = positions(from_ids, to_ids)[known.item] if len(from_ids) else np.empty(0, dtype=np.int64)
     kept = item >= 0
     indptr = np.concatenate([[0], np.cumsum(kept)])[known.indptr].astype(np.int64)
-    return Histories(indptr, item[kept].astype(np.int32), known.at[kept], known.weight[kept], n_items=len(to_ids), as_of=known.as_of)
+    return Histories(
+        indptr,
+        item[kept].astype(np.int32),
+        known.at[kept],
+        known.weight[kept],
+        n_items=len(to_ids),
+        as_of=known.as_of,
+        value=None if known.value is None else known.value[kept],
+        users=known.users,
+    )

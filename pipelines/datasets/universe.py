@@ -5,6 +5,8 @@
         users.parquet           user_id; its position is the user index
         events.parquet          user, item, event_type, value, at, received: every event known as of the
                                 run, sorted by (user, at, event_id)
+        item_versions.parquet   every version of the catalogue known as of the run (`profiles.versions`)
+        user_versions.parquet   likewise of its users
         labels_<fold>.parquet   user, item, gain: the positives of the fold's users, sorted by (user, item)
 
 The catalogue is every item with an event or a catalogue row, so a label on an item that no model
@@ -33,6 +35,7 @@ from pipelines import config, lake, publish
 from pipelines.config import Home, TrainingSettings
 from pipelines.datasets import interactions as events
 from pipelines.datasets import labels as truth
+from pipelines.datasets import profiles
 from pipelines.datasets.interactions import Dense, Ids, Interactions
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE, Fold, planned
@@ -80,10 +83,11 @@ class Universe:
         return Labels(self.user_ids[users], self.item_ids, indptr, table["item"].to_numpy(), table["gain"].to_numpy())
 
     def interactions(self, before: datetime, settings: TrainingSettings) -> Interactions:
-        """Return every event that happened and was received before a moment, in the universe's indices."""
+        """Return what happened and was received before a moment, and what was known of items and users, in the universe's indices."""
         known = (pc.field("at") < micros(before)) & (pc.field("received") < micros(before))
         table = pq.read_table(self.path / "events.parquet", filters=known)
-        return events.arrays(Dense(table, self.user_ids, self.item_ids), before, settings)
+        items, users = (pq.read_table(self.path / f"{name}_versions.parquet") for name in ("item", "user"))
+        return events.described(events.arrays(Dense(table, self.user_ids, self.item_ids), before, settings), items, users)
 
 
 def ensure(home: Home, as_of: datetime) -> Universe:
@@ -129,6 +133,8 @@ def _build(home: Home, as_of: datetime, settings: TrainingSettings, path: Path, 
             ]
         )
     known = events.read(home, as_of, item_ids=item_ids)
+    with lake.connect(home, before=as_of) as db:
+        described = {"item": profiles.versions(db, "items", item_ids), "user": profiles.versions(db, "users", known.user_ids)}
     facts: dict[str, Any] = {
         "made_of": made_of,
         "folds": [],
@@ -140,6 +146,8 @@ def _build(home: Home, as_of: datetime, settings: TrainingSettings, path: Path, 
         publish.write_parquet(folder / "items.parquet", pa.table({"item_id": pa.array(item_ids, pa.string())}))
         publish.write_parquet(folder / "users.parquet", pa.table({"user_id": pa.array(known.user_ids, pa.string())}))
         publish.write_parquet(folder / "events.parquet", known.events)
+        for name, versions in described.items():
+            publish.write_parquet(folder / f"{name}_versions.parquet", versions)
         learnt_by = planned_folds[-1].cutoff
         for number, fold in enumerate(planned_folds):
             inside = (pc.field("at") >= micros(fold.window.start)) & (pc.field("at") < micros(fold.window.end))
