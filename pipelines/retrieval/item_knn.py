@@ -1,4 +1,4 @@
-"""Items that the same people like: cosine similarity between items, shrunk where the evidence is thin."""
+"""Items that the same people like: cosine or Jaccard similarity between items, shrunk where the evidence is thin."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
-from pipelines.datasets.interactions import Histories, Interactions
+from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints, Longs
+from pipelines.errors import ReloopError
 from pipelines.retrieval import neighbours, topk
 from pipelines.retrieval.protocol import Candidates
 
 
 @dataclass(frozen=True)
 class ItemKnn:
-    """Weight from item i to item j: sum_u x_ui x_uj / (|x_i| |x_j| + shrinkage), i's `n_neighbours` largest.
+    """Weight from item i to item j, i's `n_neighbours` largest; s_ij = sum_u x_ui x_uj.
 
+    cosine: s_ij / (|x_i| |x_j| + shrinkage). jaccard: s_ij / (|x_i|^2 + |x_j|^2 - s_ij + shrinkage), which
+    is shared over all users where every x is 0 or 1, and Tanimoto's extension of it otherwise.
     x_ui is the square root of the user's summed event weights, each fading with its age, so that
     ten views do not count ten times. State: the weights as the arrays of a sparse matrix.
 
     Attributes:
+        similarity: "cosine" or "jaccard".
         n_neighbours: weights kept per item.
         shrinkage: pulls similarities that few users carry towards zero (Sarwar et al., 2001; Koren, 2008).
         half_life_days: after this long an event counts half, in the similarities.
@@ -29,6 +32,7 @@ class ItemKnn:
         max_history: newest events of a user that are compared.
     """
 
+    similarity: str = "cosine"
     n_neighbours: int = 200
     shrinkage: float = 10.0
     half_life_days: float = 90.0
@@ -37,24 +41,29 @@ class ItemKnn:
     state: dict[str, npt.NDArray[np.generic]] | None = field(default=None, repr=False, compare=False)
 
     def fit(self, interactions: Interactions) -> Self:
-        """Return a fitted copy; similarities are computed in blocks of items, never item by item in full."""
+        """Return a fitted copy; similarities are computed in blocks of items, never item by item in full.
+
+        Raises:
+            ReloopError: no such similarity.
+        """
+        if self.similarity not in {"cosine", "jaccard"}:
+            raise ReloopError("item_knn", found=f"similarity {self.similarity!r}", allowed="cosine or jaccard")
         age_days = (interactions.as_of - interactions.at) / 86_400e6
         strength = (interactions.weight * 0.5 ** (age_days / self.half_life_days)).astype(np.float32)
         users = neighbours.user_item(interactions, strength, self.max_history)
         users.data = np.sqrt(users.data)
         items = users.T.tocsr()
-        norm = np.sqrt(np.asarray(items.multiply(items).sum(axis=1)).ravel()).astype(np.float32)
+        squared = np.asarray(items.multiply(items).sum(axis=1)).ravel().astype(np.float32)
+        norm, shrinkage = np.sqrt(squared), np.float32(self.shrinkage)
 
-        def similarities(first: int, last: int) -> sparse.csr_matrix:
-            block = (items[first:last] @ users).tocsr()
-            row = np.repeat(np.arange(first, last), np.diff(block.indptr))
-            block.data /= norm[row] * norm[block.indices] + np.float32(self.shrinkage)
-            block.data[row == block.indices] = 0
-            return neighbours.strongest(block, self.n_neighbours)
+        def cosine(shared: Floats, i: Longs, j: Ints) -> Floats:
+            return shared / (norm[i] * norm[j] + shrinkage)
 
-        reach = np.concatenate([[0], np.cumsum(np.diff(users.indptr)[items.indices])])
-        cost = np.minimum(np.diff(reach[items.indptr]), len(norm))
-        return replace(self, state=neighbours.state(neighbours.by_rows(len(norm), cost, similarities)))
+        def jaccard(shared: Floats, i: Longs, j: Ints) -> Floats:
+            return shared / (squared[i] + squared[j] - shared + shrinkage)
+
+        weigh = cosine if self.similarity == "cosine" else jaccard
+        return replace(self, state=neighbours.state(neighbours.similar(items, users, self.n_neighbours, weigh)))
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items most similar to the user's history, its late events first."""

@@ -13,11 +13,13 @@ from pipelines import publish
 from pipelines.errors import StateError
 from pipelines.retrieval.als import Als
 from pipelines.retrieval.ease import Ease
+from pipelines.retrieval.graph_filter import GraphFilter
 from pipelines.retrieval.item_knn import ItemKnn
 from pipelines.retrieval.popular import Popular
 from pipelines.retrieval.protocol import Retriever
 from pipelines.retrieval.repeat import Repeat
 from pipelines.retrieval.sequence_rules import SequenceRules
+from pipelines.retrieval.user_knn import UserKnn
 
 # Each source with the knobs it has unless the settings say otherwise; none is fitted.
 SOURCES: Final[dict[str, Retriever]] = {
@@ -28,6 +30,8 @@ SOURCES: Final[dict[str, Retriever]] = {
     "ease": Ease(),
     "als": Als(),
     "repeat": Repeat(),
+    "graph_filter": GraphFilter(),
+    "user_knn": UserKnn(),
 }
 
 

@@ -6,7 +6,7 @@ of item j for a user is the sum over the user's events e of strength(e) * weight
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -71,20 +71,51 @@ def _lookup(weights: sparse.csr_matrix, row: Longs, item: Ints) -> Floats:
     return value
 
 
-def by_rows(n_rows: int, cost: Longs, build: Callable[[int, int], sparse.csr_matrix]) -> sparse.csr_matrix:
+def within_bounds(cost: Longs) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of consecutive blocks of rows, each as long as what is stored for it stays below `PRODUCTS`.
+
+    Args:
+        cost: int64 [n_rows], an upper bound of what is stored for each row.
+    """
+    total = np.concatenate([[0], np.cumsum(cost)])
+    first = 0
+    while first < len(cost):
+        last = max(first + 1, int(np.searchsorted(total, total[first] + PRODUCTS, side="right")) - 1)
+        yield first, last
+        first = last
+
+
+def by_rows(cost: Longs, build: Callable[[int, int], sparse.csr_matrix]) -> sparse.csr_matrix:
     """Return blocks of rows one below the other, each block small enough to hold.
 
     Args:
         cost: int64 [n_rows], an upper bound of what is stored for each row while it is built.
         build: returns the rows [first, last), pruned.
     """
-    parts, first = [], 0
-    total = np.concatenate([[0], np.cumsum(cost)])
-    while first < n_rows:
-        last = max(first + 1, int(np.searchsorted(total, total[first] + PRODUCTS, side="right")) - 1)
-        parts.append(build(first, last))
-        first = last
+    parts = [build(first, last) for first, last in within_bounds(cost)]
     return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, 0), dtype=np.float32)
+
+
+def similar(
+    items: sparse.csr_matrix, users: sparse.csr_matrix, n_neighbours: int, weigh: Callable[[Floats, Longs, Ints], Floats]
+) -> sparse.csr_matrix:
+    """Return float32 [n_items, n_items], each row's strongest weights off the diagonal, in blocks of items.
+
+    Args:
+        items: float32 [n_items, n_features]; users: float32 [n_features, n_items].
+        weigh: makes weights of stored entries of `items @ users`, given as (value, row, column).
+    """
+    n_items = items.shape[0]
+
+    def build(first: int, last: int) -> sparse.csr_matrix:
+        block = (items[first:last] @ users).tocsr()
+        row = np.repeat(np.arange(first, last), np.diff(block.indptr))
+        block.data = weigh(block.data, row, block.indices)
+        block.data[row == block.indices] = 0
+        return strongest(block, n_neighbours)
+
+    reach = np.concatenate([[0], np.cumsum(np.diff(users.indptr)[items.indices])])
+    return by_rows(np.minimum(np.diff(reach[items.indptr]), n_items), build)
 
 
 def retrieve(learnt: State, histories: Histories, strength: Floats, k: int, *, exclude_seen: bool) -> Candidates:
@@ -97,13 +128,10 @@ def retrieve(learnt: State, histories: Histories, strength: Floats, k: int, *, e
     users = histories.weighted(strength)
     reach = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[users.indices])])
     cost = np.minimum(np.diff(reach[users.indptr]), histories.n_items)
-    total = np.concatenate([[0], np.cumsum(cost)])
-    parts, first = [], 0
-    while first < histories.n_users:
-        last = max(first + 1, int(np.searchsorted(total, total[first] + PRODUCTS, side="right")) - 1)
+    parts = []
+    for first, last in within_bounds(cost):
         scores = (users[first:last] @ weights).tocsr()
         parts.append(topk.best_sparse(scores, k, seen=histories.rows(first, last) if exclude_seen else None))
-        first = last
     return topk.stack(parts, k)
 
 

@@ -33,6 +33,14 @@ class TestRepeat(RetrieverContract):
     source, proposes_seen_only = "repeat", True
 
 
+class TestGraphFilter(RetrieverContract):
+    source = "graph_filter"
+
+
+class TestUserKnn(RetrieverContract):
+    source = "user_knn"
+
+
 def test_no_source_of_the_line_up_is_left_untested():
     tested = {contract.source for contract in RetrieverContract.__subclasses__()}
     assert tested == set(lineup.SOURCES)
