@@ -54,7 +54,8 @@ class ItemKnn:
         users.data = np.sqrt(users.data)
         items = users.T.tocsr()
         squared = np.asarray(items.multiply(items).sum(axis=1)).ravel().astype(np.float32)
-        norm, shrinkage = np.sqrt(squared), np.float32(self.shrinkage)
+        norm: Floats = np.sqrt(squared)
+        shrinkage = np.float32(self.shrinkage)
 
         def cosine(shared: Floats, i: Longs, j: Ints) -> Floats:
             return shared / (norm[i] * norm[j] + shrinkage)

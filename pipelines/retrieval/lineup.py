@@ -9,16 +9,25 @@ from typing import Any, Final, cast
 
 import numpy as np
 
+from pipelines import columns as c
 from pipelines import publish
 from pipelines.errors import StateError
 from pipelines.retrieval.als import Als
+from pipelines.retrieval.bpr import Bpr
+from pipelines.retrieval.content import Content
 from pipelines.retrieval.ease import Ease
 from pipelines.retrieval.graph_filter import GraphFilter
 from pipelines.retrieval.item_knn import ItemKnn
+from pipelines.retrieval.nmf import Nmf
 from pipelines.retrieval.popular import Popular
+from pipelines.retrieval.popular_by_segment import PopularBySegment
 from pipelines.retrieval.protocol import Retriever
+from pipelines.retrieval.pure_svd import PureSvd
 from pipelines.retrieval.repeat import Repeat
 from pipelines.retrieval.sequence_rules import SequenceRules
+from pipelines.retrieval.session_knn import SessionKnn
+from pipelines.retrieval.together import Together
+from pipelines.retrieval.trending import Trending
 from pipelines.retrieval.user_knn import UserKnn
 
 # Each source with the knobs it has unless the settings say otherwise; none is fitted.
@@ -32,6 +41,15 @@ SOURCES: Final[dict[str, Retriever]] = {
     "repeat": Repeat(),
     "graph_filter": GraphFilter(),
     "user_knn": UserKnn(),
+    "session_knn": SessionKnn(),
+    "pure_svd": PureSvd(),
+    "nmf": Nmf(),
+    "bpr": Bpr(),
+    "viewed_together": Together(event_type=c.VIEW),
+    "bought_together": Together(event_type=c.PURCHASE),
+    "content": Content(),
+    "trending": Trending(),
+    "popular_by_segment": PopularBySegment(),
 }
 
 

@@ -153,3 +153,10 @@ def newest_first(user: npt.NDArray[np.integer]) -> Longs:
         return np.empty(0, dtype=np.int64)
     last = np.flatnonzero(np.append(user[1:] != user[:-1], True))
     return np.repeat(last, np.diff(np.concatenate([[-1], last]))) - np.arange(len(user))
+
+
+def first_of_run(user: npt.NDArray[np.integer], item: Ints) -> npt.NDArray[np.bool_]:
+    """Tell which events are on another item than the user's event before."""
+    first = np.ones(len(user), dtype=bool)
+    first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+    return first

@@ -41,7 +41,7 @@ class SequenceRules:
     def fit(self, interactions: Interactions) -> Self:
         """Return a fitted copy."""
         n_items = len(interactions.item_ids)
-        step = _first_of_run(interactions.user, interactions.item) & (interactions.weight > 0)
+        step = neighbours.first_of_run(interactions.user, interactions.item) & (interactions.weight > 0)
         user, item = interactions.user[step], interactions.item[step]
         follows = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
         for first in range(0, len(user), EVENTS_AT_ONCE):
@@ -75,15 +75,8 @@ class SequenceRules:
     def _strength(self, histories: Histories) -> Floats:
         """Return decay^(steps back) for the first event of each of the last `window` steps, else 0."""
         user = histories.row_of_event()
-        step = _first_of_run(user, histories.item) & (histories.weight > 0)
+        step = neighbours.first_of_run(user, histories.item) & (histories.weight > 0)
         back = neighbours.newest_first(user[step])
         strength = np.zeros(len(user), dtype=np.float32)
         strength[step] = np.where(back < self.window, self.decay**back, 0)
         return strength
-
-
-def _first_of_run(user: npt.NDArray[np.integer], item: Ints) -> npt.NDArray[np.bool_]:
-    """Tell which events are on another item than the user's event before."""
-    first = np.ones(len(user), dtype=bool)
-    first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    return first

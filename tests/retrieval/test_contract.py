@@ -2,7 +2,9 @@
 
 from retriever_contract import RetrieverContract
 
+from pipelines import columns as c
 from pipelines.retrieval import lineup
+from pipelines.retrieval.protocol import Retriever
 
 
 class TestPopular(RetrieverContract):
@@ -26,7 +28,7 @@ class TestEase(RetrieverContract):
 
 
 class TestAls(RetrieverContract):
-    source = "als"
+    source, by_blas = "als", True
 
 
 class TestRepeat(RetrieverContract):
@@ -39,6 +41,55 @@ class TestGraphFilter(RetrieverContract):
 
 class TestUserKnn(RetrieverContract):
     source = "user_knn"
+
+
+class TestSessionKnn(RetrieverContract):
+    """The worlds' events lie hours apart, so a session may last."""
+
+    source = "session_knn"
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"gap_minutes": 1440.0})
+
+
+class TestPureSvd(RetrieverContract):
+    source, by_blas = "pure_svd", True
+
+
+class TestNmf(RetrieverContract):
+    source, by_blas = "nmf", True
+
+
+class TestBpr(RetrieverContract):
+    source, by_blas = "bpr", True
+
+
+class TestViewedTogether(RetrieverContract):
+    source = "viewed_together"
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"gap_minutes": 1440.0})
+
+
+class TestBoughtTogether(RetrieverContract):
+    """The worlds hold views alone, so it is told to pair them."""
+
+    source = "bought_together"
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"event_type": c.VIEW, "gap_minutes": 1440.0})
+
+
+class TestContent(RetrieverContract):
+    source, proposes_new = "content", True
+
+
+class TestTrending(RetrieverContract):
+    source, personal = "trending", False
+
+
+class TestPopularBySegment(RetrieverContract):
+    source, personal = "popular_by_segment", False
 
 
 def test_no_source_of_the_line_up_is_left_untested():
