@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from implicit.cpu.als import AlternatingLeastSquares
+from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions
-from pipelines.retrieval import neighbours, topk
+from pipelines.datasets.interactions import Floats, Histories, Interactions, Longs
+from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
+
+STEP: Final = 1.25  # of regularization, between rows that are solved together
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,17 @@ class Als:
 
     The confidence of a pair is 1 + alpha * the summed weight of its events, each fading with age. No
     user is kept: a request solves for the user's factors from the history it brings.
-    State: factor float32 [n_items, n_factors]; known bool [n_items], whether the item had an event.
+
+    A row of n pairs, out of m columns, is regularised by regularization * (n + m / alpha)^frequency_exponent over
+    the mean of that power (Rendle et al., RecSys 2022, eq. 5): with an exponent above 0, those of whom more is
+    known are regularised more. The power is rounded to steps of a quarter, and rows of a step solved together.
+    State: factor float32 [n_items, n_factors]; known bool [n_items], whether the item had an event;
+    mean_power float64 [1], of the users' powers.
 
     Attributes:
         n_factors: length of an item's vector.
-        regularization: of the factors.
+        regularization: of the factors, the mean over users and over items.
+        frequency_exponent: 0 regularises all rows alike.
         alpha: how much an event adds to the confidence of its pair.
         n_epochs: rounds of solving for users, then items.
         half_life_days: after this long an event counts half, in the fit.
@@ -36,6 +45,7 @@ class Als:
 
     n_factors: int = 64
     regularization: float = 10.0
+    frequency_exponent: float = 0.0
     alpha: float = 4.0
     n_epochs: int = 15
     half_life_days: float = 90.0
@@ -52,13 +62,40 @@ class Als:
         n_items = users.shape[1]
         known = np.bincount(users.indices, minlength=n_items) > 0
         factor = np.zeros((n_items, self.n_factors), dtype=np.float32)
+        power = self._power(np.diff(users.indptr), n_items)
         if known.any():
             users.data = 1 + np.float32(self.alpha) * users.data
             with threadpool_limits(1, "blas"):  # implicit runs its own threads over rows
                 solver = self._solver()
-                solver.fit(users, show_progress=False)
+                if self.frequency_exponent:
+                    self._alternate(solver, users, power)
+                else:
+                    solver.fit(users, show_progress=False)
             factor = np.where(known[:, None], solver.item_factors, np.float32(0))
-        return replace(self, state={"n_items": np.array([n_items]), "factor": factor, "known": known})
+        mean = power.mean() if len(power) else 1.0
+        return replace(self, state={"n_items": np.array([n_items]), "factor": factor, "known": known, "mean_power": np.array([mean])})
+
+    def _alternate(self, solver: AlternatingLeastSquares, users: sparse.csr_matrix, power: npt.NDArray[np.float64]) -> None:
+        """Fit the solver as its own `fit` does, but with a regularization for each step of the power."""
+        rng = np.random.default_rng(self.seed)
+        items = users.T.tocsr()
+        item_power = self._power(np.diff(items.indptr), users.shape[0])
+        solver.user_factors = rng.random((users.shape[0], self.n_factors), dtype=np.float32) * np.float32(0.01)
+        solver.item_factors = rng.random((users.shape[1], self.n_factors), dtype=np.float32) * np.float32(0.01)
+        sides = [
+            (users, _steps(power / power.mean()), solver.user_factors, solver.item_factors),
+            (items, _steps(item_power / item_power.mean()), solver.item_factors, solver.user_factors),
+        ]
+        for _ in range(self.n_epochs):
+            for pairs, steps, solved, given in sides:
+                for share, rows in steps:
+                    part = solved[rows]
+                    solver.solver(pairs[rows], part, given, self.regularization * share, num_threads=self.num_threads)
+                    solved[rows] = part
+
+    def _power(self, n_pairs: npt.NDArray[np.integer], n_columns: int) -> npt.NDArray[np.float64]:
+        """Return float64 [n_rows], (n + m / alpha)^frequency_exponent of each row."""
+        return np.asarray((n_pairs + n_columns / self.alpha) ** float(self.frequency_exponent), dtype=np.float64)
 
     def _solver(self) -> AlternatingLeastSquares:
         return AlternatingLeastSquares(
@@ -74,25 +111,24 @@ class Als:
         """Return the items nearest to the user's folded-in factors."""
         state = topk.checked("als", self.state, histories)
         known, factor = state["known"].astype(bool), state["factor"].astype(np.float32)
-        users = self._fold_in(histories, known, factor)
-        parts = []
-        for first, last, rows in topk.blocks(histories, histories.n_items):
-            with threadpool_limits(self.num_threads):
-                scores = users[first:last] @ factor.T
-            scores = np.where((scores > 0) & known, scores, np.float32(-np.inf))
-            if exclude_seen:
-                topk.hide_seen(scores, rows)
-            parts.append(topk.best(scores, k))
-        return topk.stack(parts, k)
+        users = self._fold_in(histories, known, factor, float(state["mean_power"].astype(np.float64)[0]))
+        return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads)
 
-    def _fold_in(self, histories: Histories, known: npt.NDArray[np.bool_], factor: Floats) -> Floats:
+    def _fold_in(self, histories: Histories, known: npt.NDArray[np.bool_], factor: Floats, mean_power: float) -> Floats:
         """Return float32 [n_users, n_factors]; a user without a known item has zeros."""
-        strength = (histories.weight * 0.5 ** (topk.age_days(histories) / self.recency_half_life_days)).astype(np.float32)
-        strength[~known[histories.item]] = 0
-        pairs = histories.weighted(strength)
+        pairs = histories.weighted(factors.faded(histories, self.recency_half_life_days, known))
         pairs.data = 1 + np.float32(self.alpha) * pairs.data
+        users: Floats = np.zeros((histories.n_users, self.n_factors), dtype=np.float32)
         with threadpool_limits(1, "blas"):
             solver = self._solver()
             solver.item_factors = factor
-            users: Floats = solver.recalculate_user(np.arange(histories.n_users), pairs)
+            for share, rows in _steps(self._power(np.diff(pairs.indptr), histories.n_items) / mean_power):
+                solver.regularization = self.regularization * share
+                users[rows] = solver.recalculate_user(rows, pairs[rows])
         return users
+
+
+def _steps(share: npt.NDArray[np.float64]) -> list[tuple[float, Longs]]:
+    """Return the rows of each share, rounded to powers of 5/4."""
+    step = np.rint(np.log(share) / np.log(STEP)).astype(np.int64)
+    return [(STEP ** int(one), np.flatnonzero(step == one)) for one in np.unique(step)]

@@ -3,7 +3,7 @@
 import numpy as np
 from retriever_contract import checkerboard, everyone, random_world, world
 
-from pipelines.retrieval import factors
+from pipelines.retrieval import als, factors
 from pipelines.retrieval.bpr import Bpr
 from pipelines.retrieval.nmf import Nmf
 from pipelines.retrieval.pure_svd import PureSvd
@@ -96,3 +96,36 @@ def test_an_item_met_alone_is_learnt_from_by_nobody_and_still_answered():
     interactions = world([(0, 0, 1.0, 1.0), (1, 1, 1.0, 1.0)], 2, 2)
     found = Bpr(n_factors=2).fit(interactions).retrieve(everyone(interactions), 2, exclude_seen=False)
     assert (found.item >= 0).all()
+
+
+def folded_in(model, interactions):
+    """Return the exact solution of each user's weighted ridge regression, and what the model says."""
+    known, factor = everyone(interactions), model.state["factor"].astype(float)
+    confidence = known.matrix().toarray() * model.alpha
+    n_pairs = (confidence > 0).sum(axis=1)
+    power = (n_pairs + known.n_items / model.alpha) ** model.frequency_exponent
+    expected = []
+    for row, share in zip(confidence, power / power.mean(), strict=True):
+        gram = factor.T @ factor + factor.T @ np.diag(row) @ factor + model.regularization * share * np.eye(factor.shape[1])
+        expected.append(np.linalg.solve(gram, factor.T @ np.where(row > 0, 1 + row, 0)))
+    return np.array(expected), model._fold_in(known, model.state["known"], model.state["factor"], model.state["mean_power"][0])
+
+
+def test_als_regularises_those_of_whom_more_is_known_more(monkeypatch):
+    monkeypatch.setattr(als, "STEP", 1.0001)
+    interactions = random_world(4)
+    forever = {"half_life_days": 1e9, "recency_half_life_days": 1e9}
+    for exponent in (0.0, 1.0):
+        model = als.Als(n_factors=4, regularization=2.0, frequency_exponent=exponent, **forever).fit(interactions)
+        expected, found = folded_in(model, interactions)
+        assert len(found) > 10
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_als_with_all_rows_alike_is_what_implicit_fits():
+    """Our rounds and implicit's differ only in the first vectors; where all rows are of one length they end in the same scores."""
+    interactions = checkerboard()
+    plain, scaled = (als.Als(n_factors=4, frequency_exponent=exponent).fit(interactions) for exponent in (0.0, 1.0))
+    known = everyone(interactions)
+    scores = [np.sort(model.retrieve(known, 20, exclude_seen=False).score, axis=1) for model in (plain, scaled)]
+    np.testing.assert_allclose(scores[0][:, -9:], scores[1][:, -9:], rtol=0.02)
