@@ -67,6 +67,24 @@ def leave_share_out(split: Split, share: float, seed: int) -> Split:
     return Split(kept, ragged(known.user[out].astype(np.int64), len(known.user_ids)), known.item[out].astype(np.int64))
 
 
+def leave_one_known_out(split: Split) -> Split:
+    """Return the training events less one of each user's, drawn, with 99 drawn negatives: a validation split of the NCF protocol.
+
+    The training file bears no time, so the newest event is not known. Negatives are items that the user met in neither part.
+    """
+    known, rng = split.known, np.random.default_rng(1)
+    n_users, n_items = len(known.user_ids), len(known.item_ids)
+    bounds = ragged(known.user.astype(np.int64), n_users)
+    drawn = bounds[:-1] + (rng.random(n_users) * np.diff(bounds)).astype(np.int64)
+    out = np.zeros(len(known.user), dtype=bool)
+    out[drawn] = True
+    kept = interactions(known.user[~out].astype(np.int64), known.item[~out].astype(np.int64), n_users, n_items, known.value[~out])
+    met = np.zeros((n_users, n_items), dtype=bool)
+    met[known.user, known.item] = True
+    order = np.argsort(rng.random((n_users, n_items), dtype=np.float32) + met, axis=1)
+    return Split(kept, np.arange(n_users + 1), known.item[drawn].astype(np.int64), order[:, :99])
+
+
 def leave_last_known_out(split: Split) -> Split:
     """Return the training sequences less their last items, which are asked for: a validation split."""
     known = split.known
