@@ -60,6 +60,11 @@ def log_sum_exp(xp: Any, x: Array) -> Array:
     return xp.log(xp.exp(x - top).sum(axis=-1)) + top[..., 0]
 
 
+def unit(x: Array) -> Array:
+    """Return vectors of length 1; a zero vector stays one."""
+    return x / ((x * x).sum(axis=-1, keepdims=True) + np.float32(1e-12)) ** np.float32(0.5)
+
+
 def gelu(xp: Any, x: Array) -> Array:
     """Return the Gaussian error linear unit, by its tanh approximation (Hendrycks and Gimpel, 2016)."""
     return 0.5 * x * (1 + xp.tanh(0.7978845608 * (x + 0.044715 * x * x * x)))

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -91,21 +91,12 @@ class SequenceModel(Training):
         def batches(rng: np.random.Generator, everything: bool) -> Iterable[Batch]:
             return learner.epoch(steps if everything or judged is None else judged.fit, np.flatnonzero(known), rng)
 
-        material = Material(
-            batches,
-            None if judged is None else lambda learnt: self._quality(learnt, judged, known),
-            {"allowed": allowed},
-            [steps.indptr, steps.item, steps.at],
-        )
-        return train(learner, params, material, checkpoint)
+        def quality(learnt: Params) -> float:
+            return sequences.validated(lambda some: self._scores(learnt, some.history, known), cast("Split", judged))
 
-    def _quality(self, learnt: Params, judged: Split, known: npt.NDArray[np.bool_]) -> float:
-        """Return the mean NDCG@10 of the validation users' next step."""
-        parts = []
-        for chosen in np.array_split(np.arange(len(judged.target)), -(-len(judged.target) // 256)):
-            history = judged.history.rows(chosen)
-            parts.append(sequences.ndcg_at_10(self._scores(learnt, history, known), history, judged.target[chosen]))
-        return float(np.concatenate(parts).mean())
+        made_of = (steps.indptr, steps.item, steps.at)
+        material = Material(batches, None if judged is None else quality, {"allowed": allowed}, made_of)
+        return train(learner, params, material, checkpoint)
 
     def epoch(self, steps: Sequences, known: npt.NDArray[np.int64], rng: np.random.Generator) -> Iterable[Batch]:
         """Yield every step once as something to predict, from the window that holds it."""
@@ -135,7 +126,7 @@ class SequenceModel(Training):
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items that the user's last steps predict."""
-        state = topk.checked(type(self).__name__, self.state, histories)
+        state = cast("Params", topk.checked(type(self).__name__, self.state, histories))
         known = state["known"].astype(bool)
         parts = []
         for _, _, rows in topk.blocks(histories, max(histories.n_items, AT_ONCE * self.n_factors)):

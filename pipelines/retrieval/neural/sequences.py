@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints, Longs
 from pipelines.errors import StateError
-from pipelines.retrieval.neural.training import Training
+from pipelines.retrieval.neural.training import Batch, Training
 
 ROWS: Final = 128  # item tables grow by so many rows, so that catalogues of like size share a compiled step
 
@@ -122,11 +122,13 @@ class Split:
 
     Attributes:
         fit: the steps to learn from while validating.
+        user: int64 [n_validation], the rows that are judged.
         history: the validation users' steps before what is withheld.
         target: int32 [n_validation], the first withheld step of each.
     """
 
     fit: Sequences
+    user: Longs
     history: Sequences
     target: Ints
 
@@ -159,7 +161,7 @@ def split(steps: Sequences, knobs: Training) -> Split | None:
         return None
     fit = steps.where(kept)
     before = fit.lengths()[chosen]
-    return Split(fit, fit.rows(chosen), steps.item[steps.indptr[chosen] + before])
+    return Split(fit, chosen, fit.rows(chosen), steps.item[steps.indptr[chosen] + before])
 
 
 def ndcg_at_10(scores: Floats, history: Sequences, target: Ints) -> Longs:
@@ -174,9 +176,20 @@ def ndcg_at_10(scores: Floats, history: Sequences, target: Ints) -> Longs:
     return np.where((rank <= 10) & np.isfinite(own), 1 / np.log2(1 + rank), 0.0)
 
 
-def shuffled(
-    arrays: dict[str, npt.NDArray[np.generic]], size: int, rng: np.random.Generator
-) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
+def validated(scored: Callable[[Split], Floats], judged: Split) -> float:
+    """Return the mean NDCG@10 of the validation users' next step.
+
+    Args:
+        scored: float32 [n, n_items] for some of the users, -inf for what is never proposed.
+    """
+    parts = []
+    for chosen in np.array_split(np.arange(len(judged.target)), -(-len(judged.target) // 256)):
+        some = Split(judged.fit, judged.user[chosen], judged.history.rows(chosen), judged.target[chosen])
+        parts.append(ndcg_at_10(scored(some), some.history, some.target))
+    return float(np.concatenate(parts).mean())
+
+
+def shuffled(arrays: Batch, size: int, rng: np.random.Generator) -> Iterator[Batch]:
     """Yield batches of exactly `size` rows in random order; the last one is filled up from the first rows drawn."""
     n = len(next(iter(arrays.values())))
     order = rng.permutation(n)

@@ -28,7 +28,7 @@ from pipelines.retrieval.neural.backend import Array, Params
 
 log = logging.getLogger(__name__)
 
-Batch: TypeAlias = dict[str, npt.NDArray[np.generic]]
+Batch: TypeAlias = dict[str, npt.NDArray[Any]]
 CHECKPOINT_SECONDS: Final = 60.0  # how much work a kill may cost within an epoch; does not change the result
 
 
@@ -54,7 +54,7 @@ class Training:
 
     n_epochs: int = 20
     seconds: float = 0.0
-    patience: int = 3
+    patience: int = 5
     learning_rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.0
