@@ -41,7 +41,7 @@ class Histories:
         weight: float32 [n_events], strength of the event (TrainingSettings.gains).
         n_items: size of the catalogue the indices run over.
         as_of: microseconds UTC; every `at` is before it.
-        value: float32 [n_events], as in `Interactions`; None where the caller has none.
+        rating: float32 [n_events], NaN where the event is no rating; None where the caller has none.
         users: what is known of each user, a row each (`profiles.USERS`); None where nothing is.
     """
 
@@ -51,7 +51,7 @@ class Histories:
     weight: Floats
     n_items: int
     as_of: int
-    value: Floats | None = None
+    rating: Floats | None = None
     users: pa.Table | None = None
 
     @property
@@ -73,7 +73,7 @@ class Histories:
             self.weight[begin:end],
             self.n_items,
             self.as_of,
-            None if self.value is None else self.value[begin:end],
+            None if self.rating is None else self.rating[begin:end],
             None if self.users is None else self.users.slice(first, last - first),
         )
 
@@ -266,7 +266,7 @@ def histories(interactions: Interactions, user_ids: Ids, as_of: datetime | None 
         interactions.weight[take],
         n_items=len(interactions.item_ids),
         as_of=until,
-        value=interactions.value[take],
+        rating=np.where(interactions.event_type[take] == c.EVENT_TYPES.index(c.RATING), interactions.value[take], np.float32(np.nan)),
         users=None if interactions.users is None else profiles.taken(interactions.users, known),
     )
 
@@ -290,6 +290,6 @@ def remap(known: Histories, from_ids: Ids, to_ids: Ids) -> Histories:
         known.weight[kept],
         n_items=len(to_ids),
         as_of=known.as_of,
-        value=None if known.value is None else known.value[kept],
+        rating=None if known.rating is None else known.rating[kept],
         users=known.users,
     )

@@ -34,17 +34,27 @@ def faded(histories: Histories, half_life_days: float, known: npt.NDArray[np.boo
 
 
 def retrieve(
-    users: Floats, items: Floats, known: npt.NDArray[np.bool_], histories: Histories, k: int, *, exclude_seen: bool, num_threads: int
+    users: Floats,
+    items: Floats,
+    known: npt.NDArray[np.bool_],
+    histories: Histories,
+    k: int,
+    *,
+    exclude_seen: bool,
+    num_threads: int,
+    told: npt.NDArray[np.bool_] | None = None,
 ) -> Candidates:
-    """Return the known items with the largest inner products; none for a user of whom no known item is liked.
+    """Return the known items with the largest inner products; none for a user of whom nothing is known.
 
     Args:
         users: float32 [n_users, n_factors], of the rows of `histories`.
         items: float32 [n_items, n_factors].
         known: bool [n_items], what may be proposed.
+        told: bool [n_users], of whom something is known; without it, those who liked a known item.
     """
-    told = np.zeros(histories.n_users, dtype=bool)
-    told[histories.row_of_event()[(histories.weight > 0) & known[histories.item]]] = True
+    if told is None:
+        told = np.zeros(histories.n_users, dtype=bool)
+        told[histories.row_of_event()[(histories.weight > 0) & known[histories.item]]] = True
     parts = []
     for first, last, rows in topk.blocks(histories, histories.n_items):
         with threadpool_limits(num_threads):

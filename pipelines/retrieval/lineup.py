@@ -13,6 +13,7 @@ from pipelines import columns as c
 from pipelines import publish
 from pipelines.errors import StateError
 from pipelines.retrieval.als import Als
+from pipelines.retrieval.biased_mf import BiasedMf
 from pipelines.retrieval.bpr import Bpr
 from pipelines.retrieval.content import Content
 from pipelines.retrieval.ease import Ease
@@ -50,6 +51,7 @@ SOURCES: Final[dict[str, Retriever]] = {
     "content": Content(),
     "trending": Trending(),
     "popular_by_segment": PopularBySegment(),
+    "biased_mf": BiasedMf(),
 }
 
 

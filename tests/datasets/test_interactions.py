@@ -130,3 +130,12 @@ def test_labels_of_some_users_are_taken_in_their_order(shop):
     window = Window(NOON - timedelta(days=6), NOON + timedelta(days=1))
     found = labels.labels(shop, window, SETTINGS, before=NOON + timedelta(days=1)).take(np.array([1, 0]))
     assert (found.user_ids.tolist(), found.indptr.tolist(), found.gain.tolist()) == (["bea", "ann"], [0, 2, 4], [1, 3, 3, 2])
+
+
+def test_histories_bring_the_ratings_that_were_given_and_no_amounts(shop):
+    found = interactions.load(shop, NOON + timedelta(days=2), SETTINGS)
+    asked = interactions.histories(found, np.array(["bea", "ann"]))
+    np.testing.assert_array_equal(asked.rating, [2.0, 5.0, np.nan] + [np.nan] * 4)
+    assert np.isnan(asked.rows(1, 2).rating).all()
+    on_pad = interactions.remap(asked, found.item_ids, np.array(["pad"]))
+    np.testing.assert_array_equal(on_pad.rating, [5.0, np.nan])

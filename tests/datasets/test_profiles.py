@@ -70,4 +70,3 @@ def test_histories_bring_what_is_known_of_their_users_in_the_order_asked(shop):
     assert asked.users[c.COUNTRY].to_pylist() == ["AU", None, None, "AU"]
     assert asked.rows(2, 4).users[c.COUNTRY].to_pylist() == [None, "AU"]
     assert interactions.remap(asked, found.item_ids, found.item_ids[:1]).users is asked.users
-    assert len(asked.rows(2, 4).value) == len(asked.rows(2, 4).item)

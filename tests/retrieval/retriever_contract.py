@@ -121,8 +121,14 @@ class RetrieverContract:
     def make(self) -> Retriever:
         return lineup.make(self.source)
 
+    def checkerboard(self) -> Interactions:
+        return checkerboard()
+
+    def random_world(self, seed: int) -> Interactions:
+        return random_world(seed)
+
     def test_on_the_checkerboard_every_user_gets_the_missing_item_of_its_colour(self) -> None:
-        interactions = checkerboard()
+        interactions = self.checkerboard()
         found = self.make().fit(interactions).retrieve(everyone(interactions), 3, exclude_seen=True)
         assert_well_formed(found, 40, 3, 20)
         if self.proposes_seen_only:
@@ -133,7 +139,7 @@ class RetrieverContract:
             assert len(np.unique(found.item[0])) == 3
 
     def test_on_the_checkerboard_seen_items_of_the_own_colour_come_first(self) -> None:
-        interactions = checkerboard()
+        interactions = self.checkerboard()
         found = self.make().fit(interactions).retrieve(everyone(interactions), 9, exclude_seen=False)
         assert (found.item >= 0).all()
         if self.personal:
@@ -144,7 +150,7 @@ class RetrieverContract:
     def test_lists_are_well_formed_in_any_world(self, k: int, exclude_seen: bool) -> None:
         proposed = 0
         for seed in range(12):
-            interactions = random_world(seed)
+            interactions = self.random_world(seed)
             known = everyone(interactions)
             found = self.make().fit(interactions).retrieve(known, k, exclude_seen=exclude_seen)
             assert_well_formed(found, known.n_users, k, known.n_items)
@@ -159,7 +165,7 @@ class RetrieverContract:
         assert proposed > 0 or (self.proposes_seen_only and exclude_seen)
 
     def test_users_nobody_knows_get_the_common_list_or_nothing(self) -> None:
-        found = self.make().fit(checkerboard()).retrieve(strangers(20), 5, exclude_seen=True)
+        found = self.make().fit(self.checkerboard()).retrieve(strangers(20), 5, exclude_seen=True)
         assert_well_formed(found, 2, 5, 20)
         assert (found.item[0] == found.item[1]).all()
         assert (found.item == -1).all() == self.personal
@@ -178,14 +184,14 @@ class RetrieverContract:
         assert_well_formed(found, 2, 5, 1)
 
     def test_the_same_events_give_the_same_bytes(self) -> None:
-        interactions = random_world(3)
+        interactions = self.random_world(3)
         first, second = (self.make().fit(interactions) for _ in range(2))
         assert first.state is not None
         assert second.state is not None
         assert {key: value.tobytes() for key, value in first.state.items()} == {key: value.tobytes() for key, value in second.state.items()}
 
     def test_a_user_asked_alone_gets_what_it_gets_in_company(self) -> None:
-        interactions = checkerboard()
+        interactions = self.checkerboard()
         fitted, known = self.make().fit(interactions), everyone(interactions)
         together = fitted.retrieve(known, 6, exclude_seen=False)
         for row in (0, 7, 39):
@@ -194,7 +200,7 @@ class RetrieverContract:
             np.testing.assert_allclose(alone.score[0], together.score[row], rtol=1e-4)
 
     def test_small_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        interactions = random_world(5)
+        interactions = self.random_world(5)
         whole = self.make().fit(interactions).retrieve(everyone(interactions), 8, exclude_seen=True)
         monkeypatch.setattr(topk, "BLOCK", 50)
         monkeypatch.setattr(neighbours, "PRODUCTS", 50)
@@ -208,19 +214,19 @@ class RetrieverContract:
             self.make().retrieve(strangers(3), 1, exclude_seen=False)
 
     def test_histories_over_another_catalogue_are_refused(self) -> None:
-        fitted = self.make().fit(checkerboard())
+        fitted = self.make().fit(self.checkerboard())
         with pytest.raises(StateError, match="histories over 21 items"):
             fitted.retrieve(strangers(21), 1, exclude_seen=False)
 
     def test_fitting_returns_a_copy_and_knobs_are_frozen(self) -> None:
         retriever = self.make()
-        assert retriever.fit(checkerboard()) is not retriever
+        assert retriever.fit(self.checkerboard()) is not retriever
         assert retriever.state is None
         with pytest.raises(FrozenInstanceError):
             retriever.state = {}  # type: ignore[misc]
 
     def test_saved_and_loaded_it_answers_the_same(self, tmp_path: Path) -> None:
-        interactions = random_world(7)
+        interactions = self.random_world(7)
         fitted, known = self.make().fit(interactions), everyone(interactions)
         lineup.save(tmp_path, self.source, fitted)
         loaded = lineup.load(tmp_path)

@@ -1,8 +1,12 @@
 """Every source of the line-up keeps the contract of a retriever."""
 
-from retriever_contract import RetrieverContract
+from dataclasses import replace
+
+import numpy as np
+from retriever_contract import DAY, NOW, RetrieverContract, checkerboard, random_world, world
 
 from pipelines import columns as c
+from pipelines.datasets.interactions import Floats, Interactions
 from pipelines.retrieval import lineup
 from pipelines.retrieval.protocol import Retriever
 
@@ -90,6 +94,29 @@ class TestTrending(RetrieverContract):
 
 class TestPopularBySegment(RetrieverContract):
     source, personal = "popular_by_segment", False
+
+
+class TestBiasedMf(RetrieverContract):
+    """On the checkerboard everybody rates the own colour about 5 and the other about 1; elsewhere a rating is the weight and one."""
+
+    source, by_blas = "biased_mf", True
+
+    def checkerboard(self) -> Interactions:
+        liked = checkerboard()
+        poor = [(user, item, 2.0, 0.0) for user in range(40) for item in range(20) if (user + item) % 2 and item != (user + 5) % 20]
+        events = zip(liked.user, liked.item, (NOW - liked.at) / DAY, liked.weight, strict=True)
+        both = world([*((int(u), int(i), float(age), float(w)) for u, i, age, w in events), *poor], 40, 20)
+        return rated(both, 1 + 4 * both.weight - both.item / 40)  # no ties, which rounding would break
+
+    def random_world(self, seed: int) -> Interactions:
+        drawn = random_world(seed)
+        return rated(drawn, 1 + drawn.weight)
+
+
+def rated(interactions: Interactions, value: Floats) -> Interactions:
+    """Return the same events as ratings."""
+    kind = np.full(len(value), c.EVENT_TYPES.index(c.RATING), dtype=np.int8)
+    return replace(interactions, event_type=kind, value=value.astype(np.float32))
 
 
 def test_no_source_of_the_line_up_is_left_untested():
