@@ -43,6 +43,13 @@ class TestGraphFilter(RetrieverContract):
     source = "graph_filter"
 
 
+class TestGraphFilterWithLowPass(RetrieverContract):
+    source, by_blas = "graph_filter", True
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"n_factors": 4})
+
+
 class TestUserKnn(RetrieverContract):
     source = "user_knn"
 

@@ -73,3 +73,18 @@ def test_only_the_users_with_the_newest_events_are_kept():
     fitted = UserKnn(max_users=2).fit(world(events, 3, 3))
     assert len(fitted.state["indptr"]) == 3
     assert sorted(fitted.state["indices"].tolist()) == [0, 0, 2], "not item 1, which only user 0 met"
+
+
+def test_the_low_pass_filter_adds_the_first_directions_of_the_normalised_matrix():
+    rng = np.random.default_rng(3)
+    interactions = world([(user, item, 1.0, 1.0) for user in range(40) for item in range(12) if rng.random() < 0.3], 40, 12)
+    model = GraphFilter(n_factors=3, low_pass=2.0, recency_half_life_days=1e9).fit(interactions)
+    x = everyone(interactions).matrix().toarray().astype(float)
+    degree = x.sum(axis=0)
+    normal = x / np.sqrt(np.maximum(x.sum(axis=1, keepdims=True), 1) * degree)
+    v = np.linalg.svd(normal)[2][:3]
+    expected = x @ weights(model) + 2.0 * (x / np.sqrt(degree)) @ v.T @ v * np.sqrt(degree)
+    found = model.retrieve(everyone(interactions), 12, exclude_seen=False)
+    told = x.any(axis=1)
+    assert told.sum() > 30
+    np.testing.assert_allclose(found.score[told], np.take_along_axis(expected, found.item.astype(np.int64), axis=1)[told], atol=1e-3)
