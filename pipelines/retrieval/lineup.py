@@ -13,22 +13,28 @@ from pipelines import columns as c
 from pipelines import publish
 from pipelines.errors import StateError
 from pipelines.retrieval.als import Als
+from pipelines.retrieval.bert4rec import Bert4Rec
 from pipelines.retrieval.biased_mf import BiasedMf
 from pipelines.retrieval.bpr import Bpr
 from pipelines.retrieval.content import Content
 from pipelines.retrieval.ease import Ease
 from pipelines.retrieval.graph_filter import GraphFilter
+from pipelines.retrieval.gru4rec import Gru4Rec
 from pipelines.retrieval.item_knn import ItemKnn
+from pipelines.retrieval.lightgcn import LightGcn
+from pipelines.retrieval.neumf import NeuMf
 from pipelines.retrieval.nmf import Nmf
 from pipelines.retrieval.popular import Popular
 from pipelines.retrieval.popular_by_segment import PopularBySegment
 from pipelines.retrieval.protocol import Retriever
 from pipelines.retrieval.pure_svd import PureSvd
 from pipelines.retrieval.repeat import Repeat
+from pipelines.retrieval.sasrec import SasRec
 from pipelines.retrieval.sequence_rules import SequenceRules
 from pipelines.retrieval.session_knn import SessionKnn
 from pipelines.retrieval.together import Together
 from pipelines.retrieval.trending import Trending
+from pipelines.retrieval.two_tower import TwoTower
 from pipelines.retrieval.user_knn import UserKnn
 
 # Each source with the knobs it has unless the settings say otherwise; none is fitted.
@@ -52,6 +58,14 @@ SOURCES: Final[dict[str, Retriever]] = {
     "trending": Trending(),
     "popular_by_segment": PopularBySegment(),
     "biased_mf": BiasedMf(),
+    # Trained with JAX (the extra `neural`), served without it.
+    "sasrec": SasRec(),
+    "gsasrec": SasRec(loss="gbce", n_negatives=256),
+    "gru4rec": Gru4Rec(),
+    "bert4rec": Bert4Rec(),
+    "two_tower": TwoTower(),
+    "lightgcn": LightGcn(),
+    "neumf": NeuMf(),
 }
 
 

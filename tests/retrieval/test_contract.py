@@ -1,6 +1,7 @@
 """Every source of the line-up keeps the contract of a retriever."""
 
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 from retriever_contract import DAY, NOW, RetrieverContract, checkerboard, random_world, world
@@ -126,7 +127,63 @@ def rated(interactions: Interactions, value: Floats) -> Interactions:
     return replace(interactions, event_type=kind, value=value.astype(np.float32))
 
 
+SMALL = {"n_factors": 16, "learning_rate": 1e-2, "warmup": 1, "n_epochs": 20, "patience": 20, "batch_size": 16}
+
+
+class SequenceContract(RetrieverContract):
+    """On the checkerboard of a model of sequences, the order of a user's steps says nothing."""
+
+    knobs: ClassVar[dict[str, Any]] = SMALL | {"max_history": 10, "n_negatives": 0}
+    by_blas = True
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, self.knobs)
+
+    def checkerboard(self) -> Interactions:
+        plain, rng = checkerboard(), np.random.default_rng(0)
+        return world([(int(user), int(item), 1 + rng.random(), 1.0) for user, item in zip(plain.user, plain.item, strict=True)], 40, 20)
+
+
+class TestSasRec(SequenceContract):
+    source, knobs = "sasrec", SequenceContract.knobs | {"n_layers": 1, "n_heads": 1}
+
+
+class TestGSasRec(SequenceContract):
+    source, knobs = "gsasrec", SequenceContract.knobs | {"n_layers": 1, "n_heads": 1, "n_negatives": 16, "n_epochs": 60}
+
+
+class TestGru4Rec(SequenceContract):
+    source, knobs = "gru4rec", SequenceContract.knobs | {"n_hidden": 16}
+
+
+class TestBert4Rec(SequenceContract):
+    source, knobs = "bert4rec", SequenceContract.knobs | {"n_layers": 1, "n_heads": 1, "n_epochs": 40}
+
+
+class TestTwoTower(RetrieverContract):
+    source, by_blas = "two_tower", True
+
+    def make(self) -> Retriever:
+        knobs = {"max_history": 10, "batch_size": 64, "n_epochs": 10, "n_negatives": 16, "n_pool": 16, "n_hard": 1}
+        return lineup.make(self.source, SMALL | knobs)
+
+
+class TestLightGcn(RetrieverContract):
+    source, by_blas = "lightgcn", True
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, SMALL | {"batch_size": 128, "n_negatives": 32})
+
+
+class TestNeuMf(RetrieverContract):
+    source, by_blas = "neumf", True
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, SMALL | {"max_history": 10, "n_epochs": 30})
+
+
 def test_no_source_of_the_line_up_is_left_untested():
-    tested = {contract.source for contract in RetrieverContract.__subclasses__()}
+    families = [*RetrieverContract.__subclasses__(), *SequenceContract.__subclasses__()]
+    tested = {contract.source for contract in families if contract is not SequenceContract}
     assert tested == set(lineup.SOURCES)
     assert len(tested) >= 7
