@@ -41,9 +41,9 @@ class Bpr:
     """
 
     n_factors: int = 64
-    n_epochs: int = 30
+    n_epochs: int = 20
     learning_rate: float = 0.01
-    regularization: float = 0.001
+    regularization: float = 0.0001
     n_negatives: int = 1
     recency_half_life_days: float = 30.0
     max_history: int = 400

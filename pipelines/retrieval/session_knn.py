@@ -121,10 +121,11 @@ class SessionKnn:
         asked = np.repeat(np.arange(asking.shape[0]), np.diff(asking.indptr)) * n_items + asking.indices
         key = asker[pair] * n_items + proposed
         place = np.minimum(np.searchsorted(asked, key), max(len(asked) - 1, 0))
-        weight = np.where(asked[place] == key, asking.data[place], np.float32(0)) if len(asked) else np.zeros(len(key), dtype=np.float32)
-        # The anchor of a pair: the step whose item the asker met last; the latest of several.
-        order = np.lexsort((step, weight, pair))
-        anchor = step[order[before[1:] - 1]]
+        shared = np.flatnonzero(asked[place] == key) if len(asked) else np.zeros(0, dtype=np.int64)
+        # The anchor of a pair: the step whose item the asker met last; the latest of several. Each pair shares an item.
+        in_order = shared[np.lexsort((step[shared], asking.data[place[shared]], pair[shared]))]
+        anchor = np.zeros(len(begin), dtype=np.int64)
+        anchor[pair[in_order]] = step[in_order]  # the last assignment of a pair stays
         distance = step - anchor[pair]
         share = nearest.data[pair] * self.distance_decay ** np.maximum(np.abs(distance) - 1, 0)
         share[distance < 0] *= self.backward

@@ -39,7 +39,7 @@ class UserKnn:
     n_neighbours: int = 100
     shrinkage: float = 1.0
     item_exponent: float = 0.25
-    power: float = 1.0
+    power: float = 2.0
     half_life_days: float = 90.0
     recency_half_life_days: float = 30.0
     max_history: int = 400

@@ -48,7 +48,7 @@ def test_users_are_compared_by_the_cosine_of_their_histories_and_speak_for_what_
     # user 0 met 0, 1; user 1 met 0, 1, 2; user 2 met 1, 3
     events = [*EVENTS, (2, 1, 1, 1.0), (2, 3, 1, 1.0)]
     interactions = world(events, 3, 4)
-    plain = UserKnn(shrinkage=0.0, item_exponent=0.0, half_life_days=1e9, recency_half_life_days=1e9).fit(interactions)
+    plain = UserKnn(shrinkage=0.0, item_exponent=0.0, power=1.0, half_life_days=1e9, recency_half_life_days=1e9).fit(interactions)
     found = plain.retrieve(everyone(interactions), 4, exclude_seen=True)
     assert found.item[0].tolist() == [2, 3, -1, -1]
     np.testing.assert_allclose(found.score[0, :2], [2 / 6**0.5, 1 / 2], rtol=1e-5)
