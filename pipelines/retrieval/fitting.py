@@ -3,10 +3,12 @@
 training/<as_of>/retrieval/<source>/
     <fold>.npz               item int32, score float32 [n_users, k]; rows in the order of the fold's labels
     knobs.json, state.npz    the source as fitted for the judged fold: what a bundle releases
+training/<as_of>/checkpoints/<source>/<fold>.npz    how far a training has come that was killed; gone once it is published
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,13 +18,13 @@ import numpy as np
 from pipelines import config, cycle, publish
 from pipelines.config import Home
 from pipelines.datasets import universe
-from pipelines.datasets.interactions import Ints, histories
+from pipelines.datasets.interactions import Interactions, Ints, histories
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
 from pipelines.retrieval import lineup
-from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.protocol import Candidates, Resumable, Retriever
 
 
 def folder(home: Home, as_of: datetime, source: str) -> Path:
@@ -39,6 +41,7 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
     """
     settings = config.load(home)
     retriever = lineup.make(source, settings.retrieval.parameters.get(source))
+    kept = checkpoints(home, as_of, source)
     with cycle.stage(home, as_of, "retrieval", source) as record:
         world = universe.ensure(home, as_of)
         facts = {"source": source, "universe": world.digest, "settings": settings.retrieval.model_dump(mode="json")}
@@ -48,7 +51,7 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
                 truth = world.labels(fold.name)
                 known = world.interactions(fold.cutoff, settings.training)
                 began = time.perf_counter()
-                fitted = retriever.fit(known)
+                fitted = _fitted(retriever, known, kept / f"{fold.name}.npz")
                 asked = time.perf_counter()
                 users = histories(known, truth.user_ids)
                 found = fitted.retrieve(users, settings.retrieval.k_per_source, exclude_seen=settings.training.exclude_seen)
@@ -58,6 +61,16 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
                 if fold.name == JUDGE:
                     lineup.save(out, source, fitted)
                     record.update(quality(found.item, truth), users=truth.n_users)
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def checkpoints(home: Home, as_of: datetime, source: str) -> Path:
+    """Return where a source that takes long keeps its progress, a file a fold, until it is published."""
+    return universe.run_folder(home, as_of) / "checkpoints" / source
+
+
+def _fitted(retriever: Retriever, known: Interactions, checkpoint: Path) -> Retriever:
+    return retriever.resume(known, checkpoint) if isinstance(retriever, Resumable) else retriever.fit(known)
 
 
 def quality(item: Ints, truth: Labels) -> dict[str, float | None]:

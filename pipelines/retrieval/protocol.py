@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from pathlib import Path
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,4 +49,13 @@ class Retriever(Protocol):
         Raises:
             StateError: the model was not fitted, or the histories index another catalogue.
         """
+        ...
+
+
+@runtime_checkable
+class Resumable(Retriever, Protocol):
+    """A retriever whose training takes long enough to be killed, and goes on from where it stood."""
+
+    def resume(self, interactions: Interactions, checkpoint: Path | None) -> Self:
+        """Return what `fit` returns, keeping progress in a file and going on from what it holds of this very training."""
         ...

@@ -1,5 +1,6 @@
 """Retrieval of one run from the lake to the candidates: what is published, what is judged, what must not leak."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipelines.datasets import universe
 from pipelines.errors import NotEnoughData, StateError
 from pipelines.evaluation import metrics
 from pipelines.retrieval import blend, fitting, lineup
+from pipelines.retrieval.popular import Popular
 from pipelines.window import utc
 
 START, AS_OF = utc("2025-01-06"), utc("2025-02-10")  # five weeks: rank_1, rank_2 and judge fit behind two
@@ -147,3 +149,30 @@ def test_too_short_a_history_is_no_failure_of_the_machine(home):
         fitting.fit(home, START + timedelta(days=10), "popular")
     (record,) = cycle.records(home, START + timedelta(days=10), "retrieval")
     assert record["state"] == "failed"
+
+
+class Killed(BaseException):
+    """As a signal would."""
+
+
+@dataclass(frozen=True)
+class Slow(Popular):
+    """Is killed in its first training of a fold, and then goes on from what it left."""
+
+    def resume(self, interactions, checkpoint):
+        if not checkpoint.is_file():
+            publish.write_text(checkpoint, "half-way")
+            raise Killed
+        return self.fit(interactions)
+
+
+def test_a_training_that_was_killed_goes_on_from_its_checkpoint_and_leaves_none_behind(run_home, monkeypatch):
+    monkeypatch.setattr(lineup, "SOURCES", {"slow": Slow()})
+    kept = fitting.checkpoints(run_home, AS_OF, "slow")
+    for fold in ("rank_1", "rank_2", "judge"):
+        with pytest.raises(Killed):
+            fitting.fit(run_home, AS_OF, "slow")
+        assert (kept / f"{fold}.npz").is_file()
+    fitting.fit(run_home, AS_OF, "slow")
+    assert not kept.exists()
+    assert (fitting.folder(run_home, AS_OF, "slow") / "judge.npz").is_file()
