@@ -20,7 +20,7 @@ class UserKnn:
 
     sim(u, v) = sum_i x_ui x_vi / (|x_u| |x_v| + shrinkage) (Herlocker et al., SIGIR 1999, with implicit
     feedback), x_ui the square root of the summed event weights, fading with age, over d_i^item_exponent:
-    to have met what everybody meets says little of taste. Training users are evidence, not parameters:
+    to have met what everybody meets may say little of taste. Training users are evidence, not parameters:
     whoever asks is compared by the history it brings (a training user with its own row, too, which
     speaks for what it has met alone). State: the rows x_v without the discount as the arrays of a sparse
     matrix; discount float32 [n_items].
@@ -37,9 +37,9 @@ class UserKnn:
     """
 
     n_neighbours: int = 100
-    shrinkage: float = 1.0
-    item_exponent: float = 0.25
-    power: float = 2.0
+    shrinkage: float = 10.0
+    item_exponent: float = 0.0
+    power: float = 3.0
     half_life_days: float = 90.0
     recency_half_life_days: float = 30.0
     max_history: int = 400
