@@ -9,6 +9,7 @@ import random
 import signal
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import count
 from multiprocessing.process import BaseProcess
@@ -219,6 +220,39 @@ def test_rows_past_their_ttl_are_neither_written_nor_kept(world: World, kind: st
     assert len(dump(store, kind)) == (2 if kind == "redis" else 2 * len(COLUMNS))
 
 
+def test_an_end_far_behind_the_source_empties_no_store(world: World, kind: str, address: str):
+    """`feast materialize-incremental` up to now, over a source that ends last year: nothing to load is nothing to sweep."""
+    world.publish("a", rows_at(day(1), counting(2, 1)))
+    store = world.store(kind, address)
+    store.materialize(day(0), day(1))
+    store.materialize_incremental(day(400))
+    assert read(store, ["u0", "u1"], "count") == [{"count": 1}] * 2
+    store.materialize(day(-9), day(400))  # all of the source is loaded, and past its ttl at the end
+    assert read(store, ["u0", "u1"], "count") == [{"count": 1}] * 2
+
+
+def test_one_projects_sweep_leaves_anothers_rows_alone(world: World, redis: str):
+    """Of two projects in one Redis, even if the name of one ends in the other's, under the same join key."""
+    world.publish("a", rows_at(day(1), counting(2, 1)))
+    other = world.store("redis", redis, name="other", project="myshelf")
+    other.materialize(day(0), day(1))
+    world.publish("a", rows_at(day(30), counting(1, 2)))
+    mine = world.store("redis", redis)
+    mine.materialize(day(29), day(30))
+    assert read(other, ["u0", "u1"], "count") == [{"count": 1}] * 2
+    assert read(mine, ["u0", "u1"], "count") == [{"count": 2}, {"count": None}]
+
+
+def test_threads_that_push_through_one_store_take_turns(world: World, kind: str, address: str):
+    """As `feast serve` does: every push is written, none is torn, whichever comes first."""
+    world.publish("a", rows_at(day(1), counting(1, 1)))
+    store = world.store(kind, address)
+    frames = [rows_at(day(2) + timedelta(minutes=n), counting(5, n)).to_pandas() for n in range(40)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda frame: store.write_to_online_store("user_shelf", df=frame), frames))
+    assert read(store, ["u0", "u4"], "count", "total") == [{"count": 39, "total": 39}] * 2
+
+
 def test_by_the_stores_own_clock_a_value_past_its_ttl_is_missing(world: World, kind: str, address: str):
     """The world is of last March: with `expire_on_read` no stock call is answered, without it every one is."""
     world.publish("a", rows_at(day(1), counting(1, 1)))
@@ -292,6 +326,8 @@ def test_a_frozen_or_dead_redis_is_given_up_at_once(world: World, redis: str):
     with pytest.raises(Exception, match=r"[Cc]onnect|refused|closed"):
         read(store, ["u0"], "count")
     assert time.perf_counter() - began < 2
+    with pytest.raises(StateError, match="Redis at 127"):
+        read(store, ["u0"], "count")
     with pytest.raises(StateError, match="Redis at 127"):
         store.materialize(day(0), day(1))
 
