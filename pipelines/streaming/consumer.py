@@ -68,7 +68,7 @@ class Consumer:
         judged = self._judge.judge(messages)
         users = list(dict.fromkeys(row[c.USER_ID] for _, row in judged.accepted))
         # The batch may know of events that never came by here.
-        change = self._memory.take(judged, self._told(users))
+        change = self._memory.take(judged, self._told(users), self._bus.name)
         pushed = self._push(change)
         if change.refused:
             handing_on.quarantine(self._home, self._memory)

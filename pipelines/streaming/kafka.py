@@ -37,6 +37,7 @@ class Kafka:
                 hint="pip install 'reloop[kafka]'",
             ) from error
         self.topic, self.servers = topic, servers
+        self.name = f"kafka://{','.join(sorted(servers.split(',')))} {topic}"
         self._kafka = kafka
         self._common = {"bootstrap.servers": servers, "client.id": consumer, "log_level": 2, **(options or {})}
         self._settings = {
@@ -76,7 +77,7 @@ class Kafka:
         if left := self._producer.flush(FLUSH_SECONDS):
             failed.append(f"{left} events were not confirmed within {FLUSH_SECONDS:g} s")
         if failed:
-            raise self._gone(failed[0])
+            raise self._gone(failed[0], "publish them again once the brokers are up: an event that comes twice counts once")
         return sent
 
     def consume(self, count: int, wait_seconds: float) -> list[Message]:
@@ -148,10 +149,10 @@ class Kafka:
         except self._kafka.KafkaException as error:
             raise self._gone(str(error)) from error
 
-    def _gone(self, found: str) -> StateError:
+    def _gone(self, found: str, hint: str = "what was not acknowledged is delivered again") -> StateError:
         return StateError(
             f"event bus kafka://{self.servers}, topic {self.topic}",
             found=found,
             allowed="brokers that answer",
-            hint="what was not acknowledged is delivered again",
+            hint=hint,
         )

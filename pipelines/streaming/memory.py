@@ -6,6 +6,7 @@ often it is delivered, once. Consumers of one state folder share the file; each 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from pipelines import columns as c
 from pipelines.config import Home
-from pipelines.streaming.bus import encode
+from pipelines.streaming.bus import Message, encode
 from pipelines.streaming.reading import EPOCH, Judged
 from pipelines.streaming.session import ITEMS, SessionEvent
 
@@ -82,11 +83,12 @@ class Memory:
         self._database.executescript(SCHEMA)
         self._remember_us = round(remember_days * DAY_US)
 
-    def take(self, judged: Judged, told: Mapping[str, Told]) -> Change:
+    def take(self, judged: Judged, told: Mapping[str, Told], bus: str = "") -> Change:
         """Let a delivery take effect, once.
 
         Args:
             told: what others (the online store) know of users: remembered beside the new events.
+            bus: the name of the one that delivered; another has messages of the same positions.
         """
         change = Change()
         with self._transaction():
@@ -99,7 +101,7 @@ class Memory:
                 else:
                     change.repeated += 1
             for message, row in judged.refused:
-                if self._first(f"message {message.position}", message.published_us):
+                if self._first(_name(bus, message), message.published_us):
                     self._database.execute("INSERT INTO refused (row) VALUES (?)", (encode(row).decode(),))
                     change.refused += 1
                 else:
@@ -172,6 +174,12 @@ class Memory:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+
+def _name(bus: str, message: Message) -> str:
+    """Return what one message is known by: a topic that was deleted and made anew has the positions of the old one."""
+    told = hashlib.blake2b(message.payload, digest_size=16, key=hashlib.blake2b(bus.encode()).digest())
+    return f"message {message.position} {message.published_us} {told.hexdigest()}"
 
 
 def _us(moment: Any) -> int:
