@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -84,7 +85,7 @@ class Kafka:
         """Return new messages of the partitions that are ours, from the last commit on."""
         with self._reachable():
             records = self._subscribed().consume(count, wait_seconds)
-        messages = []
+        messages, now = [], time.time_ns() // 1_000_000
         for record in records:
             if error := record.error():
                 # A topic comes into being with its first event.
@@ -94,7 +95,9 @@ class Kafka:
             partition, offset = record.partition(), record.offset()
             self._open.setdefault(partition, set()).add(offset)
             self._next[partition] = max(self._next.get(partition, 0), offset + 1)
-            messages.append(Message(f"{partition}:{offset}", max(record.timestamp()[1], 0) * 1000, record.value() or b""))
+            # Unless the topic says otherwise the time is the publisher's, whose clock may be years ahead.
+            published = min(max(record.timestamp()[1], 0), now)
+            messages.append(Message(f"{partition}:{offset}", published * 1000, record.value() or b""))
         return messages
 
     def acknowledge(self, messages: Sequence[Message]) -> None:

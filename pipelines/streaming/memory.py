@@ -179,7 +179,7 @@ class Memory:
 def _name(bus: str, message: Message) -> str:
     """Return what one message is known by: a topic that was deleted and made anew has the positions of the old one."""
     told = hashlib.blake2b(message.payload, digest_size=16, key=hashlib.blake2b(bus.encode()).digest())
-    return f"message {message.position} {message.published_us} {told.hexdigest()}"
+    return f"message {message.position} {told.hexdigest()}"
 
 
 def _us(moment: Any) -> int:

@@ -185,6 +185,16 @@ def test_a_bus_is_named_by_server_and_topic_and_never_by_its_password():
         bus.close()
 
 
+def test_a_publisher_whose_clock_is_ahead_does_not_set_the_clock_of_kafka(kafka_cluster: str):
+    bus = connect(f"kafka://{kafka_cluster}", topic="t", group="g", consumer="a")
+    ahead = bus._kafka.Producer({"bootstrap.servers": kafka_cluster})
+    ahead.produce("t", value=b"{}", timestamp=2_840_140_800_000)  # 2060
+    assert ahead.flush(30) == 0
+    (message,) = taken(bus, 1)
+    assert message.published_us <= time.time_ns() // 1000
+    bus.close()
+
+
 def test_an_address_of_no_known_kind_is_refused_and_its_password_not_shown():
     with pytest.raises(StateError, match="'amqp'") as error:
         connect("amqp://somebody:secret@host", topic="t", group="g", consumer="a")
