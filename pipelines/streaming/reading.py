@@ -94,6 +94,8 @@ def _decoded(message: Message, position: int) -> dict[str, Any]:
         return row
     for name in tables.EVENTS.names:
         value = event.get(name)
+        if isinstance(value, str) and name not in TIMES:  # as the lake reads a cell
+            value = value.strip(" ") or None
         if value is None:
             continue
         read = _moment(value) if name in TIMES else _number(value) if name in NUMBERS else _text(value)

@@ -136,6 +136,16 @@ def test_an_event_from_after_the_bus_took_it_is_refused():
         assert fate(day(9), day(9), 0) == [], "a bus that keeps no time"
 
 
+def test_a_text_is_read_as_the_lake_reads_it_without_the_spaces_around_it():
+    def read(**changes: Any) -> tuple[list[Any], list[Any]]:
+        judged = judge.judge([Message("1-0", micros(day(20)), encode({**FED[0], **changes}))])
+        return [row["user_id"] for _, row in judged.accepted], [row["reasons"] for _, row in judged.refused]
+
+    with closing(Judge(ValidationSettings())) as judge:
+        assert read(user_id=" ") == read(user_id="") == ([], [["user_id is missing"]])
+        assert read(user_id=" u 1 ", device="  ") == (["u 1"], [])
+
+
 def test_messages_of_two_topics_at_one_position_are_both_kept(home: Home):
     """Also those of one topic that was deleted and made anew; the same message again is kept once."""
     row = {**dict.fromkeys(tables.staged("events").names), "source_row": 0, "reasons": ["no JSON"]}
