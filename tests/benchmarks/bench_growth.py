@@ -211,13 +211,17 @@ def main() -> None:
         start = idle(folder)
         load = by_load(asked, folder, start)
         history = by_history(asked, folder, start)
+    notes = (
+        f"{asked.events:,} events over {asked.days} days, {asked.users:,} users, {asked.items:,} items; all less a run with next to nothing to do "
+        f"({start.seconds:.1f} CPU s, dbt's start). Peer: the whole lake aggregated anew; of the last lines, the ordinary day. DuckDB {duckdb.__version__}."
+    )
     if asked.docs:
         plot(asked.docs / "features-growth.svg", history, load)
         page = asked.docs / "features.md"
         before, _, rest = page.read_text(encoding="utf-8").partition(MARK)
         caption = "![CPU seconds and bytes read for one more day](features-growth.svg)"
         after = rest.rpartition(MARK)[2]
-        page.write_text(f"{before}{MARK}\n\n{caption}\n\n{table(history, load)}\n\n{MARK}{after}", encoding="utf-8")
+        page.write_text(f"{before}{MARK}\n\n{caption}\n\n{table(history, load)}\n\n{notes}\n\n{MARK}{after}", encoding="utf-8")
     print(table(history, load))
     rows: list[dict[str, Any]] = []
     for unit, label in (("seconds", "CPU s"), ("megabytes", "MB read")):
@@ -233,10 +237,6 @@ def main() -> None:
             f"a day of {point.events / 1000:,.0f}k", point.ours.seconds, load[0].ours.seconds, "CPU s", f"<= x{allowed:.0f}", met=True
         )
         rows.append(line | {"met": growth <= allowed * 1.1})
-    notes = (
-        f"{asked.events:,} events over {asked.days} days, {asked.users:,} users, {asked.items:,} items; all less a run with next to nothing to do "
-        f"({start.seconds:.1f} CPU s, dbt's start). Peer: the whole lake aggregated anew; of the last lines, the ordinary day. DuckDB {duckdb.__version__}."
-    )
     publish_page("growth", rows, notes)
 
 
