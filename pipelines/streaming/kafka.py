@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -25,9 +25,19 @@ class Kafka:
     Args:
         servers: HOST:PORT of the brokers, separated by commas.
         options: further settings of librdkafka (security.protocol, sasl.*, ssl.*).
+        clock: the present in nanoseconds since 1970; no message is taken to be from after it.
     """
 
-    def __init__(self, servers: str, *, topic: str, group: str, consumer: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        servers: str,
+        *,
+        topic: str,
+        group: str,
+        consumer: str,
+        options: Mapping[str, Any] | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         try:
             import confluent_kafka as kafka
         except ImportError as error:
@@ -39,7 +49,7 @@ class Kafka:
             ) from error
         self.topic, self.servers = topic, servers
         self.name = f"kafka://{','.join(sorted(servers.split(',')))} {topic}"
-        self._kafka = kafka
+        self._kafka, self._clock = kafka, clock
         self._common = {"bootstrap.servers": servers, "client.id": consumer, "log_level": 2, **(options or {})}
         self._settings = {
             "group.id": group,
@@ -85,7 +95,7 @@ class Kafka:
         """Return new messages of the partitions that are ours, from the last commit on."""
         with self._reachable():
             records = self._subscribed().consume(count, wait_seconds)
-        messages, now = [], time.time_ns() // 1_000_000
+        messages, now = [], self._clock() // 1_000_000
         for record in records:
             if error := record.error():
                 # A topic comes into being with its first event.
