@@ -96,11 +96,12 @@ def check(home: Home, as_of: datetime, *, sample: int = SAMPLE, seed: int = 0) -
     """
     if not home.feast.is_dir():
         raise StateError("parity", found=f"no feature store under {home.feast}", allowed="a materialised one", hint="run `reloop features`")
+    store = open_store(home)
+    # What cannot be compared is refused before it counts as a run of the stage.
+    asked = [(view, *_asked(home, view, as_of, sample, seed)) for view in sorted(_views(store), key=lambda view: str(view.name))]
     with cycle.stage(home, as_of, "parity") as record:
-        store = open_store(home)
         views: dict[str, ViewParity] = {}
-        for view in sorted(_views(store), key=lambda view: str(view.name)):
-            keys, at = _asked(home, view, as_of, sample, seed)
+        for view, keys, at in asked:
             views[view.name] = _compare(store, view, keys, at, _online(store, view, keys, at))
             if view.join_keys == [c.ITEM_ID] and (found := _snapshot(home, view, keys)) is not None:
                 views[f"{view.name} in the item snapshot"] = _compare(store, view, keys, *found)

@@ -55,16 +55,18 @@ class FeatureSpec:
 
 @contextmanager
 def _environment(home: Home) -> Iterator[None]:
-    """Let the declarations see the state folder: they read RELOOP_HOME, as under the stock command."""
-    before = os.environ.get("RELOOP_HOME")
-    os.environ["RELOOP_HOME"] = str(home.root)
+    """Let the declarations see the state folder: they read the environment, as under the stock command."""
+    told = {"RELOOP_HOME": str(home.root), "FEAST_FS_YAML_FILE_PATH": str(home.feast / "feature_store.yaml")}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RELOOP_HOME"]
-        else:
-            os.environ["RELOOP_HOME"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def declarations(home: Home) -> Any:

@@ -106,6 +106,17 @@ def test_without_any_environment_the_state_is_that_of_the_repository():
     }
 
 
+def test_the_state_folder_of_one_and_the_registry_of_another_are_not_mixed(home: Home):
+    """RELOOP_HOME alone would tell the registry beside the declarations of another folder's features."""
+    environment = {**os.environ, "RELOOP_HOME": str(home.root)}
+    environment.pop("FEAST_FS_YAML_FILE_PATH", None)
+    done = subprocess.run(
+        [sys.executable, "sources.py"], cwd=repository.FOLDER, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"export FEAST_FS_YAML_FILE_PATH={home.root}/feast/feature_store.yaml" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "path"), [("serve", "/health"), ("ui", "/")])
 def test_feast_serve_and_feast_ui_show_the_repository_on_loopback_alone(shop: Home, verb: str, path: str):

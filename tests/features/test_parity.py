@@ -122,6 +122,7 @@ def test_a_day_the_store_has_not_reached_is_refused_and_not_certified(lived: Hom
     with pytest.raises(StateError, match=rf"materialised to {END:%F}"):
         parity.check(lived, day(60))
     assert not parity.report_file(lived, day(60)).exists()
+    assert not list(cycle.records(lived, day(60), "parity")), "what was never compared is no run of the stage"
 
 
 def test_asked_for_more_than_there_is_the_newest_day_is_what_counts(lived: Home):
