@@ -20,7 +20,7 @@ import yaml
 
 from pipelines import publish
 from pipelines.config import REPOSITORY, Home
-from pipelines.features import build, repository, store
+from pipelines.features import build, item_snapshot, repository, store
 from pipelines.tables import TIMESTAMP
 from pipelines.window import utc
 
@@ -91,6 +91,7 @@ def test_feast_apply_and_materialize_by_hand_serve_what_the_library_reads(shop: 
     feast(shop, "apply")
     assert "ranking_v1" in feast(shop, "feature-services", "list")
     feast(shop, "materialize", "2025-01-31T12:00:00", "2025-02-01T00:00:00")
+    item_snapshot.publish_snapshot(shop, repository.open_store(shop), DAY)  # what `reloop features` does beside materializing
     (row,) = store.online(shop, pa.table({"user_id": ["u1"], "item_id": ["i1"]}), as_of=DAY).to_pylist()
     assert {value for name, value in row.items() if "__" in name} == {7, True, "c1"}
 

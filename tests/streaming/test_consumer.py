@@ -271,6 +271,14 @@ def test_a_consumer_that_is_killed_loses_nothing_and_doubles_nothing(shop: Home,
     assert is_right(shop, FED[:200])
 
 
+def _behind(bus: Any) -> bool:
+    """Return whether events wait; a broker that is settling who consumes what may not tell in time."""
+    try:
+        return bool(bus.waiting())
+    except StateError:
+        return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["redis", "kafka"])
 def test_consumers_killed_at_random_while_others_work_lose_and_double_nothing(shop: Home, kind: str, request: pytest.FixtureRequest):
@@ -297,7 +305,7 @@ def test_consumers_killed_at_random_while_others_work_lose_and_double_nothing(sh
             victim = started("victim")
         bus.publish(fed[1000:])
         until = time.monotonic() + 240
-        while bus.waiting() and time.monotonic() < until:
+        while _behind(bus) and time.monotonic() < until:
             time.sleep(0.5)
         assert bus.waiting() == 0
     finally:
