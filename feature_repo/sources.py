@@ -6,7 +6,11 @@ from pathlib import Path
 from feast import FileSource
 from feast.data_format import ParquetFormat
 
-HOME = Path(os.environ.get("RELOOP_HOME", Path(__file__).resolve().parents[1] / "var")).resolve()
+OWN = Path(__file__).resolve().parents[1] / "var"
+HOME = Path(os.environ.get("RELOOP_HOME", OWN)).resolve()
+if OWN.resolve() != HOME and "FEAST_FS_YAML_FILE_PATH" not in os.environ:
+    # feature_store.yaml beside this file is about var/: its registry would be told of another folder's features.
+    raise SystemExit(f"RELOOP_HOME is {HOME}; let Feast follow: export FEAST_FS_YAML_FILE_PATH={HOME}/feast/feature_store.yaml")
 
 
 def mart(name: str, description: str) -> FileSource:

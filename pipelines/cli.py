@@ -279,7 +279,11 @@ def validate(
 def features(
     as_of: AsOfOption,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Build and load nothing: only compare what is served with what training sees.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Build and load nothing: compare what is served with what training sees, at the day loaded, which --as-of must not be after.",
+        ),
     ] = False,
     sample: Annotated[int, typer.Option("--sample", min=1, help="Entities of each view to compare.")] = 2000,
     as_json: JsonOption = False,
@@ -390,6 +394,8 @@ def stream(
                 taking.run(count=count, idle_seconds=idle, on_step=show)
             except (KeyboardInterrupt, SystemExit):  # told to stop: what was not acknowledged is delivered again
                 line.update("stopping")
+        if taking.counts.refused:
+            typer.echo(f"refused events, each with its reasons: {state.quarantine}/stream-*/events.parquet", err=True)
         _answer(as_json, "stream", taking.counts.record())
 
 

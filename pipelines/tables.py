@@ -72,6 +72,15 @@ IMPRESSIONS: Final = pa.schema(
     ]
 )
 
+# The feature marts and the key of a row beside its day.
+MARTS: Final = {
+    "user_daily": (c.USER_ID,),
+    "item_daily": (c.ITEM_ID,),
+    "user_category_daily": (c.USER_ID, c.CATEGORY),
+    "user_session": (c.USER_ID,),
+    "user_brand_daily": (c.USER_ID, c.BRAND),
+    "item_pairs_daily": (c.ITEM_ID, c.OTHER_ITEM_ID),
+}
 CANONICAL: Final = {"events": EVENTS, "items": ITEMS, "users": USERS, "impressions": IMPRESSIONS}
 
 

@@ -27,6 +27,7 @@
     where
         known_on < {{ first_day() }}
         and event_date < {{ first_day() }} - 1
+        and event_date >= {{ earliest_day() }}
         and ({{ keys | join(', ') }}) in (select ({{ keys | join(', ') }}) from counted where event_date < {{ first_day() }} - 1)
 {%- endmacro %}
 

@@ -57,6 +57,16 @@
 
 
 {% macro late_days() -%}
-    {#- The var as a list of literals; never an empty one, which SQL does not have. -#}
+    {#- The days named late as a list of literals; never an empty one, which SQL does not have. -#}
     date '{{ (['0001-01-01'] + asked('late_days')) | join("', date '") }}'
+{%- endmacro %}
+
+
+{% macro earliest_day() -%}
+    {#- The earliest day of which a run that resumes can learn anything: a constant, so that older row groups are skipped. -#}
+    {%- if asked('late_days') is string -%}
+        date '0001-01-01'
+    {%- else -%}
+        least({{ first_day() }} - 1, date '{{ (asked('late_days') + ['9999-12-31']) | min }}')
+    {%- endif -%}
 {%- endmacro %}

@@ -85,17 +85,18 @@ def _bounds(values: npt.NDArray[np.float64], quantiles: list[float], seed: int) 
     if n >= MANY:
         error = values.std(ddof=1) / np.sqrt(n)
         return [float(values.mean() + stats.t.ppf(q, n - 1) * error) for q in quantiles]
-    if values.min() == values.max():
-        return [float(values[0])] * len(quantiles)  # nothing to resample; the caller's minimum of users guards this
+    centred = values - values.mean()
+    spread = float((centred**2).sum() ** 1.5)
+    if values.min() == values.max() or not spread:  # subnormal differences have none either
+        return [float(values.min())] * len(quantiles)  # nothing to resample; the caller's minimum of users guards this
 
     rng = np.random.default_rng(seed)
     sizes = [min(BATCH // n, RESAMPLES - done) for done in range(0, RESAMPLES, BATCH // n)]
     resampled = np.concatenate([values[rng.integers(0, n, size=(size, n))].mean(axis=1) for size in sizes])
     below = (resampled < values.mean()).mean() + (resampled == values.mean()).mean() / 2
     bias = stats.norm.ppf(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
-    centred = values - values.mean()
     # For a mean the jackknife has a closed form: its skewness is that of the values.
-    acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    acceleration = (centred**3).sum() / (6 * spread)
     z = bias + stats.norm.ppf(quantiles)
     adjusted = stats.norm.cdf(bias + z / (1 - acceleration * z))
     return [float(bound) for bound in np.quantile(resampled, adjusted)]

@@ -23,18 +23,10 @@ from pipelines import columns as c
 from pipelines import cycle, lake, publish
 from pipelines.config import REPOSITORY, Home, load
 from pipelines.errors import ReloopError, StateError
-from pipelines.tables import TIMESTAMP
+from pipelines.tables import MARTS, TIMESTAMP
 from pipelines.window import DAY, floor_day
 
 PROJECT: Final = REPOSITORY / "dbt"
-MARTS: Final = {
-    "user_daily": ("user_id",),
-    "item_daily": ("item_id",),
-    "user_category_daily": ("user_id", "category"),
-    "user_session": ("user_id",),
-    "user_brand_daily": ("user_id", "brand"),
-    "item_pairs_daily": ("item_id", "other_item_id"),
-}
 RECENT: Final = {"item_pairs_daily": 8}  # marts of which only the last days keep their rows: `ttl_days` of dbt_project.yml
 DEFINITION: Final = ("models/**/*.sql", "macros/*.sql", "dbt_project.yml")
 MANIFEST: Final = "_manifest.json"
@@ -49,7 +41,7 @@ def build(home: Home, as_of: datetime) -> dict[str, Any]:
     Days are built from the one after the last built, or from the first on which something shows
     that has landed since: a late event changes rows from the day after its receipt. A gap of any
     length is caught up in one run, and a run that has nothing to do does nothing. Killed anywhere
-    and run again, it ends in the same bytes. dbt goes on from the state of the day before and reads
+    and run again, it ends in the same bytes; a second build at the same time waits for the first. dbt goes on from the state of the day before and reads
     the lake's new days alone; where there is none, or the models have changed, it reads everything.
 
     Returns and records `features` {mart: rows of the day as_of} and `days`, the days built.
@@ -58,7 +50,7 @@ def build(home: Home, as_of: datetime) -> dict[str, Any]:
         StateError: the lake knows nothing before `as_of`.
         ReloopError: dbt failed; the message has the node and dbt's own words.
     """
-    with cycle.stage(home, as_of, "features") as record:
+    with publish.locked(home.features / ".build.lock"), cycle.stage(home, as_of, "features") as record:
         manifest = _manifest(home)
         sequence = lake.head(home)
         days = touched(home, as_of, manifest)

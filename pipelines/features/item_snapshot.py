@@ -193,6 +193,16 @@ def _pointed(home: Home) -> str | None:
     return str(json.loads(file.read_text(encoding="utf-8"))["folder"]) if file.is_file() else None
 
 
+def current(home: Home) -> ItemSnapshot | None:
+    """Map the current snapshot; None if nothing was ever published."""
+    if (name := _pointed(home)) is None:
+        return None
+    try:
+        return _map(folder(home) / name)
+    except FileNotFoundError:  # two days were published between reading the pointer and now
+        return _map(folder(home) / str(_pointed(home)))
+
+
 def open_snapshot(home: Home, *, as_of: datetime | None = None) -> ItemSnapshot:
     """Map the current snapshot.
 
@@ -202,16 +212,12 @@ def open_snapshot(home: Home, *, as_of: datetime | None = None) -> ItemSnapshot:
     Raises:
         StateError: nothing was published, or what was is too old to answer anything.
     """
-    if (name := _pointed(home)) is None:
+    if (snapshot := current(home)) is None:
         raise StateError(f"item snapshot under {folder(home)}", found="none", allowed="a published one", hint="run `reloop features`")
-    try:
-        snapshot = _map(folder(home) / name)
-    except FileNotFoundError:  # two days were published between reading the pointer and now
-        snapshot = _map(folder(home) / str(_pointed(home)))
     ages = [ttl for _, _, ttl, _ in snapshot.views]
     if as_of is not None and all(ages) and micros(as_of) - max(ages) > micros(snapshot.day):
         raise StateError(
-            f"item snapshot {name}",
+            f"item snapshot under {folder(home)}",
             found=f"it is of {snapshot.day:%Y-%m-%d}",
             allowed=f"one that still answers at {utc(as_of):%Y-%m-%d %H:%M}",
             hint="run `reloop features` for a later day",

@@ -92,6 +92,7 @@ class ColumnarComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # feast 
         oldest = micros(task.end_time) - ttl_micros(view) if ttl_micros(view) else None
         start = min(task.start_time, task.end_time - reach(view)) if self.settings.whole_state else task.start_time
         tables, rows = self._tables(registry, task, start)
+        newest: int | None = None
         with (
             self.online_store.loading(self.repo_config, view) as write,
             task.tqdm_builder(rows) if task.tqdm_builder else nullcontext() as bar,
@@ -99,14 +100,16 @@ class ColumnarComputeEngine(LocalComputeEngine):  # type: ignore[misc]  # feast 
             for table in tables:
                 for batch in table.to_batches(max_chunksize=self.settings.batch_rows):
                     encoded = encode(batch, view)
+                    newest = max(encoded.event_us.max(initial=0), newest or 0)
                     if oldest is not None and (encoded.event_us < oldest).any():
                         encoded = encoded.take(np.flatnonzero(encoded.event_us >= oldest))
                     if len(encoded):
                         write(encoded)
                     if bar is not None:
                         bar.update(len(batch))
-        if oldest is not None and self.settings.sweep:
-            removed = self.online_store.sweep(self.repo_config, view, oldest)
+        if oldest is not None and newest is not None and self.settings.sweep:
+            # An end far behind the source's last row (`materialize-incremental` now, in a world of last year) empties no store.
+            removed = self.online_store.sweep(self.repo_config, view, int(newest) - ttl_micros(view))
             log.info("%s: %d rows past their ttl removed", view.name, removed)
 
     def _tables(self, registry: Any, task: MaterializationTask, start: datetime) -> tuple[Iterator[pa.Table], int | None]:

@@ -8,8 +8,10 @@ together. A value is missing where nobody knows the key, or, given `as_of`, wher
 from __future__ import annotations
 
 from datetime import datetime
+from functools import reduce
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines import columns as c
 from pipelines.config import Home
@@ -58,9 +60,10 @@ class OnlineFeatures:
         """
         result = rows
         if self._of_items:
-            asked = key_columns(rows, [c.ITEM_ID], self._of_items[0][0].view)[c.ITEM_ID].fill_null("")
-            found = self.items.table(asked.to_pylist(), as_of=as_of)
-            result = _beside(result, found.select([spec.name for specs in self._of_items for spec in specs]))
+            asked = key_columns(rows, [c.ITEM_ID], self._of_items[0][0].view)[c.ITEM_ID]
+            found = self.items.table(asked.fill_null("").to_pylist(), as_of=as_of)
+            found = found.select([spec.name for specs in self._of_items for spec in specs])
+            result = _beside(result, _blanked(found, asked.is_null()))
         if self._of_store:
             result = _beside(result, self._from_store(result, as_of))
         return result.select([*rows.column_names, *self._names])
@@ -72,19 +75,31 @@ class OnlineFeatures:
         if not len(rows):
             return pa.table({spec.name: pa.nulls(0, spec.dtype) for spec in specs})
         asked = key_columns(rows, names, self._of_store[0][0].view)
+        missing = {name: asked[name].is_null() for name in names}
         asked = pa.table({name: asked[name].fill_null("") for name in names})
         distinct = asked.group_by(names, use_threads=False).aggregate([]).combine_chunks()
         with reading_at(as_of):
             answer = self._store.get_online_features(features=references(specs), entity_rows=distinct.to_pydict(), full_feature_names=True)
         found = answer.to_dict()
-        columns = pa.table({spec.name: pa.array(found[spec.name], spec.dtype) for spec in specs})
-        return columns.take(_places(asked, distinct))
+        columns = pa.table({spec.name: pa.array(found[spec.name], spec.dtype) for spec in specs}).take(_places(asked, distinct))
+        views = [
+            _blanked(columns.select([spec.name for spec in group]), reduce(pc.or_, [missing[key] for key in group[0].keys]))
+            for group in self._of_store
+        ]
+        return reduce(_beside, views)
 
 
 def _places(asked: pa.Table, distinct: pa.Table) -> pa.Array:
     """Return for every row which distinct row it is."""
     known = {key: place for place, key in enumerate(zip(*(column.to_pylist() for column in distinct.columns), strict=True))}
     return pa.array([known[key] for key in zip(*(column.to_pylist() for column in asked.columns), strict=True)])
+
+
+def _blanked(features: pa.Table, missing: pa.ChunkedArray) -> pa.Table:
+    """Return features, null in the rows that had no key: Feast can only be asked for "", which may be somebody's name."""
+    if not pc.any(missing).as_py():
+        return features
+    return features.take(pc.if_else(missing, None, pa.array(range(len(features)), pa.int64())))
 
 
 def _beside(left: pa.Table, right: pa.Table) -> pa.Table:

@@ -99,12 +99,8 @@ class ConditionalRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # fe
             finally:
                 load.release()
         except RedisError as error:
-            raise StateError(
-                f"Redis at {_address(settings)}",
-                found=f"{type(error).__name__}: {error}",
-                allowed="a server that takes every row",
-                hint="start it, or give it memory (maxmemory, policy noeviction); the same command goes on from there",
-            ) from error
+            hint = "start it, or give it memory (maxmemory, policy noeviction); the same command goes on from there"
+            raise _trouble(settings, error, "a server that takes every row", hint) from error
 
     def online_write_batch(
         self,
@@ -132,12 +128,13 @@ class ConditionalRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # fe
         client = self._connect(config.online_store, config.online_store.write_timeout_seconds)
         script = client.register_script((SCRIPTS / "sweep.lua").read_text(encoding="utf-8"))
         name = compute_versioned_name(table, config.registry.enable_online_feature_view_versioning)
-        head = b"".join(b"\\" + bytes([n]) if n in GLOB else bytes([n]) for n in serialize_entity_key_prefix(table.join_keys))
-        pattern = head + b"*" + config.project.encode()
+        head, project = serialize_entity_key_prefix(table.join_keys), config.project.encode()
+        pattern = b"*".join(b"".join(b"\\" + bytes([n]) if n in GLOB else bytes([n]) for n in part) for part in (head, project))
+        about = [f"_ts:{name}", f"_created:{name}", oldest_us, len(head), len(table.join_keys), project]
         fields = [_mmh3(f"{name}:{feature.name}") for feature in table.features]
         cursor, removed = b"0", 0
         while True:
-            cursor, found = script(args=[cursor, pattern, SCAN_STEP, f"_ts:{name}", f"_created:{name}", oldest_us, *fields])
+            cursor, found = script(args=[cursor, pattern, SCAN_STEP, *about, *fields])
             removed += int(found)
             if cursor == b"0":
                 client.close()
@@ -194,9 +191,18 @@ def _limits(config: Any, views: list[Any]) -> Iterator[None]:
     now = _NOW.set(asked_moment())
     try:
         yield
+    except RedisError as error:
+        settings = config.online_store
+        raise _trouble(
+            settings, error, f"an answer within {settings.read_timeout_ms} ms", "see that it runs and is not overloaded"
+        ) from error
     finally:
         _TTLS.reset(ttls)
         _NOW.reset(now)
+
+
+def _trouble(settings: Any, error: RedisError, allowed: str, hint: str) -> StateError:
+    return StateError(f"Redis at {_address(settings)}", found=f"{type(error).__name__}: {error}", allowed=allowed, hint=hint)
 
 
 def _address(settings: Any) -> str:

@@ -12,6 +12,7 @@ which is the same thing only as long as writer and reader share a zone.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -53,6 +54,10 @@ class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # 
 
     wants_sorted_keys: Final = True  # rows in the order of the tree are appended, not scattered over it
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = threading.RLock()  # `feast serve` pushes from many threads over Feast's one connection
+
     def loads_in_bulk(self, config: Any) -> bool:
         """Whether `loading` serves this configuration; vectors and numeric filters go through Feast's own writer."""
         return not config.online_store.vector_enabled and not config.online_store.enable_openai_compatible_store
@@ -84,7 +89,8 @@ class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # 
 
         def write(rows: Encoded) -> None:
             sample.append(rows.keys[0].as_py())
-            _write(connection, name, sorted(features), rows.newest())
+            with self._turn:
+                _write(connection, name, sorted(features), rows.newest())
 
         try:
             connection.execute(f"PRAGMA cache_size = -{CACHE_KB}")
@@ -127,7 +133,7 @@ class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # 
     def sweep(self, config: Any, table: Any, oldest_us: int) -> int:
         """Remove the view's rows whose event time is before `oldest_us`; return how many entities there were."""
         name = _quoted(_name(config, table))
-        with self._get_conn(config) as connection:
+        with self._turn, self._get_conn(config) as connection:
             features = max(len(table.features), 1)
             return connection.execute(f"DELETE FROM {name} WHERE event_ts < ?", [oldest_us // SECOND]).rowcount // features
 
@@ -146,7 +152,9 @@ class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # 
         for first in range(0, len(asked), VARIABLES):
             some = asked[first : first + VARIABLES]
             query = f"SELECT entity_key, feature_name, value, CAST(event_ts AS INTEGER) FROM {name} WHERE entity_key IN ({','.join('?' * len(some))})"
-            for key, feature, value, event in connection.execute(query, some):
+            with self._turn:
+                answers = connection.execute(query, some).fetchall()
+            for key, feature, value, event in answers:
                 if (oldest is None or event >= oldest) and (wanted is None or feature in wanted):
                     held.setdefault(key, {})[feature] = Value.FromString(value)
                     moments[key] = event

@@ -16,16 +16,18 @@ from pipelines import columns as c
 from pipelines import cycle, lake, publish
 from pipelines.config import Home
 from pipelines.errors import ReloopError, StateError
+from pipelines.features import item_snapshot
 from pipelines.features.moments import reading_at
-from pipelines.features.repository import open_store
+from pipelines.features.repository import materialized_to, open_store
 from pipelines.lake.engine import quoted
-from pipelines.window import utc
+from pipelines.window import floor_day, utc
 
 SAMPLE: Final = 2000
 EXAMPLES: Final = 3
 STRANGERS: Final = 2
 EVENT_TIMESTAMP: Final = "event_timestamp"
 ROW: Final = "__row"
+Served = tuple[dict[str, list[Any]], list[float]]  # values by `<view>__<feature>`, and of when each row is
 
 
 @dataclass
@@ -80,7 +82,7 @@ def report_file(home: Home, as_of: datetime) -> Path:
 def check(home: Home, as_of: datetime, *, sample: int = SAMPLE, seed: int = 0) -> dict[str, Any]:
     """Compare every view offline and online, at the moment to which the view was materialised, and block on any difference.
 
-    Publishes `reports/parity/<as_of>.json` and records verdict, values compared, mismatch rate and
+    What the item snapshot answers is compared as one more view, `<view> in the item snapshot`. Publishes `reports/parity/<as_of>.json` and records verdict, values compared, mismatch rate and
     largest difference by view. Both sides are asked through Feast's own calls; values older than
     the view's ttl are missing on both.
 
@@ -90,11 +92,19 @@ def check(home: Home, as_of: datetime, *, sample: int = SAMPLE, seed: int = 0) -
 
     Raises:
         ReloopError: a value differs; the message names feature, count and an entity.
-        StateError: a view was never materialised.
+        StateError: a view was never materialised, or not up to the day `as_of`.
     """
+    if not home.feast.is_dir():
+        raise StateError("parity", found=f"no feature store under {home.feast}", allowed="a materialised one", hint="run `reloop features`")
+    store = open_store(home)
+    # What cannot be compared is refused before it counts as a run of the stage.
+    asked = [(view, *_asked(home, view, as_of, sample, seed)) for view in sorted(_views(store), key=lambda view: str(view.name))]
     with cycle.stage(home, as_of, "parity") as record:
-        store = open_store(home)
-        views = {view.name: _compare(home, store, view, sample, seed) for view in sorted(_views(store), key=lambda view: str(view.name))}
+        views: dict[str, ViewParity] = {}
+        for view, keys, at in asked:
+            views[view.name] = _compare(store, view, keys, at, _online(store, view, keys, at))
+            if view.join_keys == [c.ITEM_ID] and (found := _snapshot(home, view, keys)) is not None:
+                views[f"{view.name} in the item snapshot"] = _compare(store, view, keys, *found)
         wrong = [(f"{view}:{name}", found) for view, parity in views.items() for name, found in parity.features.items() if found.mismatches]
         record["verdict"] = "blocked" if wrong else "equal"
         record["views"] = {name: _figures(parity) for name, parity in views.items()}
@@ -130,6 +140,7 @@ def _figures(parity: ViewParity) -> dict[str, Any]:
     found = parity.features.values()
     values = sum(feature.compared for feature in found)
     return {
+        "at": parity.at.isoformat(),
         "entities": parity.entities,
         "newer": parity.newer,
         "values": values,
@@ -138,18 +149,27 @@ def _figures(parity: ViewParity) -> dict[str, Any]:
     }
 
 
-def _compare(home: Home, store: Any, view: Any, sample: int, seed: int) -> ViewParity:
-    """Compare one view at the end of what was materialised."""
-    if not view.materialization_intervals:
+def _asked(home: Home, view: Any, as_of: datetime, sample: int, seed: int) -> tuple[pa.Table, datetime]:
+    """Return the keys to compare of a view, and the moment: that to which it was materialised."""
+    if (at := materialized_to(view)) is None:
         raise StateError(
             f"feature view {view.name}", found="nothing materialised", allowed="a materialised view", hint="run `reloop features`"
         )
-    at = max(utc(end) for _, end in view.materialization_intervals)
-    keys = _sampled(home, view, at, sample, seed)
+    if at < floor_day(as_of):
+        raise StateError(
+            f"feature view {view.name}",
+            found=f"materialised to {at:%Y-%m-%d %H:%M}",
+            allowed=f"at least {floor_day(as_of):%Y-%m-%d}",
+            hint=f"run `reloop features --as-of {as_of:%Y-%m-%d}`, or verify {at:%Y-%m-%d}",
+        )
+    return _sampled(home, view, at, sample, seed), at
+
+
+def _compare(store: Any, view: Any, keys: pa.Table, at: datetime, served: Served) -> ViewParity:
+    """Compare what is served of one view with the point-in-time join at a moment."""
     names = [feature.name for feature in view.features]
-    references = [f"{view.name}:{name}" for name in names]
-    offline = _offline(store, references, keys, at)
-    online, moments = _online(store, references, keys, at)
+    offline = _offline(store, [f"{view.name}:{name}" for name in names], keys, at)
+    online, moments = served
     current = [row for row in range(len(keys)) if view.stream_source is None or moments[row] <= at.timestamp()]
     parity = ViewParity(at, len(keys), len(keys) - len(current), {})
     known = keys.to_pylist()
@@ -204,13 +224,30 @@ def _offline(store: Any, references: Sequence[str], keys: pa.Table, at: datetime
     return {name: found[name].to_pylist() for name in found.column_names if name not in {EVENT_TIMESTAMP, ROW, c.AVAILABLE_AT}}
 
 
-def _online(store: Any, references: Sequence[str], keys: pa.Table, at: datetime) -> tuple[dict[str, list[Any]], list[float]]:
+def _online(store: Any, view: Any, keys: pa.Table, at: datetime) -> Served:
     """Return online values, and of when each row is in seconds since 1970; 0 where there is none."""
+    names = [feature.name for feature in view.features]
     with reading_at(at):
-        answer = store.get_online_features(features=list(references), entity_rows=keys.to_pydict(), full_feature_names=True)
-    found = answer.to_dict(include_event_timestamps=True)
-    moments = [max(seconds) for seconds in zip(*(found[reference.replace(":", "__", 1) + "__ts"] for reference in references), strict=True)]
+        asked = {"features": [f"{view.name}:{name}" for name in names], "entity_rows": keys.to_pydict(), "full_feature_names": True}
+        found = store.get_online_features(**asked).to_dict(include_event_timestamps=True)
+    moments = [max(seconds) for seconds in zip(*(found[f"{view.name}__{name}__ts"] for name in names), strict=True)]
     return found, moments
+
+
+def _snapshot(home: Home, view: Any, keys: pa.Table) -> tuple[datetime, Served] | None:
+    """Return the day of the item snapshot and what it answers, as a table and by gathering; None if there is none, as under stock Feast."""
+    if (snapshot := item_snapshot.current(home)) is None:
+        return None
+    items = keys[c.ITEM_ID].to_pylist()
+    table, gathered = snapshot.table(items, as_of=snapshot.day), snapshot.gather(snapshot.places(items), as_of=snapshot.day)
+    values = {name: table[name].to_pylist() for name in table.column_names if name.startswith(f"{view.name}__")}
+    for name, numbers in zip(snapshot.names, gathered.T.tolist(), strict=True):
+        if name in values:  # two copies of a number: where they part, the one that rankers read stands for both
+            values[name] = [
+                left if (left is None and math.isnan(right)) or left == right else right
+                for left, right in zip(values[name], numbers, strict=True)
+            ]
+    return snapshot.day, (values, [0.0] * len(keys))
 
 
 def _same(left: Any, right: Any) -> bool:

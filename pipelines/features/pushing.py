@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
@@ -14,6 +14,18 @@ from pipelines.errors import StateError
 from pipelines.features.repository import open_store
 
 SUFFIX: Final = "_pushed"
+
+
+class Held(NamedTuple):
+    """What the online store holds of an entity.
+
+    Attributes:
+        moment_us: from when it holds, microseconds since 1970 UTC (SQLite: the second it lies in); 0 where nothing is held.
+        row: every feature; None of an unknown entity.
+    """
+
+    moment_us: int
+    row: dict[str, Any]
 
 
 class PushedView:
@@ -46,11 +58,29 @@ class PushedView:
 
     def read(self, entities: Sequence[str]) -> list[dict[str, Any]]:
         """Return the online features of some entities, in order; every feature of an unknown one is None."""
+        return [held.row for held in self.held(entities)]
+
+    def held(self, entities: Sequence[str]) -> list[Held]:
+        """Return what `read` does, each row with the moment from which it holds."""
         if not entities:
             return []
-        asked = [f"{self._view.name}:{name}" for name in self._names]
-        found = self._store.get_online_features(features=asked, entity_rows={self._key: list(entities)}).to_dict()
-        return [{name: found[name][n] for name in self._names} for n in range(len(entities))]
+        answer = self._ask(self._names, entities)
+        found, moments = answer.to_dict(), self._moments(answer)
+        return [Held(moments[n], {name: found[name][n] for name in self._names}) for n in range(len(entities))]
+
+    def moments(self, entities: Sequence[str]) -> list[int]:
+        """Return since when the rows of some entities hold, as `Held` says it."""
+        return self._moments(self._ask(self._names[:1], entities)) if entities else []
+
+    def _ask(self, names: Sequence[str], entities: Sequence[str]) -> Any:
+        asked = [f"{self._view.name}:{name}" for name in names]
+        return self._store.get_online_features(features=asked, entity_rows={self._key: list(entities)})
+
+    def _moments(self, answer: Any) -> list[int]:
+        """Return the event times of an answer; the columns of the join keys have none."""
+        named = zip(answer.proto.metadata.feature_names.val, answer.proto.results, strict=True)
+        (first,) = (column for name, column in named if name == self._names[0])
+        return [moment.ToMicroseconds() for moment in first.event_timestamps]
 
     def push(self, rows: Mapping[str, tuple[datetime, datetime, Mapping[str, Any]]]) -> None:
         """Write features: entity -> (the moment from which they hold, when they became available, values).

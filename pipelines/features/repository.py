@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import yaml
@@ -19,12 +20,13 @@ import yaml
 from pipelines import publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.errors import StateError
+from pipelines.window import utc
 
 FOLDER: Final = REPOSITORY / "feature_repo"
 MODULES: Final = ("entities", "sources", "views", "services", "user_session")
 REGISTRY_URL: Final = "RELOOP_FEAST_REGISTRY"  # SQLAlchemy URL; unset, SQLite in the state folder
 REDIS_STORE: Final = "pipelines.features.online_redis.ConditionalRedisOnlineStore"
-REDIS: Final = "RELOOP_REDIS"  # host:port,password=...; unset, SQLite in the state folder
+REDIS: Final = "RELOOP_REDIS"  # host:port,password=..., or redis://...; unset, SQLite in the state folder
 
 os.environ.setdefault("FEAST_USAGE", "False")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -53,16 +55,18 @@ class FeatureSpec:
 
 @contextmanager
 def _environment(home: Home) -> Iterator[None]:
-    """Let the declarations see the state folder: they read RELOOP_HOME, as under the stock command."""
-    before = os.environ.get("RELOOP_HOME")
-    os.environ["RELOOP_HOME"] = str(home.root)
+    """Let the declarations see the state folder: they read the environment, as under the stock command."""
+    told = {"RELOOP_HOME": str(home.root), "FEAST_FS_YAML_FILE_PATH": str(home.feast / "feature_store.yaml")}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RELOOP_HOME"]
-        else:
-            os.environ["RELOOP_HOME"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def declarations(home: Home) -> Any:
@@ -92,8 +96,19 @@ def configuration(home: Home) -> dict[str, Any]:
     config["offline_store"]["temp_directory"] = str(home.root / "tmp" / "offline_store")
     config["online_store"]["path"] = str(home.feast / "online.db")
     if redis := os.environ.get(REDIS):
-        config["online_store"] = {"type": REDIS_STORE, "connection_string": redis}
+        config["online_store"] = {"type": REDIS_STORE, "connection_string": _connection_string(redis)}
     return config
+
+
+def _connection_string(address: str) -> str:
+    """Return Feast's way of writing a Redis address, which may be given as a URL, too."""
+    if not address.startswith(("redis://", "rediss://")):
+        return address
+    url = urlsplit(address)
+    settings = {"username": url.username, "password": url.password, "db": url.path.strip("/"), "ssl": url.scheme == "rediss" and "true"}
+    return ",".join(
+        [f"{url.hostname or '127.0.0.1'}:{url.port or 6379}", *(f"{name}={value}" for name, value in settings.items() if value)]
+    )
 
 
 def open_store(home: Home) -> Any:
@@ -104,6 +119,17 @@ def open_store(home: Home) -> Any:
     config = RepoConfig(**configuration(home))
     config.repo_path = FOLDER
     return FeatureStore(config=config)
+
+
+def materialized_to(view: Any) -> datetime | None:
+    """Return the moment whose rows the online store holds of a view; None if nothing was ever loaded.
+
+    It is the end of the latest load, or the newest day that its mart has, where the load was asked for
+    more (`feast materialize-incremental` up to now): the registry notes what was asked.
+    """
+    ends = [utc(end) for _, end in view.materialization_intervals]
+    days = [utc(file.stem.removeprefix("as_of=")) for file in Path(view.batch_source.path).parent.glob("as_of=????-??-??.parquet")]
+    return min(max(ends), max(days, default=max(ends))) if ends else None
 
 
 def publish_configuration(home: Home) -> Path:

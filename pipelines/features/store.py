@@ -17,8 +17,8 @@ from pipelines.errors import StateError
 from pipelines.features import item_snapshot
 from pipelines.features.historical import EVENT_TIMESTAMP, historical
 from pipelines.features.online import online
-from pipelines.features.repository import FeatureSpec, declarations, open_store, publish_configuration, schema
-from pipelines.window import DAY, floor_day, utc
+from pipelines.features.repository import FeatureSpec, declarations, materialized_to, open_store, publish_configuration, schema
+from pipelines.window import DAY, floor_day
 
 __all__ = ["EVENT_TIMESTAMP", "FeatureSpec", "apply", "historical", "materialize", "online", "schema"]
 
@@ -53,8 +53,7 @@ def materialize(home: Home, as_of: datetime) -> dict[str, int]:
         store = open_store(home)
         rows, answers_until, reached = {}, {}, floor_day(as_of)
         for view in sorted(store.list_batch_feature_views(), key=lambda view: view.name):
-            done = [utc(end) for _, end in view.materialization_intervals]
-            until = max([floor_day(as_of), *done])
+            until = max(floor_day(as_of), materialized_to(view) or floor_day(as_of))
             rows[view.name] = _rows(home, view.name, until)
             instant = timedelta(microseconds=1)
             reach = DAY - instant if view.tags.get("rows") == "daily" else view.ttl + instant

@@ -30,7 +30,13 @@ class Message(NamedTuple):
 
 
 class EventBus(Protocol):
-    """A bus seen by one member of one group."""
+    """A bus seen by one member of one group.
+
+    Attributes:
+        name: its servers and the topic, without any password: positions are its own.
+    """
+
+    name: str
 
     def publish(self, events: Iterable[Mapping[str, Any]]) -> int:
         """Put events on the bus; once this returns, they are kept. Returns how many.
@@ -70,7 +76,7 @@ def connect(address: str, *, topic: str, group: str, consumer: str) -> EventBus:
         consumer: one member; under the same name again it resumes what it left.
 
     Raises:
-        StateError: the address is of no known kind, or its client is not installed.
+        StateError: the address is of no known kind or names no server, or its client is not installed.
     """
     scheme, _, servers = address.partition("://")
     if scheme in {"redis", "rediss", "unix"}:
@@ -80,5 +86,8 @@ def connect(address: str, *, topic: str, group: str, consumer: str) -> EventBus:
     if scheme == "kafka":
         from pipelines.streaming.kafka import Kafka
 
+        servers = servers.rstrip("/")
+        if not all(server.strip().partition(":")[0] for server in servers.split(",")):
+            raise StateError("event bus kafka://", found="no broker", allowed="kafka://HOST:PORT,HOST:PORT")
         return Kafka(servers, topic=topic, group=group, consumer=consumer)
     raise StateError("event bus", found=f"the scheme {scheme!r}", allowed="redis://HOST:PORT/DB or kafka://HOST:PORT")

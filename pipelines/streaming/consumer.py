@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Final
@@ -13,7 +13,7 @@ from pipelines.config import Home
 from pipelines.features.pushing import PushedView
 from pipelines.streaming import handing_on, session
 from pipelines.streaming.bus import EventBus
-from pipelines.streaming.memory import Change, Memory
+from pipelines.streaming.memory import Change, Memory, Told
 from pipelines.streaming.reading import EPOCH, Judge
 from pipelines.streaming.shelves import Shelves
 
@@ -68,8 +68,7 @@ class Consumer:
         judged = self._judge.judge(messages)
         users = list(dict.fromkeys(row[c.USER_ID] for _, row in judged.accepted))
         # The batch may know of events that never came by here.
-        told = {user: session.of_row(row) for user, row in zip(users, self._view.read(users), strict=True)}
-        change = self._memory.take(judged, told)
+        change = self._memory.take(judged, self._told(users), self._bus.name)
         pushed = self._push(change)
         if change.refused:
             handing_on.quarantine(self._home, self._memory)
@@ -83,8 +82,26 @@ class Consumer:
         )
         return len(messages)
 
+    def _told(self, users: Sequence[str]) -> dict[str, Told]:
+        """Return what the online store holds of users."""
+        held = zip(users, self._view.held(users), strict=True)
+        return {user: Told(moment_us, session.of_row(row)) for user, (moment_us, row) in held}
+
     def _push(self, change: Change) -> int:
+        """Push sessions until none of them stands behind what the store holds; return how many there are."""
         self._shelves.refresh()
+        pushed = behind = self._pushed(change)
+        while behind:
+            # Between the read and the push the mart of a new day may have been loaded, and the store kept that.
+            moments = self._view.moments(list(behind))
+            behind = [user for user, moment in zip(behind, moments, strict=True) if moment > change.sessions[user][0]]
+            if behind:
+                change = self._memory.unite(self._told(behind))
+                behind = self._pushed(change)
+        return len(pushed)
+
+    def _pushed(self, change: Change) -> list[str]:
+        """Push sessions; return whose, which are those who have one."""
         rows = {}
         for user, (known_us, version, events) in change.sessions.items():
             if (values := session.features(self._shelves.place(events), known_us)) is not None:
@@ -93,7 +110,7 @@ class Consumer:
                 # newer, in seconds, for SQLite keeps no less.
                 rows[user] = (holds, holds + timedelta(seconds=version), values)
         self._view.push(rows)
-        return len(rows)
+        return list(rows)
 
     def run(self, *, count: int = 500, idle_seconds: float | None = None, on_step: Callable[[Counts], None] | None = None) -> Counts:
         """Go on until nothing has come for `idle_seconds`; without it, until the process is ended."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -24,9 +25,19 @@ class Kafka:
     Args:
         servers: HOST:PORT of the brokers, separated by commas.
         options: further settings of librdkafka (security.protocol, sasl.*, ssl.*).
+        clock: the present in nanoseconds since 1970; no message is taken to be from after it.
     """
 
-    def __init__(self, servers: str, *, topic: str, group: str, consumer: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        servers: str,
+        *,
+        topic: str,
+        group: str,
+        consumer: str,
+        options: Mapping[str, Any] | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         try:
             import confluent_kafka as kafka
         except ImportError as error:
@@ -37,7 +48,8 @@ class Kafka:
                 hint="pip install 'reloop[kafka]'",
             ) from error
         self.topic, self.servers = topic, servers
-        self._kafka = kafka
+        self.name = f"kafka://{','.join(sorted(servers.split(',')))} {topic}"
+        self._kafka, self._clock = kafka, clock
         self._common = {"bootstrap.servers": servers, "client.id": consumer, "log_level": 2, **(options or {})}
         self._settings = {
             "group.id": group,
@@ -76,14 +88,14 @@ class Kafka:
         if left := self._producer.flush(FLUSH_SECONDS):
             failed.append(f"{left} events were not confirmed within {FLUSH_SECONDS:g} s")
         if failed:
-            raise self._gone(failed[0])
+            raise self._gone(failed[0], "publish them again once the brokers are up: an event that comes twice counts once")
         return sent
 
     def consume(self, count: int, wait_seconds: float) -> list[Message]:
         """Return new messages of the partitions that are ours, from the last commit on."""
         with self._reachable():
             records = self._subscribed().consume(count, wait_seconds)
-        messages = []
+        messages, now = [], self._clock() // 1_000_000
         for record in records:
             if error := record.error():
                 # A topic comes into being with its first event.
@@ -93,7 +105,9 @@ class Kafka:
             partition, offset = record.partition(), record.offset()
             self._open.setdefault(partition, set()).add(offset)
             self._next[partition] = max(self._next.get(partition, 0), offset + 1)
-            messages.append(Message(f"{partition}:{offset}", max(record.timestamp()[1], 0) * 1000, record.value() or b""))
+            # Unless the topic says otherwise the time is the publisher's, whose clock may be years ahead.
+            published = min(max(record.timestamp()[1], 0), now)
+            messages.append(Message(f"{partition}:{offset}", published * 1000, record.value() or b""))
         return messages
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
@@ -148,10 +162,10 @@ class Kafka:
         except self._kafka.KafkaException as error:
             raise self._gone(str(error)) from error
 
-    def _gone(self, found: str) -> StateError:
+    def _gone(self, found: str, hint: str = "what was not acknowledged is delivered again") -> StateError:
         return StateError(
             f"event bus kafka://{self.servers}, topic {self.topic}",
             found=found,
             allowed="brokers that answer",
-            hint="what was not acknowledged is delivered again",
+            hint=hint,
         )

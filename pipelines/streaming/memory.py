@@ -6,21 +6,23 @@ often it is delivered, once. Consumers of one state folder share the file; each 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pipelines import columns as c
 from pipelines.config import Home
-from pipelines.streaming.bus import encode
+from pipelines.streaming.bus import Message, encode
 from pipelines.streaming.reading import EPOCH, Judged
 from pipelines.streaming.session import ITEMS, SessionEvent
 
 DAY_US: Final = 86_400_000_000
+SECOND_US: Final = 1_000_000
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS users (user_id TEXT PRIMARY KEY, known_us INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
@@ -31,6 +33,20 @@ CREATE TABLE IF NOT EXISTS met (id TEXT PRIMARY KEY, at_us INTEGER NOT NULL) WIT
 CREATE INDEX IF NOT EXISTS met_at ON met (at_us);
 CREATE TABLE IF NOT EXISTS refused (number INTEGER PRIMARY KEY AUTOINCREMENT, row TEXT NOT NULL);
 """
+
+
+class Told(NamedTuple):
+    """What others know of a user.
+
+    Attributes:
+        known_us: the moment from which it holds, microseconds since 1970 UTC.
+    """
+
+    known_us: int
+    events: Sequence[SessionEvent]
+
+
+NOTHING: Final = Told(0, ())
 
 
 @dataclass
@@ -67,11 +83,12 @@ class Memory:
         self._database.executescript(SCHEMA)
         self._remember_us = round(remember_days * DAY_US)
 
-    def take(self, judged: Judged, told: Mapping[str, Sequence[SessionEvent]]) -> Change:
+    def take(self, judged: Judged, told: Mapping[str, Told], bus: str = "") -> Change:
         """Let a delivery take effect, once.
 
         Args:
-            told: events of users that others know of (the online store): remembered beside the new ones.
+            told: what others (the online store) know of users: remembered beside the new events.
+            bus: the name of the one that delivered; another has messages of the same positions.
         """
         change = Change()
         with self._transaction():
@@ -84,22 +101,27 @@ class Memory:
                 else:
                     change.repeated += 1
             for message, row in judged.refused:
-                if self._first(f"message {message.position}", message.published_us):
+                if self._first(_name(bus, message), message.published_us):
                     self._database.execute("INSERT INTO refused (row) VALUES (?)", (encode(row).decode(),))
                     change.refused += 1
                 else:
                     change.repeated += 1
             for user in named:
-                change.sessions[user] = self._remember(user, fresh.get(user, []), told.get(user, ()))
+                change.sessions[user] = self._remember(user, fresh.get(user, []), told.get(user, NOTHING))
             self._forget()
         return change
+
+    def unite(self, told: Mapping[str, Told]) -> Change:
+        """Remember what others know of users, without any event."""
+        with self._transaction():
+            return Change({user: self._remember(user, [], known) for user, known in told.items()})
 
     def _first(self, name: str, at_us: int) -> bool:
         return self._database.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (name, at_us)).rowcount > 0
 
-    def _remember(self, user: str, rows: Sequence[Mapping[str, Any]], told: Sequence[SessionEvent]) -> tuple[int, int, list[SessionEvent]]:
+    def _remember(self, user: str, rows: Sequence[Mapping[str, Any]], told: Told) -> tuple[int, int, list[SessionEvent]]:
         new = [(user, _us(row[c.EVENT_AT]), row[c.EVENT_ID], row[c.ITEM_ID], row[c.EVENT_TYPE]) for row in rows]
-        new += [(user, event.event_us, event.event_id, event.item_id, event.event_type) for event in told]
+        new += [(user, event.event_us, event.event_id, event.item_id, event.event_type) for event in told.events]
         self._database.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", new)
         self._database.execute(
             "DELETE FROM events WHERE user_id = ? AND (event_us, event_id) < (SELECT event_us, event_id FROM events WHERE user_id = ?"
@@ -112,6 +134,11 @@ class Memory:
             " DO UPDATE SET known_us = max(known_us, excluded.known_us), version = version + 1 RETURNING known_us, version",
             (user, known),
         ).fetchone()
+        if told.known_us > known_us:
+            # Somebody else wrote that row (the mart, a consumer with another memory). What it is united with
+            # must count as newer, by a second, for SQLite keeps no less.
+            known_us = told.known_us + SECOND_US
+            self._database.execute("UPDATE users SET known_us = ? WHERE user_id = ?", (known_us, user))
         held = self._database.execute(
             "SELECT event_us, event_id, item_id, event_type FROM events WHERE user_id = ? ORDER BY event_us DESC, event_id DESC", (user,)
         ).fetchall()
@@ -147,6 +174,12 @@ class Memory:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+
+def _name(bus: str, message: Message) -> str:
+    """Return what one message is known by: a topic that was deleted and made anew has the positions of the old one."""
+    told = hashlib.blake2b(message.payload, digest_size=16, key=hashlib.blake2b(bus.encode()).digest())
+    return f"message {message.position} {told.hexdigest()}"
 
 
 def _us(moment: Any) -> int:

@@ -39,11 +39,16 @@ class Judged:
 
 
 class Judge:
-    """Decodes and judges; holds the DuckDB in which the rules run, so an instance belongs to one thread."""
+    """Decodes and judges; holds the DuckDB in which the rules run, so an instance belongs to one thread.
+
+    One rule is the stream's own: no event happened or was received after the bus took it. The rules of the
+    lake believe what an event says of its receipt, and a session that once reaches the year 2060 stays there.
+    """
 
     def __init__(self, settings: ValidationSettings) -> None:
         self._engine = duckdb.connect(config={"threads": "1"})
         said = reasons(table_rules(settings)["events"])
+        self._future = timedelta(minutes=settings.max_future_minutes)
         self._query = f"SELECT {said} AS reasons FROM staged ORDER BY {c.SOURCE_ROW}"
 
     def judge(self, messages: Sequence[Message]) -> Judged:
@@ -56,11 +61,19 @@ class Judge:
         found = self._engine.execute(self._query).fetchall()
         self._engine.unregister("staged")
         for message, row, (said,) in zip(messages, rows, found, strict=True):
-            if said:
-                judged.refused.append((message, {**row, c.REASONS: said}))
+            if wrong := [*said, *self._ahead(message, row)]:
+                judged.refused.append((message, {**row, c.REASONS: wrong}))
             else:
                 judged.accepted.append((message, {name: row[name] for name in tables.EVENTS.names}))
         return judged
+
+    def _ahead(self, message: Message, row: dict[str, Any]) -> list[str]:
+        """Return which times of an event are after the bus took it, by the bus' clock, and by how much they may be."""
+        if not message.published_us:  # a bus that keeps no time
+            return []
+        latest = _taken(message) + self._future
+        minutes = self._future.total_seconds() / 60
+        return [f"{name} is more than {minutes:g} minutes after the bus took it" for name in TIMES if row[name] and row[name] > latest]
 
     def close(self) -> None:
         """Close the engine."""
@@ -81,6 +94,8 @@ def _decoded(message: Message, position: int) -> dict[str, Any]:
         return row
     for name in tables.EVENTS.names:
         value = event.get(name)
+        if isinstance(value, str) and name not in TIMES:  # as the lake reads a cell
+            value = value.strip(" ") or None
         if value is None:
             continue
         read = _moment(value) if name in TIMES else _number(value) if name in NUMBERS else _text(value)
@@ -88,10 +103,14 @@ def _decoded(message: Message, position: int) -> dict[str, Any]:
             row[c.REASONS].append(f"{name} could not be read: {str(value)[:80]!r}")
         row[name] = read
     if event.get(c.RECEIVED_AT) is None:  # the bus knows when it took the event, the same in every delivery
-        row[c.RECEIVED_AT] = EPOCH + timedelta(microseconds=message.published_us)
+        row[c.RECEIVED_AT] = _taken(message)
     if row[c.REASONS] or event.keys() - row.keys():
         row[c.RAW] = message.payload.decode("utf-8", "replace")
     return row
+
+
+def _taken(message: Message) -> datetime:
+    return EPOCH + timedelta(microseconds=message.published_us)
 
 
 def _moment(value: object) -> datetime | None:

@@ -55,9 +55,18 @@ class RedisStreams:
         self.address, self.stream, self.group, self.consumer = address, f"reloop:{topic}", group, consumer
         self.max_length, self.idle_ms = max_length, round(idle_seconds * 1000)
         # The client's own retries stall for nine seconds where the server is gone.
-        self._redis: Any = redis.Redis.from_url(
-            address, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=Retry(NoBackoff(), 0)
-        )
+        try:
+            self._redis: Any = redis.Redis.from_url(
+                address, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=Retry(NoBackoff(), 0)
+            )
+        except ValueError:
+            # Neither the address nor what is said of it is repeated: it may hold a password.
+            raise StateError(
+                "event bus", found="a Redis address that cannot be read", allowed="redis://HOST:PORT/DB, the port a number up to 65535"
+            ) from None
+        place = self._redis.connection_pool.connection_kwargs
+        server = place.get("path") or f"{place.get('host', 'localhost')}:{place.get('port', 6379)}"
+        self.name = f"redis://{server}/{place.get('db', 0)} {self.stream}"
         self._timeout, self._errors = timeout_seconds, redis.RedisError
         self._recovered, self._claim_from = False, OLDEST
         self._joined = False
@@ -67,7 +76,7 @@ class RedisStreams:
         published = 0
         payloads = (encode(event) for event in events)
         while chunk := list(islice(payloads, CHUNK)):
-            with self._reachable():
+            with self._reachable(f"{published} events are on it; publish the file again: an event that comes twice counts once"):
                 if self._redis.xlen(self.stream) + len(chunk) > self.max_length:
                     self._trim()
                     if (length := self._redis.xlen(self.stream)) + len(chunk) > self.max_length:
@@ -148,7 +157,7 @@ class RedisStreams:
             self._redis.xtrim(self.stream, minid=f"{milliseconds}-{sequence}", approximate=False)
 
     @contextmanager
-    def _reachable(self) -> Iterator[None]:
+    def _reachable(self, hint: str = "what was not acknowledged is delivered again") -> Iterator[None]:
         try:
             yield
         except self._errors as error:
@@ -156,7 +165,7 @@ class RedisStreams:
                 f"event bus {self.stream}",
                 found=f"{type(error).__name__}: {error}",
                 allowed="a Redis that answers",
-                hint="is the server up, with `maxmemory-policy noeviction`? What was not acknowledged is delivered again",
+                hint=f"is the server up, with `maxmemory-policy noeviction`? {hint[0].upper()}{hint[1:]}",
             ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from pipelines import config, cycle, lake, publish
+from pipelines import config, cycle, lake, publish, tables
 from pipelines.config import Home
 from pipelines.errors import StateError, ValidationBlocked
 from pipelines.lake.engine import disk_errors
@@ -103,7 +103,7 @@ def validate_features(home: Home, as_of: datetime) -> None:
         engine = lake.open_engine(home)
         try:
             held = []
-            for mart in feature_profile.KEYS:
+            for mart in tables.MARTS:
                 files = {day: home.features / mart / f"as_of={day}.parquet" for day in {today, *built}}
                 held.append((suites.features(mart), _frame(feature_profile.measure(engine, mart, files, today), FEATURE_NUMBERS)))
         finally:

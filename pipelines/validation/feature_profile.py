@@ -13,15 +13,8 @@ import pyarrow.parquet as pq
 
 from pipelines import columns as c
 from pipelines.lake.engine import quoted
+from pipelines.tables import MARTS
 
-KEYS: Final = {
-    "user_daily": (c.USER_ID,),
-    "user_session": (c.USER_ID,),
-    "item_daily": (c.ITEM_ID,),
-    "user_category_daily": (c.USER_ID, c.CATEGORY),
-    "user_brand_daily": (c.USER_ID, c.BRAND),
-    "item_pairs_daily": (c.ITEM_ID, c.OTHER_ITEM_ID),
-}
 UNIT_WORDS: Final = frozenset({"rate", "share"})
 COUNT_WORDS: Final = frozenset(
     {"views", "clicks", "carts", "purchases", "ratings", "events", "sessions", "count", "days", "items", "users"}
@@ -74,7 +67,7 @@ def measure(engine: duckdb.DuckDBPyConnection, mart: str, files: Mapping[date, P
 
 def _checks(mart: str, fields: Sequence[pa.Field]) -> Iterator[tuple[str, str, str]]:
     """Yield every check of a mart's columns as (check, subject, the aggregate that counts bad rows of a file)."""
-    names, keys = {field.name for field in fields}, KEYS[mart]
+    names, keys = {field.name for field in fields}, MARTS[mart]
     wanted = [*keys, c.AS_OF, c.AVAILABLE_AT]
     for name in wanted:
         yield "null_keys", name, f"count(*) FILTER ({name} IS NULL)" if name in names else "count(*)"

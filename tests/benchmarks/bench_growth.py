@@ -31,6 +31,7 @@ from pipelines.window import utc
 START = utc("2024-01-01").date()
 CATCH_UP = 30  # days a run while history is laid down
 LENGTHS, LOADS, RUNS = 4, (1, 4, 16), 3
+MARK = "<!-- growth -->"  # in docs/features.md, before and after what this writes
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def plot(file: Path, history: list[Point], load: list[Point]) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "reloop"
+    mpl.rcParams.update({"svg.hashsalt": "reloop", "svg.fonttype": "none"})
     from matplotlib import pyplot as plt
 
     figure, (time, read, day) = plt.subplots(1, 3, figsize=(10, 3.2))
@@ -203,15 +204,24 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=364)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=20_000)
-    parser.add_argument("--plot", type=Path, help="also draw the curves to this SVG")
+    parser.add_argument("--docs", type=Path, help="also draw the curves and write the table into features.md of this folder")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = idle(folder)
         load = by_load(asked, folder, start)
         history = by_history(asked, folder, start)
-    if asked.plot:
-        plot(asked.plot, history, load)
+    notes = (
+        f"{asked.events:,} events over {asked.days} days, {asked.users:,} users, {asked.items:,} items; all less a run with next to nothing to do "
+        f"({start.seconds:.1f} CPU s, dbt's start). Peer: the whole lake aggregated anew; of the last lines, the ordinary day. DuckDB {duckdb.__version__}."
+    )
+    if asked.docs:
+        plot(asked.docs / "features-growth.svg", history, load)
+        page = asked.docs / "features.md"
+        before, _, rest = page.read_text(encoding="utf-8").partition(MARK)
+        caption = "![CPU seconds and bytes read for one more day](features-growth.svg)"
+        after = rest.rpartition(MARK)[2]
+        page.write_text(f"{before}{MARK}\n\n{caption}\n\n{table(history, load)}\n\n{notes}\n\n{MARK}{after}", encoding="utf-8")
     print(table(history, load))
     rows: list[dict[str, Any]] = []
     for unit, label in (("seconds", "CPU s"), ("megabytes", "MB read")):
@@ -227,10 +237,6 @@ def main() -> None:
             f"a day of {point.events / 1000:,.0f}k", point.ours.seconds, load[0].ours.seconds, "CPU s", f"<= x{allowed:.0f}", met=True
         )
         rows.append(line | {"met": growth <= allowed * 1.1})
-    notes = (
-        f"{asked.events:,} events over {asked.days} days, {asked.users:,} users, {asked.items:,} items; all less a run with next to nothing to do "
-        f"({start.seconds:.1f} CPU s, dbt's start). Peer: the whole lake aggregated anew; of the last lines, the ordinary day. DuckDB {duckdb.__version__}."
-    )
     publish_page("growth", rows, notes)
 
 

@@ -44,6 +44,10 @@ def test_unmeasured_users_are_left_out_and_too_few_give_no_bound():
     assert paired.lower_bound(np.zeros(50), 0.95, 0) == 0
 
 
+def test_differences_too_small_to_square_are_none():
+    assert paired.lower_bound(np.array([0.0, -2e-311]), 0.95, seed=7) == -2e-311
+
+
 def test_infinite_differences_and_impossible_confidences_are_refused():
     with pytest.raises(ReloopError, match="1 infinite values"):
         paired.interval(np.array([0.1, np.inf]))

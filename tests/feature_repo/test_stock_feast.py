@@ -20,7 +20,7 @@ import yaml
 
 from pipelines import publish
 from pipelines.config import REPOSITORY, Home
-from pipelines.features import build, repository, store
+from pipelines.features import build, item_snapshot, repository, store
 from pipelines.tables import TIMESTAMP
 from pipelines.window import utc
 
@@ -91,6 +91,7 @@ def test_feast_apply_and_materialize_by_hand_serve_what_the_library_reads(shop: 
     feast(shop, "apply")
     assert "ranking_v1" in feast(shop, "feature-services", "list")
     feast(shop, "materialize", "2025-01-31T12:00:00", "2025-02-01T00:00:00")
+    item_snapshot.publish_snapshot(shop, repository.open_store(shop), DAY)  # what `reloop features` does beside materializing
     (row,) = store.online(shop, pa.table({"user_id": ["u1"], "item_id": ["i1"]}), as_of=DAY).to_pylist()
     assert {value for name, value in row.items() if "__" in name} == {7, True, "c1"}
 
@@ -104,6 +105,17 @@ def test_without_any_environment_the_state_is_that_of_the_repository():
         "registry": default["registry"]["path"].removeprefix("sqlite:///"),
         "online": default["online_store"]["path"],
     }
+
+
+def test_the_state_folder_of_one_and_the_registry_of_another_are_not_mixed(home: Home):
+    """RELOOP_HOME alone would tell the registry beside the declarations of another folder's features."""
+    environment = {**os.environ, "RELOOP_HOME": str(home.root)}
+    environment.pop("FEAST_FS_YAML_FILE_PATH", None)
+    done = subprocess.run(
+        [sys.executable, "sources.py"], cwd=repository.FOLDER, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"export FEAST_FS_YAML_FILE_PATH={home.root}/feast/feature_store.yaml" in done.stderr
 
 
 @pytest.mark.slow

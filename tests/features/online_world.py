@@ -97,6 +97,7 @@ class World:
         name: str = "",
         registry: str = "",
         tags: dict[str, str] | None = None,
+        project: str = "shelf",
         **settings: Any,
     ):
         """Return a Feast store with the view applied: stock, or with our engine and online store."""
@@ -106,7 +107,7 @@ class World:
         name = name or f"{kind}-{'ours' if plugged else 'stock'}"
         place = {"connection_string": address} if kind == "redis" else {"path": str(self.folder / f"{name}.db")}
         config = {
-            "project": "shelf",
+            "project": project,
             "provider": "local",
             "registry": {"registry_type": "sql", "path": f"sqlite:///{self.folder / (registry or name)}.registry.db"},
             "offline_store": {"type": OFFLINE if plugged else "duckdb"},

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_only_the_days_that_a_landing_can_have_changed_are_built_again(lived: Ho
     lake.land_tables(lived, events=table("events", [late]))
     assert build.touched(lived, END, manifest) == [day(n).date() for n in range(36, DAYS + 1)]
     assert build.touched(lived, day(42), manifest)[-1] == day(42).date()
+
+
+def test_two_builds_at_once_take_turns(lived: Home):
+    """A build by hand beside the scheduled one: the second waits for the warehouse, and finds nothing left to do."""
+    with ThreadPoolExecutor(2) as both:
+        records = [future.result() for future in [both.submit(build.build, lived, day(DAYS + 1)) for _ in range(2)]]
+    assert sorted(len(record["days"]) for record in records) == [0, 1]
+    assert rows(lived, "user_daily", DAYS + 1)
 
 
 def test_the_record_counts_the_rows_of_the_day(built: Home):

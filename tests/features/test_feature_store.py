@@ -183,7 +183,7 @@ def registered(home: Home) -> Home:
 CHILD = """
 import hashlib, pickle, sys
 from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1])))
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import pyarrow as pa
 from pipelines.config import Home
 from pipelines.features import store

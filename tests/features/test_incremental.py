@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import duckdb
 from feature_world import END, day, events, items, table, users
 
 from pipelines import lake, publish
@@ -68,6 +70,21 @@ def test_incremental_backfilled_and_fully_refreshed_days_are_the_same_bytes(live
         build.publish_days(lived, span)
         mine = {name: digest for name, digest in digests(lived).items() if not name.startswith("item_pairs_daily/") or last == 40}
         assert mine == {name: before[name] for name in mine}
+
+
+def test_a_further_day_opens_its_own_file_and_those_in_which_something_was_received_since(lived: Home):
+    """DuckDB says itself how many files of the lake it opened for the statement that dbt ran."""
+    further = {**events()[0], "event_id": "further", "event_at": END.replace(hour=9), "received_at": END.replace(hour=9)}
+    lake.land_tables(lived, events=table("events", [further]))
+    build.build(lived, day(41))
+    late = lake.received_since(lived, END.date())
+    statement = lived.warehouse.parent / "dbt" / "compiled" / "reloop" / "models" / "intermediate" / "int_known_events.sql"
+    with duckdb.connect(str(lived.warehouse), read_only=True) as warehouse:
+        ((_, plan),) = warehouse.execute(f"explain analyze {statement.read_text()}").fetchall()
+    opened = re.search(r"Scanning Files: (\d+)/(\d+)", plan)
+    assert opened is not None, plan
+    assert [int(count) for count in opened.groups()] == [1 + len(late), len(lake.days(lived))]
+    assert 0 < len(late) < 10
 
 
 def test_changed_models_make_every_day_stale(lived: Home, monkeypatch):

@@ -9,17 +9,21 @@ import random
 import signal
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 from online_world import COLUMNS, TTL, World, counting, day, full_row, read, rows_at
 from redis import Redis
 
 from pipelines.errors import StateError
+from pipelines.features import materialization
 from pipelines.features.moments import reading_at
 
 NUMBERS = ("count", "total", "amount", "name", "counts")
@@ -124,21 +128,30 @@ def test_what_a_stock_client_wrote_is_respected(world: World, redis: str):
         assert read(stock, ["u0"], "count") == [{"count": expected}]
 
 
-def _load(world: World, kind: str, address: str, n: int, *, zone: str | None, started: Any) -> None:
+def _load(world: World, kind: str, address: str, n: int, *, zone: str | None, dies_at: int | None, started: Any) -> None:
     if zone:
         os.environ["TZ"] = zone
         time.tzset()
+    if dies_at:
+        batches, encode = count(1), materialization.encode
+
+        def fatal(batch: pa.RecordBatch, view: Any) -> Any:
+            if next(batches) == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(batch, view)
+
+        materialization.encode = fatal
     store = world.store(kind, address, registry=f"child{os.getpid()}", engine={"batch_rows": 500, "whole_state": False})
     started.set()
     store.materialize(day(n), day(n))
     os._exit(0)  # the parent's fixtures are not ours to end
 
 
-def child(world: World, kind: str, address: str, n: int, zone: str | None = None) -> BaseProcess:
-    """Start a process that loads one day in batches of 500 rows, and return once it is about to write."""
+def child(world: World, kind: str, address: str, n: int, *, zone: str | None = None, dies_at: int | None = None) -> BaseProcess:
+    """Start a process that loads one day in batches of 500 rows, and return once it is about to write; it may die at a batch."""
     context = multiprocessing.get_context("fork")
     started = context.Event()
-    process = context.Process(target=_load, args=(world, kind, address, n), kwargs={"zone": zone, "started": started})
+    process = context.Process(target=_load, args=(world, kind, address, n), kwargs={"zone": zone, "dies_at": dies_at, "started": started})
     process.start()
     started.wait(60)
     return process
@@ -171,16 +184,8 @@ def test_killed_anywhere_and_run_again_it_ends_in_the_same_values(world: World, 
     world.publish("day2", rows_at(day(2), counting(8000, 2)))
     store = world.store(kind, address, engine={"whole_state": False})
     store.materialize(day(1), day(1))
-    between = 0
-    for delay in (0.05, 0.4):
-        process = child(world, kind, address, 2)
-        for _ in range(2000):  # wait for the first rows of the new day, then a little longer
-            if read(store, ["u0", "u7999"], "count") != [{"count": 1}] * 2 or not process.is_alive():
-                break
-            time.sleep(0.005)
-        time.sleep(delay if process.is_alive() else 0)
-        process.kill()
-        process.join()
+    for batch in (1, 2, 7, 16):
+        assert finished(child(world, kind, address, 2, dies_at=batch)) == -signal.SIGKILL
         found = read(store, users, *NUMBERS)
         for row in found:
             assert row == {
@@ -190,10 +195,9 @@ def test_killed_anywhere_and_run_again_it_ends_in_the_same_values(world: World, 
                 "name": str(row["count"]),
                 "counts": [row["count"]],
             }
-        between += len({row["count"] for row in found}) == 2
+        assert len({row["count"] for row in found}) == (1 if batch == 1 else 2), "the kill met the load at work"
     assert finished(child(world, kind, address, 2)) == 0
     assert {row["count"] for row in read(store, users, "count")} == {2}
-    assert between, "no kill met the load at work; the test would prove nothing"
 
 
 def test_rows_past_their_ttl_are_neither_written_nor_kept(world: World, kind: str, address: str):
@@ -214,6 +218,39 @@ def test_rows_past_their_ttl_are_neither_written_nor_kept(world: World, kind: st
     assert read(store, ["u2"], "count") == [{"count": None}]
     assert len({key[:1] if kind == "redis" else key[0] for key in dump(store, kind)}) == (1 if kind == "redis" else 2)
     assert len(dump(store, kind)) == (2 if kind == "redis" else 2 * len(COLUMNS))
+
+
+def test_an_end_far_behind_the_source_empties_no_store(world: World, kind: str, address: str):
+    """`feast materialize-incremental` up to now, over a source that ends last year: nothing to load is nothing to sweep."""
+    world.publish("a", rows_at(day(1), counting(2, 1)))
+    store = world.store(kind, address)
+    store.materialize(day(0), day(1))
+    store.materialize_incremental(day(400))
+    assert read(store, ["u0", "u1"], "count") == [{"count": 1}] * 2
+    store.materialize(day(-9), day(400))  # all of the source is loaded, and past its ttl at the end
+    assert read(store, ["u0", "u1"], "count") == [{"count": 1}] * 2
+
+
+def test_one_projects_sweep_leaves_anothers_rows_alone(world: World, redis: str):
+    """Of two projects in one Redis, even if the name of one ends in the other's, under the same join key."""
+    world.publish("a", rows_at(day(1), counting(2, 1)))
+    other = world.store("redis", redis, name="other", project="myshelf")
+    other.materialize(day(0), day(1))
+    world.publish("a", rows_at(day(30), counting(1, 2)))
+    mine = world.store("redis", redis)
+    mine.materialize(day(29), day(30))
+    assert read(other, ["u0", "u1"], "count") == [{"count": 1}] * 2
+    assert read(mine, ["u0", "u1"], "count") == [{"count": 2}, {"count": None}]
+
+
+def test_threads_that_push_through_one_store_take_turns(world: World, kind: str, address: str):
+    """As `feast serve` does: every push is written, none is torn, whichever comes first."""
+    world.publish("a", rows_at(day(1), counting(1, 1)))
+    store = world.store(kind, address)
+    frames = [rows_at(day(2) + timedelta(minutes=n), counting(5, n)).to_pandas() for n in range(40)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda frame: store.write_to_online_store("user_shelf", df=frame), frames))
+    assert read(store, ["u0", "u4"], "count", "total") == [{"count": 39, "total": 39}] * 2
 
 
 def test_by_the_stores_own_clock_a_value_past_its_ttl_is_missing(world: World, kind: str, address: str):
@@ -248,7 +285,7 @@ def test_an_incremental_load_finds_days_that_were_rebuilt(world: World, kind: st
 @pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/New_York"])
 def test_moments_are_utc_in_every_zone(world: World, kind: str, address: str, zone: str):
     world.publish("day2", rows_at(day(2), counting(1, 2)))
-    assert finished(child(world, kind, address, 2, zone)) == 0
+    assert finished(child(world, kind, address, 2, zone=zone)) == 0
     store = world.store(kind, address)
     answer = store.get_online_features(features=["user_shelf:count"], entity_rows={"user_id": ["u0"]})
     assert answer.to_dict(include_event_timestamps=True)["count__ts"] == [int(day(2).timestamp())]
@@ -289,6 +326,8 @@ def test_a_frozen_or_dead_redis_is_given_up_at_once(world: World, redis: str):
     with pytest.raises(Exception, match=r"[Cc]onnect|refused|closed"):
         read(store, ["u0"], "count")
     assert time.perf_counter() - began < 2
+    with pytest.raises(StateError, match="Redis at 127"):
+        read(store, ["u0"], "count")
     with pytest.raises(StateError, match="Redis at 127"):
         store.materialize(day(0), day(1))
 

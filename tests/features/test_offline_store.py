@@ -398,6 +398,24 @@ def test_the_latest_rows_of_a_span_are_the_newest_that_were_known_at_its_end(rep
     assert pull(repo, NOON, NOON, latest=True) == []
 
 
+@pytest.mark.parametrize("moments", [[NOON, NOON], [NOON, NOON - HOUR]], ids=["one moment", "several"])
+def test_a_row_without_a_key_is_a_row_so_that_whoever_loads_it_is_told(tmp_path: Path, repo: FeatureStore, moments: list[datetime]):
+    source = tmp_path / "nobody.parquet"
+    times = pa.array(moments, pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"shop": pa.array([1, None], pa.int64()), "sales": [1, 2], "at": times, "made": times}), source)
+    job = DuckDBAsofOfflineStore.pull_latest_from_table_or_query(
+        repo.config,
+        FileSource(path=str(source), timestamp_field="at", created_timestamp_column="made"),
+        ["shop"],
+        ["sales"],
+        "at",
+        "made",
+        NOON - 100 * HOUR,
+        NOON,
+    )
+    assert sorted(job.to_arrow()["shop"].to_pylist(), key=str) == [1, None]
+
+
 def test_all_rows_of_a_span_are_all_rows_ends_included(repo: FeatureStore):
     assert len(pull(repo, None, None, latest=False)) == 4
     assert [row["sales"] for row in pull(repo, NOON - HOUR, NOON + HOUR, latest=False)] == [10, 11, 20]

@@ -26,9 +26,11 @@ from pipelines.tables import TIMESTAMP
 USERS, ITEMS, CATEGORIES = [f"u{n}" for n in range(6)], [f"i{n}" for n in range(30)], [f"c{n}" for n in range(4)]
 
 
-def write_marts(home: Home, n: int, *, salt: int = 0, items: list[str] = ITEMS) -> None:
+def write_marts(
+    home: Home, n: int, *, salt: int = 0, users: list[str] = USERS, items: list[str] = ITEMS, categories: list[str] = CATEGORIES
+) -> None:
     """Write the marts of one day by hand: every third value is missing, all others tell their place."""
-    ids = {"user_id": USERS, "item_id": items, "category": CATEGORIES}
+    ids = {"user_id": users, "item_id": items, "category": categories}
     for mart, keys in build.MARTS.items():
         specs = [spec for service in ("ranking_v1", "pairs_v1", "session_v1") for spec in store.schema(home, service) if spec.view == mart]
         if not specs:
@@ -101,6 +103,32 @@ def test_one_call_gives_what_get_online_features_gives(shop: Home, later: float 
     values = [value for spec in specs for value in ours[spec.name].to_pylist()]
     assert (set(values) == {None}) if later == 8.5 else (sum(value is not None for value in values) > 500)
     assert ours.column_names == [*rows.column_names, *(spec.name for spec in specs)]
+
+
+def test_a_missing_key_is_nobody_even_where_somebody_has_no_name(home: Home):
+    """Feast can be asked for "" only; a row without a key knows nothing, as in training."""
+    store.apply(home)
+    write_marts(home, 10, users=["", "u1"], items=["", "i1"], categories=["", "c1"])
+    store.materialize(home, day(10))
+    rows = pa.table({"user_id": pa.array([None, "u1", ""], pa.string()), "item_id": pa.array(["i1", None, "i1"], pa.string())})
+    online = OnlineFeatures(home).read(rows, as_of=day(10))
+    moments = pa.array([day(10)] * len(rows), TIMESTAMP)
+    offline = store.historical(home, rows.append_column(store.EVENT_TIMESTAMP, moments)).drop_columns([store.EVENT_TIMESTAMP])
+    assert online.to_pylist() == offline.to_pylist()
+    assert any(value is not None for name, value in online.to_pylist()[2].items() if name.startswith("user_daily"))
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:6380,password=x", "127.0.0.1:6380,password=x"),
+        ("redis://127.0.0.1:6380", "127.0.0.1:6380"),
+        ("rediss://ann:x@cache:7000/2", "cache:7000,username=ann,password=x,db=2,ssl=true"),
+    ],
+)
+def test_the_address_of_redis_may_be_a_url(home: Home, monkeypatch: pytest.MonkeyPatch, address: str, expected: str):
+    monkeypatch.setenv(repository.REDIS, address)
+    assert repository.configuration(home)["online_store"]["connection_string"] == expected
 
 
 def test_a_request_is_one_round_trip(home: Home, redis: str, monkeypatch: pytest.MonkeyPatch):

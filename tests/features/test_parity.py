@@ -6,6 +6,7 @@ import json
 import sqlite3
 from datetime import datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,7 +16,9 @@ from feature_world import END, day
 from pipelines import cycle
 from pipelines.config import Home
 from pipelines.errors import ReloopError, StateError
-from pipelines.features import build, parity, repository, store
+from pipelines.features import build, item_snapshot, parity, repository, store
+
+SNAPSHOT = "item_daily in the item snapshot"
 
 
 @pytest.fixture
@@ -43,10 +46,10 @@ def test_every_view_is_equal_after_materialising_and_the_report_says_so(lived: H
     parity.check(lived, END)
     report = json.loads(parity.report_file(lived, END).read_text())
     assert report["verdict"] == "equal"
-    assert set(report["views"]) == set(build.MARTS)
+    assert set(report["views"]) == {*build.MARTS, SNAPSHOT}
     for name, view in report["views"].items():
         assert view["at"] == END.isoformat()
-        rows = pq.read_metadata(lived.features / name / f"as_of={END:%F}.parquet").num_rows
+        rows = pq.read_metadata(lived.features / name.partition(" ")[0] / f"as_of={END:%F}.parquet").num_rows
         assert view["entities"] >= rows + parity.STRANGERS, name
         assert {feature["compared"] for feature in view["features"].values()} == {view["entities"]}
         assert {feature["mismatch_rate"] for feature in view["features"].values()} == {0.0}
@@ -112,6 +115,42 @@ def test_a_sample_is_the_same_for_a_seed_and_another_for_another(lived: Home):
     draws = [parity._sampled(lived, view, END, 10, seed).to_pylist() for seed in (1, 1, 2)]
     assert [len(draw) for draw in draws] == [10 + parity.STRANGERS] * 3
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_day_the_store_has_not_reached_is_refused_and_not_certified(lived: Home):
+    store.materialize(lived, END)
+    with pytest.raises(StateError, match=rf"materialised to {END:%F}"):
+        parity.check(lived, day(60))
+    assert not parity.report_file(lived, day(60)).exists()
+    assert not list(cycle.records(lived, day(60), "parity")), "what was never compared is no run of the stage"
+
+
+def test_asked_for_more_than_there_is_the_newest_day_is_what_counts(lived: Home):
+    """`feast materialize-incremental` up to now, over marts of last year; then the pipeline goes on as if nothing had been."""
+    store.materialize(lived, END)
+    repository.open_store(lived).materialize_incremental(day(600))
+    store.materialize(lived, END)
+    parity.check(lived, END)
+    report = json.loads(parity.report_file(lived, END).read_text())
+    assert {view["at"] for view in report["views"].values()} == {END.isoformat()}
+    assert cycle.records(lived, END, "materialize")[0]["online"]["item_daily"] == 12
+
+
+@pytest.mark.parametrize("copy", ["numbers", "rows"])
+def test_an_item_snapshot_that_says_something_else_blocks(lived: Home, copy: str):
+    store.materialize(lived, END)
+    folder = item_snapshot.folder(lived) / json.loads((item_snapshot.folder(lived) / item_snapshot.POINTER).read_text())["folder"]
+    if copy == "numbers":
+        numbers = np.load(folder / item_snapshot.NUMBERS)
+        numbers[0, 0] += 1
+        np.save(folder / item_snapshot.NUMBERS, numbers)
+    else:
+        rows = pa.ipc.open_file(str(folder / item_snapshot.ROWS)).read_all()
+        place = rows.column_names.index("item_daily__category")
+        with pa.ipc.new_file(str(folder / item_snapshot.ROWS), rows.schema) as writer:
+            writer.write_table(rows.set_column(place, rows.schema.field(place), pa.array(["c9"] * len(rows), pa.string())))
+    with pytest.raises(ReloopError, match=f"{SNAPSHOT}:.* differs for"):
+        parity.check(lived, END)
 
 
 def test_what_was_never_materialised_is_an_error(lived: Home):

@@ -149,6 +149,52 @@ def test_a_bus_that_is_not_there_is_named_at_once():
     bus.close()
 
 
+def test_a_publisher_is_told_what_a_publisher_can_do():
+    bus = connect("redis://127.0.0.1:1/0", topic="t", group="g", consumer="a")
+    with pytest.raises(StateError, match="0 events are on it; publish the file again") as error:
+        bus.publish(numbered(0, 2))
+    assert "delivered again" not in str(error.value)
+    bus.close()
+
+
+@pytest.mark.parametrize("address", ["redis://:secret@127.0.0.1:abc/0", "redis://127.0.0.1:99999/0", "redis://user:se/cret@host:6379/0"])
+def test_a_redis_address_that_cannot_be_read_is_refused_and_its_password_not_shown(address: str):
+    with pytest.raises(StateError, match="redis://HOST:PORT/DB") as error:
+        connect(address, topic="t", group="g", consumer="a")
+    assert "cret" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize("address", ["kafka://", "kafka:///", "kafka://:9092", "kafka://host:9092,"])
+def test_a_kafka_address_without_a_broker_is_refused_at_once(address: str):
+    with pytest.raises(StateError, match="no broker"):
+        connect(address, topic="t", group="g", consumer="a")
+
+
+def test_a_bus_is_named_by_server_and_topic_and_never_by_its_password():
+    addresses = ["redis://:secret@one:1/3", "redis://one:1/3", "redis://one:1/4", "redis://one", "unix:///run/redis.sock?db=2"]
+    buses = [connect(address, topic="t", group="g", consumer="a") for address in addresses]
+    assert [bus.name for bus in buses] == [
+        "redis://one:1/3 reloop:t",
+        "redis://one:1/3 reloop:t",
+        "redis://one:1/4 reloop:t",
+        "redis://one:6379/0 reloop:t",
+        "redis:///run/redis.sock/2 reloop:t",
+    ]
+    for bus in buses:
+        bus.close()
+
+
+def test_a_publisher_whose_clock_is_ahead_does_not_set_the_clock_of_kafka(kafka_cluster: str):
+    bus = connect(f"kafka://{kafka_cluster}", topic="t", group="g", consumer="a")
+    ahead = bus._kafka.Producer({"bootstrap.servers": kafka_cluster})
+    ahead.produce("t", value=b"{}", timestamp=2_840_140_800_000)  # 2060
+    assert ahead.flush(30) == 0
+    (message,) = taken(bus, 1)
+    assert message.published_us <= time.time_ns() // 1000
+    bus.close()
+
+
 def test_an_address_of_no_known_kind_is_refused_and_its_password_not_shown():
     with pytest.raises(StateError, match="'amqp'") as error:
         connect("amqp://somebody:secret@host", topic="t", group="g", consumer="a")

@@ -204,6 +204,62 @@ def test_a_late_event_is_put_in_its_place_though_the_newest_stays_the_newest(sho
     assert online(shop, ["u1"])["u1"]["last_event_ids"] == ["b", "c", "a"]
 
 
+def mart_row(home: Home, n: int, *happened: tuple[str, datetime]) -> None:
+    """Write what the mart of a day holds of u1, as a load does."""
+    made = session.newest(SessionEvent(micros(at), name, f"i-{name}", "view") for name, at in happened)
+    values = session.features(made, micros(day(n)))
+    assert values is not None
+    PushedView(home, session.VIEW).push({"u1": (day(n), day(n), values)})
+
+
+def of_u1(name: str, at: datetime) -> Event:
+    base = {"event_id": name, "user_id": "u1", "item_id": f"i-{name}", "event_type": "view"}
+    return {**base, "event_at": at, "received_at": at + timedelta(seconds=1)}
+
+
+def hour(n: int, hours: float) -> datetime:
+    return day(n) + timedelta(hours=hours)
+
+
+@pytest.mark.usefixtures("online_store")
+def test_an_event_consumed_after_the_mart_of_its_night_was_loaded_is_online_all_the_same(shop: Home, bus_address: str):
+    """What the mart holds is newer than the event, and what unites the two is newer than both, until the next mart."""
+    bus = connect(bus_address, topic="events", group="sessions", consumer="a")
+    consumer = Consumer(shop, bus)
+    mart_row(shop, 10, ("a", hour(9, 10)))
+    for name, hours, expected in (("b", 23, ["b", "a"]), ("c", 22, ["b", "c", "a"])):
+        bus.publish([of_u1(name, hour(9, hours))])
+        assert consumer.run(idle_seconds=0.1).sessions == len(expected) - 1
+        assert online(shop, ["u1"])["u1"]["last_event_ids"] == expected
+    mart_row(shop, 10, ("a", hour(9, 10)))  # the same load again takes nothing away
+    assert online(shop, ["u1"])["u1"]["last_event_ids"] == ["b", "c", "a"]
+    mart_row(shop, 11, ("e", hour(10, 1)), ("b", hour(9, 23)))
+    assert online(shop, ["u1"])["u1"]["last_event_ids"] == ["e", "b"]
+    bus.publish([of_u1("d", hour(9, 12))])
+    assert consumer.run(idle_seconds=0.1).sessions == 3
+    assert online(shop, ["u1"])["u1"]["last_event_ids"] == ["e", "b", "c", "d", "a"]
+    consumer.close()
+
+
+@pytest.mark.usefixtures("online_store")
+def test_a_mart_loaded_between_the_read_and_the_push_is_united_with(shop: Home, bus_address: str, monkeypatch: pytest.MonkeyPatch):
+    bus = connect(bus_address, topic="events", group="sessions", consumer="a")
+    consumer = Consumer(shop, bus)
+    held = PushedView.held
+
+    def overtaken(self: PushedView, users: list[str]) -> Any:
+        found = held(self, users)
+        monkeypatch.setattr(PushedView, "held", held)
+        mart_row(shop, 10, ("a", hour(9, 10)))
+        return found
+
+    monkeypatch.setattr(PushedView, "held", overtaken)
+    bus.publish([of_u1("b", hour(9, 23))])
+    assert consumer.run(idle_seconds=0.1).sessions == 1
+    consumer.close()
+    assert online(shop, ["u1"])["u1"]["last_event_ids"] == ["b", "a"]
+
+
 def test_point_in_time_rows_of_sessions_are_those_of_the_mart(lived: Home):
     """Training asks the same view: the newest row at or before the moment, lists and all."""
     asked = [("u0", day(10)), ("u1", day(12) + timedelta(hours=5)), ("u2", day(13)), ("nobody", day(13)), ("u3", day(1))]

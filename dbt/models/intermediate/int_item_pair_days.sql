@@ -1,3 +1,5 @@
+-- A condition of the template is no level of the SQL.
+-- noqa: disable=LT02
 {{ config(materialized='incremental') }}
 -- On how many users' days two items came together, by the day this became known; an item with itself is its own days.
 
@@ -22,7 +24,11 @@ standing as (
                 and baskets.user_id = arrived.user_id
                 and baskets.event_type = arrived.event_type
     {% endif %}
-    where baskets.known_on <= {{ last_day() }}
+    where
+        baskets.known_on <= {{ last_day() }}
+        {% if carries_on() %}
+            and baskets.event_date >= {{ earliest_day() }}
+        {% endif %}
 ),
 
 paired as (

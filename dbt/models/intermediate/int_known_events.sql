@@ -1,3 +1,5 @@
+-- A condition of the template is no level of the SQL.
+-- noqa: disable=LT02
 -- The events that become known in this run, each with the first midnight at which a feature row may use it.
 -- A run that resumes reads the days it builds and, of earlier ones, those that hold an event received since.
 {% set since = "timestamptz '" ~ asked('as_of_from') ~ " 00:00:00+00' - interval 1 day" %}
@@ -12,33 +14,18 @@ versions as (
     select * from {{ ref('int_item_versions') }}
 ),
 
-{% if resumes() %}
-    on_time as (
-        select * from events
-        where event_date between {{ first_day() }} - 1 and {{ last_day() }} - 1
-    ),
-
-    late as (
-        select * from events
-        where
-            event_date < {{ first_day() }} - 1
-            {% if asked('late_days') is not string %}
-                and event_date in ({{ late_days() }})
-            {% endif %}
-            and received_instant >= {{ since }}
-    ),
-
-    read as (
-        select * from on_time
-        union all
-        select * from late
-    ),
-{% else %}
-    read as (
-        select * from events
-        where event_date < {{ last_day() }}
-    ),
-{% endif %}
+read as (
+    select * from events
+    where
+        event_date < {{ last_day() }}
+        {% if resumes() %}
+            and (event_date >= {{ first_day() }} - 1 or received_instant >= {{ since }})
+        {% endif %}
+        {% if resumes() and asked('late_days') is not string %}
+            -- On its own, for only so does it choose the files.
+            and (event_date >= {{ first_day() }} - 1 or event_date in ({{ late_days() }}))
+        {% endif %}
+),
 
 dated as (
     select

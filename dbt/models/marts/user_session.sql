@@ -13,17 +13,28 @@ news as (
 ),
 
 {% if asked('as_of_from') %}
+    earlier as (
+        select *
+        from {{ ref('int_session_events') }}
+        where
+            known_on < {{ first_day() }}
+            and event_at >= {{ first_day() }} - {{ 2 * session_days() | int }}
+            and user_id in (select news.user_id from news)
+    ),
+
+    reach as (
+        select
+            user_id,
+            list_min(max(event_at, {{ session_items() }})) as reached_at
+        from earlier
+        group by all
+    ),
+
     -- Of what was known before, the newest events of those users: no row of this run remembers an older one.
     remembered as (
         select earlier.*
-        from {{ ref('int_session_events') }} as earlier
-        where
-            earlier.known_on < {{ first_day() }}
-            and earlier.event_at >= {{ first_day() }} - {{ 2 * session_days() | int }}
-            and earlier.user_id in (select news.user_id from news)
-        qualify row_number() over (
-            partition by earlier.user_id order by earlier.event_at desc, earlier.event_id desc
-        ) <= {{ session_items() }}
+        from earlier
+        inner join reach on earlier.user_id = reach.user_id and earlier.event_at >= reach.reached_at
     ),
 {% endif %}
 

@@ -1,16 +1,24 @@
 {% test keys_exist_in(model, to, keys) %}
-    {#- Every key of the newest day has its row of that day in the other model. -#}
+    {#- Every key of the newest day of this run has its row of that day in the other model. -#}
+    with
+
+    theirs as (
+        select * from {{ model }}
+        where {{ built_days() }}
+        qualify as_of = max(as_of) over ()
+    ),
+
+    others as (
+        select * from {{ to }}
+        where {{ built_days() }}
+    )
+
     select theirs.*
-    from {{ model }} as theirs
-    where
-        theirs.as_of = (select max(newest.as_of) from {{ model }} as newest)
-        and not exists (
-            select 1
-            from {{ to }} as others
-            where
-                others.as_of = theirs.as_of
-                {% for key in keys %}
-                    and others.{{ key }} = theirs.{{ key }}
-                {% endfor %}
-        )
+    from theirs
+    anti join others
+        on
+            theirs.as_of = others.as_of
+            {% for key in keys %}
+                and theirs.{{ key }} = others.{{ key }}
+            {% endfor %}
 {% endtest %}

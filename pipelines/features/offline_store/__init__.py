@@ -138,7 +138,8 @@ class DuckDBAsofOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships
         keys, moment = ", ".join(f"v.{quoted(name)}" for name in join_key_columns), source.moment(source.event)
         newest = ""
         if join_key_columns and not files.one_moment:  # sorting only the newest rows of a key is half the work
-            same = " AND ".join(f"newest.{quoted(name)} = v.{quoted(name)}" for name in join_key_columns)
+            # A row without a key is a row: whoever loads it is told, at whatever moment it is.
+            same = " AND ".join(f"newest.{quoted(name)} IS NOT DISTINCT FROM v.{quoted(name)}" for name in join_key_columns)
             newest = f" JOIN (SELECT {keys}, max({moment}) AS __moment FROM {files.sql()} v WHERE {where} GROUP BY ALL) newest ON {same} AND __moment = {moment}"
         order = [f"{source.moment(name)} DESC" for name in (source.event, source.created) if name]
         order += [f"v.{quoted(name)} DESC NULLS LAST" for name in feature_name_columns]
