@@ -8,11 +8,12 @@ import pytest
 from retriever_contract import NOW, everyone, world
 
 from pipelines.datasets.interactions import Histories
-from pipelines.retrieval import gru4rec
+from pipelines.retrieval import gru4rec, lightgcn
 from pipelines.retrieval.bert4rec import Bert4Rec
 from pipelines.retrieval.gru4rec import Gru4Rec
 from pipelines.retrieval.lightgcn import LightGcn
 from pipelines.retrieval.neumf import NeuMf
+from pipelines.retrieval.neural import sequences
 from pipelines.retrieval.popular import Popular
 from pipelines.retrieval.sasrec import SasRec
 from pipelines.retrieval.two_tower import TwoTower
@@ -26,9 +27,7 @@ SEQUENCE = {"n_factors": 16, "max_history": 8, "batch_size": 64, "learning_rate"
 def chain():
     """Return (events, each user's next item): 12 items in a hidden ring, of which eight steps in ten take the next one."""
     rng = np.random.default_rng(0)
-    follower = np.roll(rng.permutation(12), 1)
-    follower = np.empty(12, dtype=int)
-    ring = rng.permutation(12)
+    follower, ring = np.empty(12, dtype=int), rng.permutation(12)
     follower[ring] = np.roll(ring, -1)
     events, held_out = [], []
     for user in range(150):
@@ -90,21 +89,17 @@ def test_a_gated_unit_on_paper():
 
 def test_lightgcn_adds_up_items_over_the_graph_for_a_user_never_seen():
     """Users {0}, {0, 1}: A = [[1/sqrt 2, 0], [1/2, 1/sqrt 2]], so (I + A'A) of unit vectors has rows (7/4, .354) and (.354, 3/2)."""
-    fitted = LightGcn(n_factors=2, n_rounds=1, n_epochs=0).fit(world([(0, 0, 3.0, 1.0), (1, 0, 2.0, 1.0), (1, 1, 1.0, 1.0)], 2, 2))
-    from pipelines.retrieval import lightgcn
-    from pipelines.retrieval.neural import sequences
-
-    steps = sequences.learnt_from(world([(0, 0, 3.0, 1.0), (1, 0, 2.0, 1.0), (1, 1, 1.0, 1.0)], 2, 2))
-    graph = lightgcn._graph(steps)
+    interactions = world([(0, 0, 3.0, 1.0), (1, 0, 2.0, 1.0), (1, 1, 1.0, 1.0)], 2, 2)
+    graph = lightgcn._graph(sequences.learnt_from(interactions))
     np.testing.assert_allclose(graph.toarray(), [[2**-0.5, 0], [0.5, 2**-0.5]], rtol=1e-6)
-    vector, spread = fitted._spread(np.eye(2, dtype=np.float32), graph)
+    vector, spread = LightGcn(n_rounds=1)._spread(np.eye(2, dtype=np.float32), graph)
     summed = np.array([[1.75, 8**-0.5], [8**-0.5, 1.5]])
     np.testing.assert_allclose(vector, summed / np.linalg.norm(summed, axis=1, keepdims=True), rtol=1e-5)
     np.testing.assert_allclose(spread, summed / np.sqrt([[2], [1]]), rtol=1e-5)
 
 
 def test_neumf_takes_the_item_it_is_asked_for_out_of_the_history():
-    """GMF of q = e = identity rows: a history {0, 1} says 1/sqrt 2 for each of its items if the other is asked for, never for itself."""
+    """GMF with q = e = (1, 1, 0), (0, 1, 1), (0, 1, 0) and a history of the first two."""
     fitted = NeuMf(architecture="gmf", n_factors=3, n_epochs=0).fit(world([(0, 0, 2.0, 1.0), (0, 1, 1.0, 1.0), (1, 2, 1.0, 1.0)], 2, 3))
     table = np.zeros((128, 3), dtype=np.float32)
     table[:3] = [[1, 1, 0], [0, 1, 1], [0, 1, 0]]
@@ -114,8 +109,8 @@ def test_neumf_takes_the_item_it_is_asked_for_out_of_the_history():
     np.testing.assert_allclose(fitted.score(asked, np.array([[0, 1, 2, -1]], np.int32)), [[1, 1, 2**0.5, -np.inf]], rtol=1e-6)
 
 
-def test_a_two_tower_of_a_shortlisted_profile_reads_country_and_category():
-    """Users of Norway take even items and users of Peru odd ones; what a newcomer's only step cannot say, its country does."""
+def test_a_two_tower_reads_profiles_and_descriptions():
+    """Users of Norway take even items and users of Peru odd ones."""
     rng = np.random.default_rng(1)
     events = [(user, int(rng.integers(6)) * 2 + user % 2, 10.0 - step, 1.0) for user in range(80) for step in range(6)]
     interactions = world(events, 80, 12)
