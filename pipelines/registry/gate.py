@@ -254,5 +254,6 @@ def _read_outs(evidence: Evidence, policy: GatePolicy, found: _Comparison, confi
     before = evidence.champion if evidence.champion is not None else evidence.incumbents[policy.baseline]
     error = float(np.std(np.asarray(evidence.challenger) - np.asarray(before), ddof=1)) / math.sqrt(found.n_users)
     detectable = float(stats.norm.isf(1.0 - confidence) + stats.norm.isf(1.0 - POWER)) * error
-    shrink = max(0.0, 1.0 - error**2 / found.difference**2) if found.difference else 0.0
+    noise = error / found.difference if found.difference else math.inf
+    shrink = max(0.0, 1.0 - noise * noise)  # squares of their own would underflow before their ratio
     return {"detectable": _known(detectable), "shrunken": _known(found.difference * shrink)}

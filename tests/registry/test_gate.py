@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.config import GatePolicy
@@ -186,6 +186,7 @@ values = st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.f
     coverage=st.one_of(st.none(), st.tuples(st.floats(), st.floats())),
     age=st.one_of(st.none(), st.floats()),
 )
+@example(challenger=[0.0, 0.0], champion=None, incumbent=[0.0, 2.225073858507e-311], part=([], []), coverage=None, age=None)
 @settings(max_examples=300, deadline=None)
 def test_whatever_is_given_a_promotion_needs_whole_evidence(  # noqa: PLR0917 - hypothesis draws them
     challenger: Any, champion: Any, incumbent: Any, part: Any, coverage: Any, age: Any
