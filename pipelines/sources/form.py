@@ -34,6 +34,9 @@ class Form(Frozen):
     users: int | None = None
     items: int | None = None
     events_per_day: int | None = None
+    taste: float | None = None
+    feedback: float | None = None
+    herd: float | None = None
     faults: tuple[str, ...] | None = None
     shifts: tuple[str, ...] | None = None
 

@@ -30,15 +30,23 @@ class Source(StrEnum):
 
 
 class World(Frozen):
-    """The size of the simulated shop and what befalls it.
+    """The size of the simulated shop, what moves its visitors, and what befalls it.
 
     `faults` and `shifts` are `name@YYYY-MM-DD`; the names are those of `pipelines.sources.simulator`.
+
+    Attributes:
+        taste: how much people's own taste decides what they look at and take; 1 is the usual, 0 leaves it to price and luck.
+        feedback: how much of the shop's exposure follows recent attention; 1 is the usual, 0 none.
+        herd: share of the views that would follow a habit, an errand or the item just seen, and go to the best sellers instead.
     """
 
     seed: Annotated[int, Field(ge=0)] = 7
     users: Annotated[int, Field(ge=1, le=50_000_000)] = 20_000
     items: Annotated[int, Field(ge=1, le=10_000_000)] = 5_000
     events_per_day: Annotated[int, Field(ge=1, le=100_000_000)] = 16_000
+    taste: Annotated[float, Field(ge=0, le=10)] = 1.0
+    feedback: Annotated[float, Field(ge=0, le=3)] = 1.0  # above 3 a few items take it all
+    herd: Annotated[float, Field(ge=0, le=1)] = 0.0
     faults: tuple[str, ...] = ()
     shifts: tuple[str, ...] = ()
 

@@ -23,6 +23,7 @@ from pipelines.sources.simulator import Shop, catalogue, choice
 from pipelines.window import Window
 
 WORLD = World(seed=3, users=1200, items=400, events_per_day=3000)
+WEEKS = (("2025-01-20", "2025-01-27"), ("2025-01-27", "2025-02-03"))
 SPAN = Window.parse("2025-01-06", "2025-02-17")  # six weeks
 
 
@@ -353,12 +354,23 @@ def test_popularity_feedback_and_place_in_the_list_concentrate_views(
     assert biased > factor * top_tenth(Shop(WORLD).events(week).to_pandas())
 
 
+def test_a_world_can_be_driven_by_taste_or_by_popularity() -> None:
+    """The ten best sellers of a week draw more of the next week's views the less taste decides; a herd's habits are few."""
+
+    def of_best_sellers(**driven_by: float) -> float:
+        shop = Shop(World(seed=3, users=1200, items=400, events_per_day=3000, **driven_by))
+        before, after = (views(shop.events(Window.parse(*week)).to_pandas()) for week in WEEKS)
+        return float(after[c.ITEM_ID].isin(before[c.ITEM_ID].value_counts().index[:10]).mean())
+
+    usual = of_best_sellers()
+    assert of_best_sellers(taste=2.0, feedback=0.0) < 0.9 * usual
+    assert of_best_sellers(taste=0.1, feedback=2.0, herd=0.8) > 2 * usual
+
+
 def test_most_users_come_back() -> None:
     """In the default world over 6,000 users are active in a week, and most of them in the next."""
     shop = Shop(World())
-    weeks = [
-        set(shop.events(Window.parse(a, b))[c.USER_ID].to_pylist()) for a, b in (("2025-01-20", "2025-01-27"), ("2025-01-27", "2025-02-03"))
-    ]
+    weeks = [set(shop.events(Window.parse(a, b))[c.USER_ID].to_pylist()) for a, b in WEEKS]
     assert min(map(len, weeks)) > 6000
     assert len(weeks[0] & weeks[1]) > 0.4 * len(weeks[0])
 

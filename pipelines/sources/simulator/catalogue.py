@@ -190,14 +190,14 @@ class Catalogue:
         n = len(attention)
         age = np.where(self.stock.launched[:n] < 0, np.inf, day - self.stock.launched[:n])
         fresh = 1.0 + 1.5 * np.exp(-np.maximum(age, 0) / 7.0)
-        weight = np.exp(self.stock.log_appeal[:n]) * np.maximum(attention, 0.05) ** FEEDBACK * fresh
+        weight = np.exp(self.stock.log_appeal[:n]) * np.maximum(attention, 0.05) ** (FEEDBACK * self.world.feedback) * fresh
         return np.where(self.stock.retired[:n] > day, weight, 0.0)
 
     def attention(self, day: int) -> Doubles:
         """Return the remembered attention of each item at the dawn of `day`, 1 on average: the popularity feedback.
 
         m[d + 1] = MEMORY m[d] + (1 - MEMORY) Poisson(20 s[d]) / 20, where s[d], the exposure on day d
-        relative to its mean, itself grows with m[d] ** FEEDBACK: who was seen is shown, by luck too.
+        relative to its mean, itself grows with m[d] ** (FEEDBACK * world.feedback): who was seen is shown, by luck too.
         The recurrence runs over items alone, with the expected share of a day in place of its events,
         so that no day needs the events of another.
         """

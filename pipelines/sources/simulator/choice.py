@@ -73,7 +73,7 @@ class Chain:
     def view(self, step: int, n: int) -> Views:
         """Let the first n sessions look at their next item; they are those that have looked at `step` items."""
         rng, shelf = self.rng, self.scene.shelf
-        mode = categorical(NEXT_VIEW if step else FIRST_VIEW, rng.random(n))
+        mode = categorical(herded(NEXT_VIEW if step else FIRST_VIEW, self.scene.people.world.herd), rng.random(n))
         elsewhere = np.flatnonzero(mode == ELSEWHERE)
         self.category[elsewhere] = categorical(self.pull[elsewhere], rng.random(len(elsewhere)))
         shown = np.empty((n, WIDTH), np.int32)
@@ -115,6 +115,15 @@ class Chain:
         liking = np.einsum("nk,nwk->nw", lasting, scene.shelf.vector[position]) + 1.5 * scene.shelf.log_weight[position]
         best: Longs = position[np.arange(len(rows)), np.argmax(liking, axis=1)]
         return best
+
+
+def herded(modes: Doubles, herd: float) -> Doubles:
+    """Return the chances of the modes when a share of all but `browse` and `elsewhere` browses instead."""
+    moved: Doubles = modes.copy()
+    habit = [STAPLE, ERRAND, FOLLOW]
+    moved[habit] *= 1.0 - herd
+    moved[BROWSE] += herd * modes[habit].sum()
+    return moved
 
 
 def category_pull(taste: Floats, scene: Scene) -> Doubles:

@@ -116,7 +116,7 @@ class People:
         """Return what users like on a day: float32 [users, N_SLOTS].
 
         The core, plus a slow ellipse around it (60 to 240 days a round), turned by every taste shift
-        up to the day. The last two slots weigh dearness (negative: thrift) and quality.
+        up to the day; all of it times the world's `taste`. The last two slots weigh dearness (negative: thrift) and quality.
         """
         angle = (2 * np.pi * day) / self.crowd.period[users]
         swing = self.crowd.swing[users]
@@ -135,5 +135,5 @@ class People:
                 fashion = rng.standard_normal(N_TASTES).astype(np.float32)
                 taste = np.float32(0.5) * taste + np.float32(0.8) * taste[:, turn] * sign + np.float32(0.6) * fashion
                 vector[:, PRICE_SLOT] -= np.float32(0.8)
-        vector[:, :N_TASTES] = taste
+        vector[:, :N_TASTES] = np.float32(self.world.taste) * taste
         return vector
