@@ -9,7 +9,7 @@ export DO_NOT_TRACK := 1
 # Where Python may not keep bytecode (many images say so), every start of a stage would compile its libraries anew.
 COMPILED := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
-.PHONY: help run test test-slow lint up down status bench clean lock
+.PHONY: help run test test-slow test-spark lint up down status bench clean lock
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,6 +37,11 @@ test: .venv/ready .venv/system ## Lint, types, layers, SQL, and every test that 
 
 test-slow: .venv/ready .venv/system ## Full-size and server tests (PostgreSQL, Redis, kill matrices)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# MLlib is half a gigabyte and needs Java 17, so only its own target installs it.
+test-spark: .venv/ready ## The tests of the source that Spark fits
+	@$(BIN)/uv pip install --quiet --no-build-isolation --python $(BIN)/python --require-hashes --requirement requirements-spark.lock
+	@$(BIN)/python -m pytest -k spark tests/retrieval $(ARGS)
 
 lint: .venv/ready ## ruff, mypy --strict, import contracts, sqlfluff
 	@$(BIN)/ruff check .
@@ -70,4 +75,6 @@ clean: ## Forget all state (var/); the environment stays
 	@rm -rf var
 
 lock: ## Resolve requirements.lock anew (needs the package registry)
-	@$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 --upgrade --quiet --output-file requirements.lock
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 --upgrade --quiet --no-emit-package pyspark --no-emit-package py4j --output-file requirements.lock
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["spark"], sep="\n")' \
+	  | $(BIN)/uv pip compile - --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11 --upgrade --quiet --output-file requirements-spark.lock
