@@ -23,6 +23,7 @@ Ints: TypeAlias = npt.NDArray[np.int32]
 Longs: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bytes: TypeAlias = npt.NDArray[np.int8]
+Bools: TypeAlias = npt.NDArray[np.bool_]
 
 TYPE_CODES: Final = " ".join(f"WHEN '{name}' THEN {code}" for code, name in enumerate(c.EVENT_TYPES))
 

@@ -11,7 +11,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Longs
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Longs
 from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -109,10 +109,20 @@ class Als:
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items nearest to the user's folded-in factors."""
+        users, told = self.query_vectors(histories)
+        factor, known = self.item_vectors()
+        return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
+
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the items' factors, and which items may be proposed."""
+        return factors.placed("als", self.state)
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return the users' folded-in factors, and who liked an item that the model knows."""
         state = topk.checked("als", self.state, histories)
-        known, factor = state["known"].astype(bool), state["factor"].astype(np.float32)
+        factor, known = self.item_vectors()
         users = self._fold_in(histories, known, factor, float(state["mean_power"].astype(np.float64)[0]))
-        return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads)
+        return users, factors.told_of(histories, known)
 
     def _fold_in(self, histories: Histories, known: npt.NDArray[np.bool_], factor: Floats, mean_power: float) -> Floats:
         """Return float32 [n_users, n_factors]; a user without a known item has zeros."""

@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -129,13 +129,22 @@ class Bpr:
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items that score highest against the user's history."""
+        users, told = self.query_vectors(histories)
+        factor, known = self.item_vectors()
+        return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
+
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the items' vectors with their biases behind, and which items may be proposed."""
+        return factors.placed("bpr", self.state)
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return what the users' histories add up to with a 1 behind, and who liked an item that the model knows."""
         state = topk.checked("bpr", self.state, histories)
-        known, factor = state["known"].astype(bool), state["factor"].astype(np.float32)
+        known = state["known"].astype(bool)
         rows = histories.weighted(factors.faded(histories, self.recency_half_life_days, known))
         liked = rows.copy()
         # Of each item the newest event's fading alone: the model learnt from what was met, not how often.
         liked.data = np.minimum(rows.data, 1)
         size = np.maximum(np.asarray(liked.sum(axis=1)), 1e-6)
         x = (liked @ state["history"].astype(np.float32)) / np.sqrt(size).reshape(-1, 1)
-        users = np.column_stack([x, np.ones(len(x))]).astype(np.float32)
-        return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads)
+        return np.column_stack([x, np.ones(len(x))]).astype(np.float32), factors.told_of(histories, known)

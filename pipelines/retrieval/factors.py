@@ -33,6 +33,23 @@ def faded(histories: Histories, half_life_days: float, known: npt.NDArray[np.boo
     return np.where(known[histories.item], strength, 0).astype(np.float32)
 
 
+def told_of(histories: Histories, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return bool [n_users], who liked an item that the model knows."""
+    told = np.zeros(histories.n_users, dtype=bool)
+    told[histories.row_of_event()[(histories.weight > 0) & known[histories.item]]] = True
+    return told
+
+
+def placed(name: str, state: dict[str, npt.NDArray[np.generic]] | None) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return `factor` and `known` of a fitted model's state: its items' vectors, and which may be proposed.
+
+    Raises:
+        StateError: it was not fitted.
+    """
+    state = topk.fitted(name, state)
+    return np.asarray(state["factor"], dtype=np.float32), np.asarray(state["known"], dtype=bool)
+
+
 def retrieve(
     users: Floats,
     items: Floats,
@@ -53,8 +70,7 @@ def retrieve(
         told: bool [n_users], of whom something is known; without it, those who liked a known item.
     """
     if told is None:
-        told = np.zeros(histories.n_users, dtype=bool)
-        told[histories.row_of_event()[(histories.weight > 0) & known[histories.item]]] = True
+        told = told_of(histories, known)
     parts = []
     for first, last, rows in topk.blocks(histories, histories.n_items):
         with threadpool_limits(num_threads):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import topk
 from pipelines.retrieval.neural import backend, layers, sequences
 from pipelines.retrieval.neural.backend import Array, Params
@@ -140,13 +140,23 @@ class LightGcn(Training):
         known = state["known"].astype(bool)
         parts = []
         for _, _, rows in topk.blocks(histories, max(histories.n_items, self.n_factors)):
-            met = _pairs(sequences.asked_with(rows, known))
-            told = met.getnnz(axis=1) > 0
-            scores = np.where(known & told[:, None], _users(met, state["spread"]) @ state["vector"].T, np.float32(-np.inf))
+            users, told = self.query_vectors(rows)
+            scores = np.where(known & told[:, None], users @ state["vector"].T, np.float32(-np.inf))
             if exclude_seen:
                 topk.hide_seen(scores, rows)
             parts.append(topk.best(scores, k))
         return topk.stack(parts, k)
+
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the smoothed vectors of the items, of length 1, and which items may be proposed."""
+        state = topk.fitted("lightgcn", self.state)
+        return np.asarray(state["vector"], dtype=np.float32), np.asarray(state["known"], dtype=bool)
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return what the users' items add up to, of length 1, and who met an item that the model knows."""
+        state = topk.checked("lightgcn", self.state, histories)
+        met = _pairs(sequences.asked_with(histories, np.asarray(state["known"], dtype=bool)))
+        return _users(met, np.asarray(state["spread"], dtype=np.float32)), met.getnnz(axis=1) > 0
 
 
 def _users(met: sparse.csr_matrix, spread: Floats) -> Floats:

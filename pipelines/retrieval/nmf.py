@@ -13,7 +13,7 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import factors, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -77,12 +77,21 @@ class Nmf:
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items that the user's parts add up to."""
-        state = topk.checked("nmf", self.state, histories)
-        factor, known = state["factor"].astype(np.float32), state["known"].astype(bool)
+        users, told = self.query_vectors(histories)
+        factor, known = self.item_vectors()
+        return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
+
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the items' factors, and which items may be proposed."""
+        return factors.placed("nmf", self.state)
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return the users' parts, and who liked an item that the model knows."""
+        topk.checked("nmf", self.state, histories)
+        factor, known = self.item_vectors()
         rows = histories.weighted(factors.faded(histories, self.recency_half_life_days, known))
         rows.data = np.sqrt(rows.data)
-        users = self._fold_in(rows, factor)
-        return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads)
+        return self._fold_in(rows, factor), factors.told_of(histories, known)
 
     def _fold_in(self, rows: sparse.csr_matrix, factor: Floats) -> Floats:
         """Return float32 [n_users, n_factors] >= 0 by the same descent, H held; zeros for a user without a known item."""

@@ -9,7 +9,7 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,25 @@ class Resumable(Retriever, Protocol):
 
     def resume(self, interactions: Interactions, checkpoint: Path | None) -> Self:
         """Return what `fit` returns, keeping progress in a file and going on from what it holds of this very training."""
+        ...
+
+
+@runtime_checkable
+class Vectored(Retriever, Protocol):
+    """A retriever whose score is the inner product of a user's and an item's vector, so that an index may answer for it (`ann`)."""
+
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return float32 [n_items, d], and bool [n_items], which of them may be proposed.
+
+        Raises:
+            StateError: the model was not fitted.
+        """
+        ...
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return float32 [n_users, d], and bool [n_users], of whom anything is known; the others get a row of -1.
+
+        Raises:
+            StateError: the model was not fitted, or the histories index another catalogue.
+        """
         ...

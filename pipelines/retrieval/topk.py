@@ -133,14 +133,24 @@ def stack(parts: list[Candidates], k: int) -> Candidates:
     return Candidates(np.concatenate([part.item for part in parts]), np.concatenate([part.score for part in parts]))
 
 
+def fitted(name: str, state: dict[str, npt.NDArray[np.generic]] | None) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the state of a fitted retriever.
+
+    Raises:
+        StateError: it was not fitted.
+    """
+    if state is None:
+        raise StateError(f"retriever {name}", found="not fitted", allowed="a fitted copy", hint="call fit, or load it from a bundle")
+    return state
+
+
 def checked(name: str, state: dict[str, npt.NDArray[np.generic]] | None, histories: Histories) -> dict[str, npt.NDArray[np.generic]]:
     """Return the state of a fitted retriever whose catalogue is the histories' own.
 
     Raises:
         StateError: it was not fitted, or it was fitted on another catalogue.
     """
-    if state is None:
-        raise StateError(f"retriever {name}", found="not fitted", allowed="a fitted copy", hint="call fit, or load it from a bundle")
+    state = fitted(name, state)
     n_items = int(state["n_items"][0])
     if n_items != histories.n_items:
         raise StateError(

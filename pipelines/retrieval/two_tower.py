@@ -10,7 +10,7 @@ from typing import Any, Final, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints
 from pipelines.retrieval import topk
 from pipelines.retrieval.neural import layers, sequences, tokens
 from pipelines.retrieval.neural.backend import Array, Params
@@ -215,20 +215,28 @@ class TwoTower(Training):
         known = state["known"].astype(bool)
         parts = []
         for _, _, rows in topk.blocks(histories, max(histories.n_items, AT_ONCE * self.max_history * self.n_factors)):
-            users, told = self.users(rows)
+            users, told = self.query_vectors(rows)
             scores = np.where(known & told[:, None], users @ state["vector"].T, np.float32(-np.inf))
             if exclude_seen:
                 topk.hide_seen(scores, rows)
             parts.append(topk.best(scores, k))
         return topk.stack(parts, k)
 
-    def users(self, histories: Histories) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Return float32 [n_users, n_factors], the users' side of the product, and whether anything is known of each.
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return what the item tower made of each item, of length 1, and which items may be proposed."""
+        state = topk.fitted("two_tower", self.state)
+        return np.asarray(state["vector"], dtype=np.float32), np.asarray(state["known"], dtype=bool)
 
-        Raises:
-            StateError: the model was not fitted, or the histories index another catalogue.
-        """
-        state = cast("Params", topk.checked("two_tower", self.state, histories))
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return what the user tower makes of each user, of length 1, and who has a step that the model knows."""
+        topk.checked("two_tower", self.state, histories)
+        blocks = topk.blocks(histories, AT_ONCE * self.max_history * self.n_factors)
+        parts = [self._users(rows) for _, _, rows in blocks] or [self._users(histories)]
+        return np.concatenate([users for users, _ in parts]), np.concatenate([told for _, told in parts])
+
+    def _users(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return the same for a block of users."""
+        state = cast("Params", self.state)
         steps = sequences.asked_with(histories, state["known"].astype(bool))
         asked = steps.newest(self.max_history)
         profile = tokens.indexed(tokens.described(histories.users, histories.n_users), state["user_words"], TOKENS)
