@@ -11,7 +11,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -150,6 +150,20 @@ class TrainingSettings(Frozen):
     seed: int = 7
 
 
+class IndexSettings(Frozen):
+    """How sources with item vectors are searched (`retrieval.ann`); what is chosen is measured at every build."""
+
+    kind: Literal["auto", "flat", "ivf", "hnsw", "none"] = "auto"  # none: every source searches for itself, its vectors unchecked
+    flat_below: int = 20_000  # fewer items than this are compared with one by one, which is exact
+    hnsw_below: int = 200_000  # with `auto`, a graph is tried up to this many items: above, building it takes minutes
+    target_recall: float = Field(default=0.99, gt=0, le=1)  # recall@100 against exact: the cheapest that reaches it is taken
+    min_recall: float = Field(default=0.98, gt=0, le=1)  # a build below it fails
+    choose_by: Literal["work", "latency"] = "work"  # distances counted, the same on every machine; or seconds, which are not
+    max_bad_share: float = Field(default=0.001, ge=0, le=1)  # of items whose vector is NaN, infinite, zero or a copy; above it a build fails
+    n_queries: int = Field(default=1000, ge=2)  # users whose vectors are asked to choose, and to measure what was chosen
+    seed: int = 7
+
+
 class RetrievalSettings(Frozen):
     """Which sources propose candidates, and how many."""
 
@@ -157,6 +171,7 @@ class RetrievalSettings(Frozen):
     parameters: dict[str, dict[str, Any]] = Field(default={})  # source -> knobs, over each model's own defaults
     k_per_source: int = 50
     k_blend: int = 150  # candidates a user after the blend
+    index: IndexSettings = IndexSettings()
 
 
 class RankingSettings(Frozen):
