@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from pipelines import columns as c
 from pipelines.datasets.interactions import Floats, Histories, Interactions, Longs
-from pipelines.retrieval import factors, topk
+from pipelines.retrieval import factors, ratings, topk
 from pipelines.retrieval.protocol import Candidates
-
-RATING: Final = c.EVENT_TYPES.index(c.RATING)
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,10 @@ class BiasedMf:
 
     def fit(self, interactions: Interactions) -> Self:
         """Return a fitted copy; events that are no ratings are left aside."""
-        rated = (interactions.event_type == RATING) & ~np.isnan(interactions.value)
-        shape = (len(interactions.user_ids), len(interactions.item_ids))
-        users = _newest(interactions.user[rated].astype(np.int64), interactions.item[rated], interactions.value[rated], shape)
-        mean = np.float32(users.data.mean()) if users.nnz else np.float32(0)
-        users.data -= mean
+        users, mean = ratings.learnt_from(interactions)
         items = users.T.tocsr()
-        q = (0.1 * np.random.default_rng(self.seed).standard_normal((shape[1], self.n_factors))).astype(np.float32)
-        item_bias = self._biases(items, np.zeros(shape[0], dtype=np.float32))
+        q = (0.1 * np.random.default_rng(self.seed).standard_normal((users.shape[1], self.n_factors))).astype(np.float32)
+        item_bias = ratings.shrunk_means(items, self.bias_regularization)
         with threadpool_limits(self.num_threads):
             for _ in range(self.n_epochs if users.nnz else 0):
                 p, user_bias = self._solve(users, q, item_bias)
@@ -64,8 +56,8 @@ class BiasedMf:
         unheard = np.diff(items.indptr) == 0
         q[unheard], item_bias[unheard] = 0, 0
         state = {
-            "n_items": np.array([shape[1]]),
-            "factor": np.column_stack([q, np.ones(shape[1], dtype=np.float32)]).astype(np.float32),
+            "n_items": np.array([users.shape[1]]),
+            "factor": np.column_stack([q, np.ones(users.shape[1], dtype=np.float32)]).astype(np.float32),
             "bias": item_bias,
             "mean": np.array([mean]),
             "known": factors.known_items(interactions),
@@ -99,58 +91,13 @@ class BiasedMf:
     def _fold_in(self, histories: Histories) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Return float32 [n_users, n_factors + 1], p and b, and whether the user gave a rating."""
         state = topk.checked("biased_mf", self.state, histories)
-        given = np.full(len(histories.item), np.nan, dtype=np.float32) if histories.rating is None else histories.rating
-        rated = ~np.isnan(given)
-        shape = (histories.n_users, histories.n_items)
-        users = _newest(histories.row_of_event()[rated], histories.item[rated], given[rated], shape)
-        users.data -= state["mean"].astype(np.float32)
+        users = ratings.given(histories, state["mean"].astype(np.float32))
         with threadpool_limits(self.num_threads):
             p, bias = self._solve(users, state["factor"].astype(np.float32)[:, :-1], state["bias"].astype(np.float32))
         return np.column_stack([p, bias]).astype(np.float32), np.diff(users.indptr) > 0
 
-    def _biases(self, rows: sparse.csr_matrix, other: Floats) -> Floats:
-        """Return float32 [n_rows], shrunk mean residuals of each row."""
-        row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-        residual = np.bincount(row, rows.data - other[rows.indices], rows.shape[0])
-        shrunk: Floats = (residual / (np.diff(rows.indptr) + self.bias_regularization)).astype(np.float32)
-        return shrunk
-
     def _solve(self, rows: sparse.csr_matrix, other: Floats, other_bias: Floats) -> tuple[Floats, Floats]:
         """Return float32 [n_rows, n_factors] and [n_rows], the ridge solution of each row given the other side; zeros for empty rows."""
-        n, f = np.diff(rows.indptr), other.shape[1]
-        solved = np.zeros((rows.shape[0], f + 1), dtype=np.float32)
-        features = np.column_stack([other, np.ones(len(other), dtype=np.float32)])
-        residual = rows.data - other_bias[rows.indices]
-        for some in _of_like_length(n, f + 1):
-            width = int(n[some].max())
-            at = np.arange(width)
-            place = np.minimum(rows.indptr[some][:, None] + at, len(residual) - 1)
-            there = at < n[some][:, None]
-            x = features[rows.indices[place]] * there[:, :, None]
-            gram = np.matmul(x.transpose(0, 2, 1), x)
-            gram[:, np.arange(f), np.arange(f)] += (n[some] * self.regularization)[:, None].astype(np.float32)
-            gram[:, f, f] += np.float32(self.bias_regularization)
-            wanted = np.einsum("nwf,nw->nf", x, np.where(there, residual[place], 0).astype(np.float32))
-            solved[some] = np.linalg.solve(gram, wanted[:, :, None])[:, :, 0]
+        left = ratings.less(rows, other_bias[rows.indices])
+        solved = ratings.ridge(left, other, self.regularization, self.bias_regularization)
         return solved[:, :-1], solved[:, -1]
-
-
-def _newest(row: Longs, item: npt.NDArray[np.integer], value: Floats, shape: tuple[int, int]) -> sparse.csr_matrix:
-    """Return float32 [n_rows, n_items], the last value of each pair; a zero stays stored."""
-    key = (row * shape[1] + item)[::-1]
-    key, first = np.unique(key, return_index=True)
-    indptr = np.searchsorted(key, np.arange(shape[0] + 1) * shape[1])
-    return sparse.csr_matrix((value[::-1][first].astype(np.float32), key % max(shape[1], 1), indptr), shape=shape)
-
-
-def _of_like_length(length: npt.NDArray[np.integer], n_features: int) -> Iterator[Longs]:
-    """Yield the rows that are not empty, those of like length together, so many that their padded features stay within bounds."""
-    order = np.argsort(length, kind="stable")
-    order = order[length[order] > 0]
-    first = 0
-    while first < len(order):
-        widest = int(np.searchsorted(length[order], 2 * length[order[first]], side="right"))
-        room = max(1, topk.BLOCK // int(2 * length[order[first]] * n_features))
-        last = min(widest, first + room)
-        yield order[first:last]
-        first = last

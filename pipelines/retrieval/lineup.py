@@ -32,6 +32,7 @@ from pipelines.retrieval.repeat import Repeat
 from pipelines.retrieval.sasrec import SasRec
 from pipelines.retrieval.sequence_rules import SequenceRules
 from pipelines.retrieval.session_knn import SessionKnn
+from pipelines.retrieval.svdpp import SvdPp
 from pipelines.retrieval.together import Together
 from pipelines.retrieval.trending import Trending
 from pipelines.retrieval.two_tower import TwoTower
@@ -58,6 +59,7 @@ SOURCES: Final[dict[str, Retriever]] = {
     "trending": Trending(),
     "popular_by_segment": PopularBySegment(),
     "biased_mf": BiasedMf(),
+    "svdpp": SvdPp(),
     # Trained with JAX (the extra `neural`), served without it.
     "sasrec": SasRec(),
     "gsasrec": SasRec(loss="gbce", n_negatives=256),

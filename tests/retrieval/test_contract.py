@@ -121,6 +121,10 @@ class TestBiasedMf(RetrieverContract):
         return rated(drawn, 1 + drawn.weight)
 
 
+class TestSvdPp(TestBiasedMf):
+    source, by_blas = "svdpp", True
+
+
 def rated(interactions: Interactions, value: Floats) -> Interactions:
     """Return the same events as ratings."""
     kind = np.full(len(value), c.EVENT_TYPES.index(c.RATING), dtype=np.int8)
@@ -183,7 +187,7 @@ class TestNeuMf(RetrieverContract):
 
 
 def test_no_source_of_the_line_up_is_left_untested():
-    families = [*RetrieverContract.__subclasses__(), *SequenceContract.__subclasses__()]
+    families = [*RetrieverContract.__subclasses__(), *SequenceContract.__subclasses__(), *TestBiasedMf.__subclasses__()]
     tested = {contract.source for contract in families if contract is not SequenceContract}
     assert tested == set(lineup.SOURCES)
     assert len(tested) >= 7
