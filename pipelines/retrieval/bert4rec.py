@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.datasets.interactions import Floats, Ints
+from pipelines.datasets.interactions import Ints
 from pipelines.retrieval.neural import layers, sequences
 from pipelines.retrieval.neural.backend import Array, Params
 from pipelines.retrieval.neural.sequence_model import SequenceModel
@@ -78,9 +78,7 @@ class Bert4Rec(SequenceModel):
         vector = jnp.take_along_axis(vector, batch["place"][:, :, None], axis=1).reshape(-1, self.n_factors)
         return self.compare(params, data, vector, batch["target"].reshape(-1), batch["negative"])
 
-    def summary(self, params: Params, item: Ints, pad: int) -> Floats:
-        """Return what a hidden step behind the history would be."""
-        behind = np.concatenate(
-            [item[:, 1:] if item.shape[1] == self.max_history else item, np.full((len(item), 1), pad - 1, np.int32)], axis=1
-        )
-        return super().summary(params, behind, pad)
+    def asked(self, item: Ints, pad: int) -> Ints:
+        """Return the steps with a hidden one behind them."""
+        kept = item[:, 1:] if item.shape[1] == self.max_history else item
+        return np.concatenate([kept, np.full((len(item), 1), pad - 1, dtype=np.int32)], axis=1)

@@ -50,7 +50,7 @@ class Gru4Rec(SequenceModel):
             state = xp.where(here, _unit(xp, given, state, params["gates.state"]), state)
             return state, state
 
-        if key is None:
+        if xp is np:
             states = []
             for step in zip(inputs, there, strict=True):
                 state, _ = unit(state, step)

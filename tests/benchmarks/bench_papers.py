@@ -88,7 +88,7 @@ TABLES = {
             Line("nmf", Nmf(max_history=5000)),
             Line("bpr", Bpr(max_history=5000), (0.6305, 0.3730)),
             Line("als", Als(n_factors=96, regularization=30.0, frequency_exponent=1.0, alpha=1.0), (0.7109, 0.4382), (0.72, 0.445)),
-            Line("ease", Ease(regularization=1000.0, n_neighbours=4000, max_history=5000), (0.7192, 0.4494), (0.718, 0.449)),
+            Line("ease", Ease(regularization=500.0, n_neighbours=4000, max_history=5000), (0.7192, 0.4494), (0.718, 0.449)),
             Line("graph_filter", GraphFilter(n_neighbours=4000, max_history=5000)),
         ),
     ),

@@ -38,6 +38,11 @@ def optax() -> Any:
     return optax
 
 
+def accelerated() -> bool:
+    """Tell whether JAX computes on something other than the processor."""
+    return bool(jax().default_backend() != "cpu")
+
+
 def _missing(name: str) -> ReloopError:
     return ReloopError(
         "a neural retriever",

@@ -34,10 +34,9 @@ def loss(vector: Array, target: Array, *, table: Array, allowed: Array, negative
     n_negatives = len(negative)
     if kind not in {"softmax", "gbce"} or (kind == "gbce" and not n_negatives):
         raise StateError("loss", found=f"{kind!r} with n_negatives {n_negatives}", allowed="'softmax', or 'gbce' with negatives")
-    if not n_negatives:
-        logits = vector @ table.T + allowed
-        return layers.log_sum_exp(jnp, logits) - jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
     own = (vector * table[target]).sum(axis=1)
+    if not n_negatives:
+        return layers.log_sum_exp(jnp, vector @ table.T + allowed) - own
     n_known = (allowed == 0).sum()
     others = jnp.where(target[:, None] == negative, layers.MASKED, vector @ table[negative].T)
     if kind == "softmax":

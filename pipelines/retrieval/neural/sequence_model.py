@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints
 from pipelines.retrieval import topk
-from pipelines.retrieval.neural import layers, losses, sequences
+from pipelines.retrieval.neural import backend, layers, losses, sequences
 from pipelines.retrieval.neural.backend import Array, Params
 from pipelines.retrieval.neural.sequences import Sequences, Split
 from pipelines.retrieval.neural.training import Batch, Material, Training, train
 from pipelines.retrieval.protocol import Candidates
 
+Encoder: TypeAlias = Callable[[Params, Ints, int], Floats]  # parameters, items and PAD to vectors
 AT_ONCE: Final = 64  # values a position and factor that an encoder holds at once, about: bounds the block of users
 
 
@@ -91,8 +93,10 @@ class SequenceModel(Training):
         def batches(rng: np.random.Generator, everything: bool) -> Iterable[Batch]:
             return learner.epoch(steps if everything or judged is None else judged.fit, np.flatnonzero(known), rng)
 
+        encode = _on_accelerator(learner) if backend.accelerated() else self.newest
+
         def quality(learnt: Params) -> float:
-            return sequences.validated(lambda some: self._scores(learnt, some.history, known), cast("Split", judged))
+            return sequences.validated(lambda some: self._scores(learnt, some.history, known, encode), cast("Split", judged))
 
         made_of = (steps.indptr, steps.item, steps.at)
         material = Material(batches, None if judged is None else quality, {"allowed": allowed}, made_of)
@@ -130,23 +134,43 @@ class SequenceModel(Training):
         known = state["known"].astype(bool)
         parts = []
         for _, _, rows in topk.blocks(histories, max(histories.n_items, AT_ONCE * self.n_factors)):
-            scores = self._scores(state, sequences.asked_with(rows, known), known)
+            scores = self._scores(state, sequences.asked_with(rows, known), known, self.newest)
             if exclude_seen:
                 topk.hide_seen(scores, rows)
             parts.append(topk.best(scores, k))
         return topk.stack(parts, k)
 
-    def _scores(self, params: Params, steps: Sequences, known: npt.NDArray[np.bool_]) -> Floats:
+    def _scores(self, params: Params, steps: Sequences, known: npt.NDArray[np.bool_], encode: Encoder) -> Floats:
         """Return float32 [n_users, n_items], -inf for items and users that are not known."""
         asked = steps.newest(min(self.max_history, max(int(steps.lengths().max(initial=1)), 1)))
         scores = np.full((len(asked), steps.n_items), -np.inf, dtype=np.float32)
         some = np.flatnonzero(steps.lengths())
         if len(some):
-            vector = np.asarray(self.summary(params, asked[some], steps.pad))
+            vector = encode(params, self.asked(asked[some], steps.pad), steps.pad)
             scores[some] = np.where(known, vector @ params["item"][: steps.n_items].T, np.float32(-np.inf))
         return scores
 
-    def summary(self, params: Params, item: Ints, pad: int) -> Floats:
+    def asked(self, item: Ints, pad: int) -> Ints:  # noqa: ARG002 - what a model appends may need it
+        """Return what the encoder reads so that its newest position predicts the next item: the steps themselves."""
+        return item
+
+    def newest(self, params: Params, item: Ints, pad: int) -> Floats:
         """Return float32 [n, n_factors], what the newest position predicts; computed with numpy."""
         vectors: Floats = self.encode(np, params, item, pad, None, last=True)[:, -1]
         return vectors
+
+
+@functools.lru_cache(maxsize=8)
+def _on_accelerator(learner: SequenceModel) -> Encoder:
+    """Return `newest` by JAX, for blocks filled up to one shape, which is compiled once."""
+    jax = backend.jax()
+    encode = jax.jit(lambda params, item, pad: learner.encode(jax.numpy, params, item, pad, None, last=True)[:, -1])
+
+    def newest(params: Params, item: Ints, pad: int) -> Floats:
+        rows = -(-len(item) // sequences.JUDGED_AT_ONCE) * sequences.JUDGED_AT_ONCE
+        filled = np.full((rows, learner.max_history), pad, dtype=np.int32)
+        filled[: len(item), learner.max_history - item.shape[1] :] = item
+        found: Floats = np.asarray(encode(params, filled, pad))[: len(item)]
+        return found
+
+    return newest

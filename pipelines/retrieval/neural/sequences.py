@@ -14,6 +14,7 @@ from pipelines.errors import StateError
 from pipelines.retrieval.neural.training import Batch, Training
 
 ROWS: Final = 128  # item tables grow by so many rows, so that catalogues of like size share a compiled step
+JUDGED_AT_ONCE: Final = 256  # validation users
 
 
 def table_rows(n_items: int) -> int:
@@ -183,7 +184,7 @@ def validated(scored: Callable[[Split], Floats], judged: Split) -> float:
         scored: float32 [n, n_items] for some of the users, -inf for what is never proposed.
     """
     parts = []
-    for chosen in np.array_split(np.arange(len(judged.target)), -(-len(judged.target) // 256)):
+    for chosen in np.array_split(np.arange(len(judged.target)), -(-len(judged.target) // JUDGED_AT_ONCE)):
         some = Split(judged.fit, judged.user[chosen], judged.history.rows(chosen), judged.target[chosen])
         parts.append(ndcg_at_10(scored(some), some.history, some.target))
     return float(np.concatenate(parts).mean())

@@ -42,6 +42,8 @@ class Training:
         patience: epochs without a better validation after which training stops; the best epoch's parameters are kept.
         learning_rate: of Adam (Kingma and Ba, 2015), after a linear rise over the first `warmup` steps.
         warmup: steps of that rise.
+        decay: share of `learning_rate` that is left at the end of the budget, of epochs or of seconds, falling
+            epoch by epoch along a line; 1 for none. The epochs over everything keep the rate of the best one.
         weight_decay: decoupled (Loshchilov and Hutter, 2019).
         batch_size: rows a step.
         validation: `time` withholds the last `validation_share` of the events, as a shop lives; `last`
@@ -57,6 +59,7 @@ class Training:
     patience: int = 5
     learning_rate: float = 1e-3
     warmup: int = 100
+    decay: float = 0.1
     weight_decay: float = 0.0
     batch_size: int = 128
     validation: str = "time"
@@ -106,11 +109,12 @@ class _Progress:
     step: int = 0
     since_best: int = 0
     final: int = -1  # epochs done over everything after early stopping; -1 before
+    best_epoch: int = 0
     seconds: float = 0.0
 
 
 _TREES: Final = ("params", "moments", "best")
-_COUNTERS: Final = ("epoch", "step_of_epoch", "step", "since_best", "final")
+_COUNTERS: Final = ("epoch", "step_of_epoch", "step", "since_best", "final", "best_epoch")
 
 
 def train(learner: Training, first: Params, material: Material, checkpoint: Path | None) -> Params:
@@ -152,6 +156,7 @@ class _Run:
             log.info("%s: epoch %d, %.0f s, validation %s", type(self.learner).__name__, now.epoch + 1, self._spent(), reached)
             if reached is None or reached > now.best_quality:
                 now.best, now.best_quality, now.since_best = now.params, reached or now.best_quality, 0
+                now.best_epoch = now.epoch
             else:
                 now.since_best += 1
             self._close()
@@ -166,13 +171,14 @@ class _Run:
     def _epoch(self, *, everything: bool) -> bool:
         """Run what is left of an epoch; tell whether the seconds were enough."""
         now, fold_in = self.now, backend.jax().random.fold_in
+        rate = self._rate()
         rng = np.random.default_rng([self.learner.seed, 2, now.epoch])
         for n, batch in enumerate(self.material.batches(rng, everything)):
             if n < now.step_of_epoch:
                 continue
             if self.learner.seconds and self._spent() >= self.learner.seconds:
                 return False
-            now.params, now.moments, loss = self.step(now.params, now.moments, self.data, batch, fold_in(self.root, now.step))
+            now.params, now.moments, loss = self.step(now.params, now.moments, self.data, batch, (fold_in(self.root, now.step), rate))
             if not math.isfinite(float(loss)):
                 name, at = type(self.learner).__name__, f"a loss of {float(loss)} at step {now.step}"
                 raise ReloopError(name, found=at, allowed="a number", hint="lower learning_rate")
@@ -180,6 +186,14 @@ class _Run:
             if time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
         return True
+
+    def _rate(self) -> npt.NDArray[np.float32]:
+        """Return the share of the learning rate that this epoch has."""
+        now, knobs = self.now, self.learner
+        done = (now.epoch if now.final < 0 else now.best_epoch) / max(knobs.n_epochs, 1)
+        if knobs.seconds:
+            done = max(done, self._spent() / knobs.seconds)
+        return np.array(1 - (1 - knobs.decay) * min(done, 1.0), dtype=np.float32)
 
     def _close(self) -> None:
         self.now.epoch, self.now.step_of_epoch = self.now.epoch + 1, 0
@@ -205,10 +219,11 @@ def _compiled(learner: Training) -> tuple[Any, Any]:
     rate = optax.linear_schedule(learner.learning_rate / max(learner.warmup, 1), learner.learning_rate, max(learner.warmup, 1))
     optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(rate, b2=0.98, weight_decay=learner.weight_decay))
 
-    def step(params: Any, moments: Any, data: Any, batch: Any, key: Any) -> Any:
+    def step(params: Any, moments: Any, data: Any, batch: Any, drawn: Any) -> Any:
+        key, share = drawn
         loss, gradient = jax.value_and_grad(learner.objective)(params, data, batch, key)
         updates, moments = optimizer.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments, loss
+        return optax.apply_updates(params, jax.tree.map(lambda update: share * update, updates)), moments, loss
 
     return jax.jit(step), optimizer
 
