@@ -11,9 +11,9 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines import misfit
 from pipelines.errors import StateError
@@ -71,6 +71,11 @@ class Home:
     def training(self) -> Path:
         """What each training run made, a folder an as_of."""
         return self.root / "training"
+
+    @property
+    def cache(self) -> Path:
+        """What costs time to make and nothing to lose, a folder a source."""
+        return self.root / "cache"
 
     @property
     def bundles(self) -> Path:
@@ -159,7 +164,9 @@ class IndexSettings(Frozen):
     target_recall: float = Field(default=0.99, gt=0, le=1)  # recall@100 against exact: the cheapest that reaches it is taken
     min_recall: float = Field(default=0.98, gt=0, le=1)  # a build below it fails
     choose_by: Literal["work", "latency"] = "work"  # distances counted, the same on every machine; or seconds, which are not
-    max_bad_share: float = Field(default=0.001, ge=0, le=1)  # of items whose vector is NaN, infinite, zero or a copy; above it a build fails
+    max_bad_share: float = Field(
+        default=0.001, ge=0, le=1
+    )  # of items whose vector is NaN, infinite, zero or a copy; above it a build fails
     n_queries: int = Field(default=1000, ge=2)  # users whose vectors are asked to choose, and to measure what was chosen
     seed: int = 7
 
@@ -185,6 +192,39 @@ class RankingSettings(Frozen):
     min_training_lists: int = 100  # users with a positive among their candidates; below it the blend is served as it is
     num_threads: int = 2
     seed: int = 7
+
+
+class ExplorationPolicy(Frozen):
+    """Which places of a list new items may get (`ranking.exploration`); off unless a method is named."""
+
+    method: Literal["off", "epsilon_greedy", "thompson"] = "off"
+    slots: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10)  # places of a list, the first is 1
+    share: float = Field(default=0.1, gt=0, le=1)  # of the requests whose slots go to new items
+    epsilon: float = Field(default=0.2, ge=0, le=1)  # of those draws, decided by lot
+    max_age_days: float = Field(default=14.0, gt=0)  # an item is new until it is older than this
+    max_events: int = Field(default=50, ge=0)  # or has more events than this
+    min_propensity: float = Field(default=0.001, ge=0, le=1)  # of any item that may be drawn: bounds the weights of whoever learns from it
+    max_cards: int = Field(default=20, ge=1)  # new items that a slot draws among
+    base_rate: float = Field(default=0.02, gt=0, lt=1)  # clicks an impression, expected of an item of which nothing is known
+    prior_strength: float = Field(default=20.0, gt=0)  # impressions that the expectation is worth
+    salt: str = "exploration"
+
+    @field_validator("slots")
+    @classmethod
+    def _in_order(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the places in their order, each once."""
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _can_keep_the_floor(self) -> Self:
+        """Refuse a floor that no item could keep."""
+        if self.cards() < 1:
+            raise ValueError("exploration.min_propensity is above exploration.share: no item could be drawn that often")
+        return self
+
+    def cards(self) -> int:
+        """Return how many new items a slot may draw among, so that each keeps `min_propensity`."""
+        return self.max_cards if not self.min_propensity else min(self.max_cards, int(self.share / self.min_propensity))
 
 
 class GatePolicy(Frozen):
@@ -230,6 +270,7 @@ class Settings(Frozen):
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     ranking: RankingSettings = RankingSettings()
+    exploration: ExplorationPolicy = ExplorationPolicy()
     gate: GatePolicy = GatePolicy()
     drift: DriftPolicy = DriftPolicy()
     retrain: RetrainPolicy = RetrainPolicy()
