@@ -171,14 +171,41 @@ class IndexSettings(Frozen):
     seed: int = 7
 
 
+class Quota(Frozen):
+    """How many of the blend's places a source is sure of, and how many it may fill alone."""
+
+    least: int = Field(default=0, ge=0)  # its so many best items are always in
+    most: int | None = Field(default=None, ge=0)  # of the items that no other source proposes
+
+
 class RetrievalSettings(Frozen):
-    """Which sources propose candidates, and how many."""
+    """Which sources propose candidates, how many, and how their lists are blended."""
 
     sources: tuple[str, ...] = ("popular", "popular_7d", "item_knn", "sequence_rules", "ease", "als", "repeat")
     parameters: dict[str, dict[str, Any]] = Field(default={})  # source -> knobs, over each model's own defaults
     k_per_source: int = 50
     k_blend: int = 150  # candidates a user after the blend
+    blend: Literal["learned", "rrf"] = "learned"  # weights learnt on the ranker's windows, or those below
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default={})  # of `rrf`; a source that is not named has 1
+    quotas: dict[str, Quota] = Field(default={})
+    min_contribution: float = 0.005  # recall that a source must plausibly add to the blend, else `retrieval prune` names it
     index: IndexSettings = IndexSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for knob, names in (("weights", self.weights), ("quotas", self.quotas)):
+            if strangers := sorted(set(names) - set(self.sources)):
+                raise ValueError(f"retrieval.{knob} names {strangers}, which are not among retrieval.sources {list(self.sources)}")
+        if self.weights and self.blend != "rrf":
+            raise ValueError(f"retrieval.weights are those of blend = 'rrf', retrieval.blend is {self.blend!r}")
+        if (total := sum(quota.least for quota in self.quotas.values())) > self.k_blend:
+            raise ValueError(f"retrieval.quotas guarantee {total} places, retrieval.k_blend has {self.k_blend}")
+        for name, quota in self.quotas.items():
+            if quota.least > self.k_per_source:
+                raise ValueError(f"retrieval.quotas.{name}.least is {quota.least}, the source is asked for {self.k_per_source} items")
+            if quota.most is not None and quota.most < quota.least:
+                raise ValueError(f"retrieval.quotas.{name}.most is {quota.most}, below its least {quota.least}")
+        return self
 
 
 class RankingSettings(Frozen):
