@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Longs
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Longs
 from pipelines.retrieval import factors, ratings, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -74,21 +74,20 @@ class BiasedMf:
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items that the user would rate highest; none for a user without ratings."""
-        state = topk.checked("biased_mf", self.state, histories)
-        known, bias = state["known"].astype(bool), state["bias"].astype(np.float32) + state["mean"].astype(np.float32)
-        users, told = self._fold_in(histories)
-        return factors.retrieve(
-            np.column_stack([users, np.ones(len(users), dtype=np.float32)]),
-            np.column_stack([state["factor"].astype(np.float32), bias]),
-            known,
-            histories,
-            k,
-            exclude_seen=exclude_seen,
-            num_threads=self.num_threads,
-            told=told,
-        )
+        users, told = self.query_vectors(histories)
+        items, known = self.item_vectors()
+        return factors.retrieve(users, items, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
 
-    def _fold_in(self, histories: Histories) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the items' q, a 1 that meets b_u, and their means; and which items may be proposed."""
+        return ratings.placed("biased_mf", self.state)
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return the users' p, b_u, and a 1 that meets an item's mean; and who gave a rating."""
+        users, told = self._fold_in(histories)
+        return np.column_stack([users, np.ones(len(users), dtype=np.float32)]), told
+
+    def _fold_in(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return float32 [n_users, n_factors + 1], p and b, and whether the user gave a rating."""
         state = topk.checked("biased_mf", self.state, histories)
         users = ratings.given(histories, state["mean"].astype(np.float32))

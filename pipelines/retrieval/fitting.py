@@ -24,7 +24,7 @@ from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
 from pipelines.retrieval import lineup
-from pipelines.retrieval.protocol import Candidates, Resumable, Retriever
+from pipelines.retrieval.protocol import Cached, Candidates, Resumable, Retriever
 
 
 def folder(home: Home, as_of: datetime, source: str) -> Path:
@@ -51,7 +51,7 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
                 truth = world.labels(fold.name)
                 known = world.interactions(fold.cutoff, settings.training)
                 began = time.perf_counter()
-                fitted = _fitted(retriever, known, kept / f"{fold.name}.npz")
+                fitted = _fitted(retriever, known, kept / f"{fold.name}.npz", home.cache / source)
                 asked = time.perf_counter()
                 users = histories(known, truth.user_ids)
                 found = fitted.retrieve(users, settings.retrieval.k_per_source, exclude_seen=settings.training.exclude_seen)
@@ -69,7 +69,9 @@ def checkpoints(home: Home, as_of: datetime, source: str) -> Path:
     return universe.run_folder(home, as_of) / "checkpoints" / source
 
 
-def _fitted(retriever: Retriever, known: Interactions, checkpoint: Path) -> Retriever:
+def _fitted(retriever: Retriever, known: Interactions, checkpoint: Path, cache: Path) -> Retriever:
+    if isinstance(retriever, Cached):
+        return retriever.fit_cached(known, cache)
     return retriever.resume(known, checkpoint) if isinstance(retriever, Resumable) else retriever.fit(known)
 
 

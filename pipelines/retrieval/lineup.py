@@ -16,6 +16,8 @@ from pipelines.retrieval.als import Als
 from pipelines.retrieval.bert4rec import Bert4Rec
 from pipelines.retrieval.biased_mf import BiasedMf
 from pipelines.retrieval.bpr import Bpr
+from pipelines.retrieval.cold_items import ColdItems
+from pipelines.retrieval.cold_users import ColdUsers
 from pipelines.retrieval.content import Content
 from pipelines.retrieval.ease import Ease
 from pipelines.retrieval.graph_filter import GraphFilter
@@ -25,6 +27,7 @@ from pipelines.retrieval.lightgcn import LightGcn
 from pipelines.retrieval.neumf import NeuMf
 from pipelines.retrieval.nmf import Nmf
 from pipelines.retrieval.popular import Popular
+from pipelines.retrieval.popular_by_profile import PopularByProfile
 from pipelines.retrieval.popular_by_segment import PopularBySegment
 from pipelines.retrieval.protocol import Retriever
 from pipelines.retrieval.pure_svd import PureSvd
@@ -33,6 +36,7 @@ from pipelines.retrieval.sasrec import SasRec
 from pipelines.retrieval.sequence_rules import SequenceRules
 from pipelines.retrieval.session_knn import SessionKnn
 from pipelines.retrieval.svdpp import SvdPp
+from pipelines.retrieval.text_embedding import TextEmbedding
 from pipelines.retrieval.together import Together
 from pipelines.retrieval.trending import Trending
 from pipelines.retrieval.two_tower import TwoTower
@@ -56,8 +60,13 @@ SOURCES: Final[dict[str, Retriever]] = {
     "viewed_together": Together(event_type=c.VIEW),
     "bought_together": Together(event_type=c.PURCHASE),
     "content": Content(),
+    # Fitted with a sentence encoder (the extra `text`), which the settings must name; served without it.
+    "text_embedding": TextEmbedding(),
     "trending": Trending(),
     "popular_by_segment": PopularBySegment(),
+    "popular_by_profile": PopularByProfile(),
+    "cold_users": ColdUsers(),
+    "cold_items": ColdItems(),
     "biased_mf": BiasedMf(),
     "svdpp": SvdPp(),
     # Trained with JAX (the extra `neural`), served without it.

@@ -62,6 +62,15 @@ class Resumable(Retriever, Protocol):
 
 
 @runtime_checkable
+class Cached(Retriever, Protocol):
+    """A retriever that makes of each item, by itself, what another fit may use again."""
+
+    def fit_cached(self, interactions: Interactions, cache: Path | None) -> Self:
+        """Return what `fit` returns, keeping in a folder what the next fit need not make anew."""
+        ...
+
+
+@runtime_checkable
 class Vectored(Retriever, Protocol):
     """A retriever whose score is the inner product of a user's and an item's vector, so that an index may answer for it (`ann`)."""
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from pipelines import columns as c
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Longs
-from pipelines.retrieval import topk
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Longs
+from pipelines.retrieval import factors, topk
 
 RATING: Final = c.EVENT_TYPES.index(c.RATING)
 
@@ -33,6 +33,17 @@ def given(histories: Histories, mean: Floats) -> sparse.csr_matrix:
     users = _newest(histories.row_of_event()[rated], histories.item[rated], value[rated], (histories.n_users, histories.n_items))
     users.data -= mean
     return users
+
+
+def placed(name: str, state: dict[str, npt.NDArray[np.generic]] | None) -> tuple[Floats, Bools]:
+    """Return float32 [n_items, n_factors + 2], vectors whose product with a user's [factors, bias, 1] is the rating; and which may be proposed.
+
+    Raises:
+        StateError: the model was not fitted.
+    """
+    factor, known = factors.placed(name, state)
+    learnt = topk.fitted(name, state)
+    return np.column_stack([factor, learnt["bias"].astype(np.float32) + learnt["mean"].astype(np.float32)]), known
 
 
 def less(rows: sparse.csr_matrix, explained: Floats) -> sparse.csr_matrix:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints, Longs
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints, Longs
 from pipelines.retrieval import factors, ratings, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -27,8 +27,8 @@ class SvdPp:
     by stochastic gradients: y by conjugate gradients with every p_u and b_u eliminated (`ratings.eliminated`), then
     p_u and b_u, then q_i and b_i by ridge regressions. No user is kept: p_u and b_u are solved from the ratings in the
     history. Candidates are ordered by predicted rating, among items that somebody liked.
-    State: factor float32 [n_items, n_factors], q; implicit float32 [n_items, n_factors], y; bias float32 [n_items];
-    mean float32 [1]; known bool [n_items], whether the item was liked.
+    State: factor float32 [n_items, n_factors + 1], q and a 1 that meets b_u; implicit float32 [n_items, n_factors], y;
+    bias float32 [n_items]; mean float32 [1]; known bool [n_items], whether the item was liked.
 
     Attributes:
         n_factors: length of q and y.
@@ -71,7 +71,7 @@ class SvdPp:
             q[:] = 0
         state = {
             "n_items": np.array([users.shape[1]]),
-            "factor": np.ascontiguousarray(q),
+            "factor": np.column_stack([q, np.ones(len(q), dtype=np.float32)]).astype(np.float32),
             "implicit": y,
             "bias": np.ascontiguousarray(item_bias),
             "mean": np.array([mean]),
@@ -133,31 +133,28 @@ class SvdPp:
         state = topk.checked("svdpp", self.state, histories)
         bias, mean = state["bias"].astype(np.float32), state["mean"].astype(np.float32)
         users, _ = self._fold_in(histories)
-        taste = np.einsum("nf,nf->n", users[row, :-1], state["factor"].astype(np.float32)[item])
-        predicted: Floats = taste + users[row, -1] + bias[item] + mean
+        predicted: Floats = np.einsum("nf,nf->n", users[row], state["factor"].astype(np.float32)[item]) + bias[item] + mean
         return predicted
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items that the user would rate highest; none for a user who met nothing that was met by those who rate."""
-        state = topk.checked("svdpp", self.state, histories)
-        factor, bias = state["factor"].astype(np.float32), state["bias"].astype(np.float32) + state["mean"].astype(np.float32)
-        users, told = self._fold_in(histories)
-        ones = np.ones((len(factor), 1), dtype=np.float32)
-        return factors.retrieve(
-            np.column_stack([users, np.ones(len(users), dtype=np.float32)]),
-            np.hstack([factor, ones, bias[:, None]]),
-            state["known"].astype(bool),
-            histories,
-            k,
-            exclude_seen=exclude_seen,
-            num_threads=self.num_threads,
-            told=told,
-        )
+        users, told = self.query_vectors(histories)
+        items, known = self.item_vectors()
+        return factors.retrieve(users, items, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
 
-    def _fold_in(self, histories: Histories) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the items' q, a 1 that meets b_u, and their means; and which items may be proposed."""
+        return ratings.placed("svdpp", self.state)
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return the users' p + z, b_u, and a 1 that meets an item's mean; and who is placed by anything."""
+        users, told = self._fold_in(histories)
+        return np.column_stack([users, np.ones(len(users), dtype=np.float32)]), told
+
+    def _fold_in(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return float32 [n_users, n_factors + 1], p + z and b, and whether anything places the user."""
         state = topk.checked("svdpp", self.state, histories)
-        q, bias = state["factor"].astype(np.float32), state["bias"].astype(np.float32)
+        q, bias = state["factor"].astype(np.float32)[:, :-1], state["bias"].astype(np.float32)
         given = ratings.given(histories, state["mean"].astype(np.float32))
         met = _met(histories.row_of_event(), histories.item, given.shape)
         with threadpool_limits(self.num_threads):

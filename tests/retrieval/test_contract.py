@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from retriever_contract import DAY, NOW, RetrieverContract, checkerboard, random_world, world
+import pytest
+from retriever_contract import DAY, NOW, RetrieverContract, assert_well_formed, checkerboard, everyone, random_world, world
 
 from pipelines import columns as c
 from pipelines.datasets.interactions import Floats, Interactions
@@ -96,12 +97,70 @@ class TestContent(RetrieverContract):
     source, proposes_new = "content", True
 
 
+class TestTextEmbedding(RetrieverContract):
+    source, by_blas, proposes_new = "text_embedding", True, True
+    encoder: ClassVar[str]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _encoder(cls, tmp_path_factory) -> None:
+        for needed in ("onnxruntime", "tokenizers", "onnx"):
+            pytest.importorskip(needed, reason=f"{needed} is not installed (extras text and dev)")
+        import tiny_encoder
+
+        cls.encoder = str(tiny_encoder.drawn(tmp_path_factory.mktemp("encoder")))
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"encoder": self.encoder})
+
+
 class TestTrending(RetrieverContract):
     source, personal = "trending", False
 
 
 class TestPopularBySegment(RetrieverContract):
     source, personal = "popular_by_segment", False
+
+
+class TestPopularByProfile(RetrieverContract):
+    source, personal = "popular_by_profile", False
+
+
+class TestColdUsers(RetrieverContract):
+    """Here everybody counts as little known, else nobody of the worlds would be answered."""
+
+    source, personal = "cold_users", False
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"max_events": 1000})
+
+
+class TestColdItems(RetrieverContract):
+    """On its checkerboard the first four items are new: nobody met them, and they look like the others of their colour."""
+
+    source, by_blas, proposes_new = "cold_items", True, True
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"max_events": 3})
+
+    def checkerboard(self) -> Interactions:
+        plain = checkerboard()
+        met = plain.item >= 4
+        events = zip(plain.user[met], plain.item[met], (NOW - plain.at[met]) / DAY, plain.weight[met], strict=True)
+        return world([(int(user), int(item), float(age), float(weight)) for user, item, age, weight in events], 40, 20)
+
+    def test_on_the_checkerboard_every_user_gets_the_missing_item_of_its_colour(self) -> None:
+        interactions = self.checkerboard()
+        found = self.make().fit(interactions).retrieve(everyone(interactions), 3, exclude_seen=True)
+        assert_well_formed(found, 40, 3, 20)
+        assert found.item[:, :2].tolist() == [[user % 2, user % 2 + 2] for user in range(40)]
+
+    def test_on_the_checkerboard_seen_items_of_the_own_colour_come_first(self) -> None:
+        """What was seen is not new, so it is not among them."""
+        interactions = self.checkerboard()
+        found = self.make().fit(interactions).retrieve(everyone(interactions), 9, exclude_seen=False)
+        assert (np.sort(found.item[:, :4], axis=1) == np.arange(4)).all()
+        assert (found.item[:, 4:] == -1).all()
 
 
 class TestBiasedMf(RetrieverContract):
