@@ -131,7 +131,7 @@ class Als:
         users: Floats = np.zeros((histories.n_users, self.n_factors), dtype=np.float32)
         with threadpool_limits(1, "blas"):
             solver = self._solver()
-            solver.item_factors = factor
+            solver.item_factors = np.require(factor, requirements="W")  # implicit asks for an array it might write to
             for share, rows in _steps(self._power(np.diff(pairs.indptr), histories.n_items) / mean_power):
                 solver.regularization = self.regularization * share
                 users[rows] = solver.recalculate_user(rows, pairs[rows])
