@@ -7,7 +7,9 @@
     beauty    Amazon Beauty as S3-Rec cut it, leave-last-out, all items ranked: HR@10, NDCG@10
 
 Seen items are removed throughout. Knobs were chosen on validation splits that `--validation` shows: the last of
-each training sequence, or a random tenth of each user's training events.
+each training sequence, or a random tenth of each user's training events. A model that draws is fitted with `--seeds`
+seeds, and its mean is shown; a neural one with one, unless `--neural-seeds` says more, because it takes an hour or two
+on two cores. Its training goes on from where it stood when this was killed.
 The data sets lie under RELOOP_REAL_DATA (../shared/data); figures also go to reports/bench/papers.json.
 """
 
@@ -17,122 +19,26 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from one_run import write_page
+from paper_tables import TABLES, Line, Pair, Table
 
-from pipelines import publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.datasets.interactions import Histories, histories
 from pipelines.evaluation import metrics
-from pipelines.retrieval.als import Als
-from pipelines.retrieval.bpr import Bpr
-from pipelines.retrieval.ease import Ease
-from pipelines.retrieval.graph_filter import GraphFilter
-from pipelines.retrieval.item_knn import ItemKnn
-from pipelines.retrieval.nmf import Nmf
-from pipelines.retrieval.popular import Popular
-from pipelines.retrieval.protocol import Retriever
-from pipelines.retrieval.pure_svd import PureSvd
-from pipelines.retrieval.sequence_rules import SequenceRules
-from pipelines.retrieval.session_knn import SessionKnn
-from pipelines.retrieval.user_knn import UserKnn
+from pipelines.retrieval.neural.training import Training
+from pipelines.retrieval.protocol import Resumable, Retriever
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "retrieval"))
-import paper_data
 from paper_data import Split
 
 USERS_AT_ONCE = 2000
-
-
-@dataclass(frozen=True)
-class Line:
-    """A model, what was published for it, and what we set out to reach, as pairs of the table's two metrics."""
-
-    name: str
-    model: Retriever
-    published: tuple[float | None, float | None] = (None, None)
-    target: tuple[float | None, float | None] = (None, None)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A published table: its data, its two metrics and its lines."""
-
-    load: Callable[[Path], Split]
-    validation: Callable[[Split], Split]
-    metrics: tuple[str, str]
-    k: int
-    lines: tuple[Line, ...]
-
-
-def tenth(split: Split) -> Split:
-    """Return a random tenth of each user's training events as what is asked for."""
-    return paper_data.leave_share_out(split, 0.1, seed=1)
-
-
-TABLES = {
-    "ncf": Table(
-        paper_data.ncf_ml_1m,
-        paper_data.leave_one_known_out,
-        ("HR@10", "NDCG@10"),
-        10,
-        (
-            Line("popular", Popular(), (0.4533, 0.2542)),
-            Line("item_knn", ItemKnn(n_neighbours=400, shrinkage=10.0, max_history=5000), (0.6694, 0.3979)),
-            Line("user_knn", UserKnn(max_history=5000), (0.6768, 0.4100)),
-            Line("pure_svd", PureSvd(n_factors=32, max_history=5000), (0.6937, 0.4303)),
-            Line("nmf", Nmf(max_history=5000)),
-            Line("bpr", Bpr(max_history=5000), (0.6305, 0.3730)),
-            Line("als", Als(n_factors=96, regularization=30.0, frequency_exponent=1.0, alpha=1.0), (0.7109, 0.4382), (0.72, 0.445)),
-            Line("ease", Ease(regularization=500.0, n_neighbours=4000, max_history=5000), (0.7192, 0.4494), (0.718, 0.449)),
-            Line("graph_filter", GraphFilter(n_neighbours=4000, max_history=5000)),
-        ),
-    ),
-    "sequences": Table(
-        paper_data.ml_1m_sequences,
-        paper_data.leave_last_known_out,
-        ("HR@10", "NDCG@10"),
-        10,
-        (
-            Line("popular", Popular(), (0.0364, 0.0179)),
-            Line("bpr", Bpr(max_history=5000), (0.0740, 0.0377)),
-            Line("ease", Ease(max_history=5000), (0.1099, 0.0544)),
-            Line("sequence_rules", SequenceRules(decay=0.7), (0.2788, 0.1611), (None, 0.161)),
-            Line("session_knn", SessionKnn()),
-        ),
-    ),
-    "gowalla": Table(
-        paper_data.gowalla,
-        tenth,
-        ("R@20", "NDCG@20"),
-        20,
-        (
-            Line("popular", Popular(), (0.0416, 0.0317)),
-            Line("item_knn", ItemKnn(n_neighbours=400, shrinkage=0.0, max_history=5000), (0.1570, 0.1214)),
-            Line(
-                "graph_filter",
-                GraphFilter(user_exponent=0.5, from_exponent=0.7, to_exponent=0.25, max_history=5000),
-                (0.1862, 0.1563),
-                (0.186, None),
-            ),
-        ),
-    ),
-    "beauty": Table(
-        paper_data.beauty,
-        paper_data.leave_last_known_out,
-        ("HR@10", "NDCG@10"),
-        10,
-        (
-            Line("popular", Popular(), (0.0120, None)),
-            Line("sequence_rules", SequenceRules(), target=(None, 0.0531)),
-            Line("session_knn", SessionKnn(), target=(None, 0.0531)),
-        ),
-    ),
-}
+FIRST_SEED = 7
 
 
 def asked(split: Split, users: int | None) -> tuple[np.ndarray, Histories]:
@@ -172,23 +78,56 @@ def among_sampled(split: Split, fitted: Retriever, k: int, users: int | None) ->
     return hit / len(rows), gain / len(rows)
 
 
-def measure(table: Table, line: Line, split: Split, users: int | None) -> dict[str, Any]:
-    """Fit one model and return its figures."""
-    began = time.perf_counter()
-    fitted = line.model.fit(split.known)
-    seconds = time.perf_counter() - began
-    ours = (among_sampled if split.negatives is not None else full_rank)(split, fitted, table.k, users)
-    figures: dict[str, Any] = {
+def seeded(model: Retriever, n_seeds: int) -> Iterator[Retriever]:
+    """Yield the model once, or with each seed where it draws."""
+    drawn = cast("Any", model)
+    yield from (replace(drawn, seed=FIRST_SEED + n) for n in range(n_seeds)) if hasattr(model, "seed") else [model]
+
+
+def measure(table: Table, line: Line, split: Split, options: argparse.Namespace, kept: Path) -> dict[str, Any]:
+    """Fit one model, once for each seed, and return its figures."""
+    ours, full, seconds = [], [], []
+    for model in seeded(line.model, options.neural_seeds if isinstance(line.model, Training) else options.seeds):
+        began = time.perf_counter()
+        checkpoint = kept / f"{line.name}-{getattr(model, 'seed', 0)}.npz"
+        fitted = model.resume(split.known, checkpoint) if isinstance(model, Resumable) else model.fit(split.known)
+        seconds.append(time.perf_counter() - began)
+        ours.append((among_sampled if split.negatives is not None else full_rank)(split, fitted, table.k, options.users))
+        if split.negatives is not None:
+            full.append(full_rank(split, fitted, table.k, options.users))
+        checkpoint.unlink(missing_ok=True)
+    return {
         "model": line.name,
         "knobs": repr(line.model),
-        "ours": ours,
-        "published": line.published,
-        "target": line.target,
+        "ours": tuple(np.mean(ours, axis=0)),
+        "spread": tuple(np.std(ours, axis=0)),
+        "seeds": len(ours),
+        "full_rank": tuple(np.mean(full, axis=0)) if full else (),
+        "fit_seconds": float(np.median(seconds)),
     }
-    figures |= {"fit_seconds": round(seconds, 2)}
-    if split.negatives is not None:
-        figures["full_rank"] = full_rank(split, fitted, table.k, users)
-    return figures
+
+
+def figures(name: str, table: Table, line: Line, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row of the page for each metric of a line."""
+    return [
+        {
+            "case": f"{name}, {line.name}, {metric}",
+            "ours": round(float(ours), 4),
+            "peer": published,
+            "unit": metric,
+            "ratio": None if published is None else round(float(ours) / published, 3),
+            "target": "" if target is None else f">= {target:g}",
+            "met": None if target is None else bool(ours >= target),
+            "seeds": found["seeds"],
+            "spread": round(float(spread), 4),
+            "fit_seconds": round(found["fit_seconds"], 1),
+            "full_rank": None if not found["full_rank"] else round(float(found["full_rank"][n]), 4),
+            "knobs": found["knobs"],
+        }
+        for n, (metric, ours, spread, published, target) in enumerate(
+            zip(table.metrics, found["ours"], found["spread"], line.published, line.target, strict=True)
+        )
+    ]
 
 
 def main() -> None:
@@ -196,37 +135,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="append", choices=sorted(TABLES), help="only this one; may be repeated")
     parser.add_argument("--model", action="append", help="only this one; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="leave out the neural models")
+    parser.add_argument("--seeds", type=int, default=3, help="of a model that draws (3)")
+    parser.add_argument("--neural-seeds", type=int, default=1, help="of a neural model (1)")
     parser.add_argument("--validation", action="store_true", help="on the validation splits that knobs were chosen on")
     parser.add_argument("--users", type=int, help="ask only so many users, a seeded draw")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     folder = Path(os.environ.get("RELOOP_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         sys.exit(f"no real data at {folder}; set RELOOP_REAL_DATA to a folder that holds it")
-    page: dict[str, Any] = {"validation": arguments.validation}
-    for name in arguments.table or TABLES:
+    rows: list[dict[str, Any]] = []
+    for name in options.table or TABLES:
         table = TABLES[name]
         split = table.load(folder)
-        if arguments.validation:
+        if options.validation:
             split = table.validation(split)
-        print(f"\n{name}: {table.metrics[0]} / {table.metrics[1]}{' (validation)' if arguments.validation else ''}")
-        print(f"  {'model':<16} {'ours':>14} {'published':>15} {'full rank':>15} {'fit s':>8}  target")
-        page[name] = []
+        kept = Home.from_environment().reports / "bench" / "checkpoints" / f"{name}{'-validation' if options.validation else ''}"
+        kept.mkdir(parents=True, exist_ok=True)
+        print(f"\n{name}: {table.metrics[0]} / {table.metrics[1]}{' (validation)' if options.validation else ''}")
+        print(f"  {'model':<16} {'ours':>14} {'published':>15} {'full rank':>15} {'seeds':>5} {'+-':>6} {'fit s':>8}  target")
         for line in table.lines:
-            if arguments.model and line.name not in arguments.model:
+            if (options.model and line.name not in options.model) or (options.quick and isinstance(line.model, Training)):
                 continue
-            found = measure(table, line, split, arguments.users)
-            page[name].append(found)
-            met = [None if wanted is None else ours >= wanted for ours, wanted in zip(found["ours"], line.target, strict=True)]
-            verdict = "" if not any(line.target) else f"{pair(line.target)} {'met' if all(m is not False for m in met) else 'NOT MET'}"
+            found = measure(table, line, split, options, kept)
+            rows += figures(name, table, line, found)
+            met = all(wanted is None or ours >= wanted for ours, wanted in zip(found["ours"], line.target, strict=True))
+            verdict = f"{pair(line.target)} {'met' if met else 'NOT MET'}" if any(line.target) else ""
             print(
-                f"  {line.name:<16} {pair(found['ours']):>14} {pair(line.published):>15} {pair(found.get('full_rank', ())):>15}"
-                f" {found['fit_seconds']:>8.1f}  {verdict}",
+                f"  {line.name:<16} {pair(found['ours']):>14} {pair(line.published):>15} {pair(found['full_rank']):>15}"
+                f" {found['seeds']:>5} {found['spread'][1]:>6.4f} {found['fit_seconds']:>8.1f}  {verdict}",
                 flush=True,
             )
-    publish.write_json(Home.from_environment().reports / "bench" / "papers.json", page)
+    write_page("papers", rows, notes="validation splits" if options.validation else "test splits; knobs chosen on validation splits")
 
 
-def pair(values: tuple[float | None, ...]) -> str:
+def pair(values: Pair | tuple[()]) -> str:
     """Return two figures as people read them in these tables."""
     return "/".join("-" if value is None else f"{value:.4f}".lstrip("0") for value in values)
 

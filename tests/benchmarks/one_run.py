@@ -72,12 +72,20 @@ def compare(size: int, ours: dict[str, float], peer: dict[str, float], *, min_ra
 
 def publish_page(name: str, rows: list[dict[str, Any]], notes: str) -> None:
     """Print the figures for people and write them for machines."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
-    print(f"{name}, on {machine}\n{notes}")
+    print(f"{name}, on {machine()}\n{notes}")
     for line in rows:
         print(
             f"  {line['case']:<26} ours {line['ours']:>10,.2f}  peer {line['peer']:>10,.2f} {line['unit']:<16} ratio {line['ratio']:.3f}  {line['target']}"
         )
-    publish.write_json(
-        Home.from_environment().reports / "bench" / f"{name}.json", {"name": name, "machine": machine, "rows": rows, "notes": notes}
-    )
+    write_page(name, rows, notes)
+
+
+def write_page(name: str, rows: list[dict[str, Any]], notes: str) -> None:
+    """Write the figures for machines."""
+    page = {"name": name, "machine": machine(), "rows": rows, "notes": notes}
+    publish.write_json(Home.from_environment().reports / "bench" / f"{name}.json", page)
+
+
+def machine() -> str:
+    """Return what the figures were measured on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
