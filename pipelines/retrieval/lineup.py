@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines import columns as c
 from pipelines import publish
 from pipelines.errors import StateError
 from pipelines.retrieval.als import Als
+from pipelines.retrieval.ann import keeping
+from pipelines.retrieval.ann.indexed import Indexed
 from pipelines.retrieval.bert4rec import Bert4Rec
 from pipelines.retrieval.biased_mf import BiasedMf
 from pipelines.retrieval.bpr import Bpr
@@ -35,6 +38,7 @@ from pipelines.retrieval.repeat import Repeat
 from pipelines.retrieval.sasrec import SasRec
 from pipelines.retrieval.sequence_rules import SequenceRules
 from pipelines.retrieval.session_knn import SessionKnn
+from pipelines.retrieval.spark_als import SparkAls
 from pipelines.retrieval.svdpp import SvdPp
 from pipelines.retrieval.text_embedding import TextEmbedding
 from pipelines.retrieval.together import Together
@@ -50,6 +54,8 @@ SOURCES: Final[dict[str, Retriever]] = {
     "sequence_rules": SequenceRules(),
     "ease": Ease(),
     "als": Als(),
+    # Fitted with Spark (the extra `spark`, and Java 17), served without it.
+    "spark_als": SparkAls(),
     "repeat": Repeat(),
     "graph_filter": GraphFilter(),
     "user_knn": UserKnn(),
@@ -100,13 +106,17 @@ def make(name: str, knobs: dict[str, Any] | None = None) -> Retriever:
 
 
 def save(folder: Path, name: str, retriever: Retriever) -> None:
-    """Write a fitted source into a folder that is being published: knobs.json and state.npz, no pickle.
+    """Write a fitted source into a folder that is being published: knobs.json and state.npz, no pickle; its index beside them.
 
     Raises:
-        StateError: the source was not fitted.
+        StateError: the source was not fitted, or an array holds NaN or infinity.
     """
+    if isinstance(retriever, Indexed):
+        keeping.save(folder, retriever)
+        retriever = retriever.model
     if retriever.state is None:
         raise StateError(f"retriever {name}", found="not fitted", allowed="a fitted copy")
+    _check_finite(f"retriever {name}", retriever.state)
     knobs = {knob.name: getattr(retriever, knob.name) for knob in fields(cast("Any", retriever)) if knob.name != "state"}
     publish.write_json(folder / "knobs.json", {"source": name, "knobs": knobs})
     with publish.replacing(folder / "state.npz") as temporary, temporary.open("wb") as file:
@@ -119,7 +129,7 @@ def load(folder: Path) -> Retriever:
     The caller has verified the folder's manifest; what is checked here is what a digest cannot say.
 
     Raises:
-        StateError: a file is missing, or an array holds NaN or infinity.
+        StateError: a file is missing, an array holds NaN or infinity, or the index beside it is damaged or another model's.
     """
     for file in ("knobs.json", "state.npz"):
         if not (folder / file).is_file():
@@ -127,9 +137,12 @@ def load(folder: Path) -> Retriever:
     saved = json.loads((folder / "knobs.json").read_text(encoding="utf-8"))
     with np.load(folder / "state.npz", allow_pickle=False) as arrays:
         state = {key: arrays[key] for key in arrays.files}
+    _check_finite(str(folder / "state.npz"), state)
+    model = cast("Retriever", replace(cast("Any", make(saved["source"], saved["knobs"])), state=state))
+    return keeping.load(folder, model) if (folder / keeping.FACTS).is_file() else model
+
+
+def _check_finite(thing: str, state: dict[str, npt.NDArray[np.generic]]) -> None:
     for key, array in state.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise StateError(
-                f"{folder / 'state.npz'}: {key}", found="NaN or infinity", allowed="finite numbers", hint="fit the source again"
-            )
-    return cast("Retriever", replace(cast("Any", make(saved["source"], saved["knobs"])), state=state))
+            raise StateError(f"{thing}: {key}", found="NaN or infinity", allowed="finite numbers", hint="fit the source again")
