@@ -112,11 +112,25 @@ def assert_well_formed(found: Candidates, n_users: int, k: int, n_items: int) ->
 class RetrieverContract:
     """Subclass it and name the source."""
 
+    _shared: ClassVar[dict[int | None, tuple[Interactions, Retriever]]]
     source: ClassVar[str]
     personal: ClassVar[bool] = True  # False: the same list for everyone
     proposes_seen_only: ClassVar[bool] = False
     proposes_new: ClassVar[bool] = False  # True: also items that nobody liked yet
     by_blas: ClassVar[bool] = False  # True: BLAS may round a block of another height otherwise, which can swap near-ties
+
+    def __init_subclass__(cls) -> None:
+        cls._shared = {}
+
+    def shared(self, seed: int | None = None) -> tuple[Interactions, Retriever]:
+        """Return a world (the checkerboard, or a random one) and the source fitted on it once for all tests; nobody may write to it."""
+        if seed not in self._shared:
+            interactions = self.checkerboard() if seed is None else self.random_world(seed)
+            fitted = self.make().fit(interactions)
+            for array in (fitted.state or {}).values():
+                array.flags.writeable = False
+            self._shared[seed] = interactions, fitted
+        return self._shared[seed]
 
     def make(self) -> Retriever:
         return lineup.make(self.source)
@@ -128,8 +142,8 @@ class RetrieverContract:
         return random_world(seed)
 
     def test_on_the_checkerboard_every_user_gets_the_missing_item_of_its_colour(self) -> None:
-        interactions = self.checkerboard()
-        found = self.make().fit(interactions).retrieve(everyone(interactions), 3, exclude_seen=True)
+        interactions, fitted = self.shared()
+        found = fitted.retrieve(everyone(interactions), 3, exclude_seen=True)
         assert_well_formed(found, 40, 3, 20)
         if self.proposes_seen_only:
             assert (found.item == -1).all()
@@ -139,8 +153,8 @@ class RetrieverContract:
             assert len(np.unique(found.item[0])) == 3
 
     def test_on_the_checkerboard_seen_items_of_the_own_colour_come_first(self) -> None:
-        interactions = self.checkerboard()
-        found = self.make().fit(interactions).retrieve(everyone(interactions), 9, exclude_seen=False)
+        interactions, fitted = self.shared()
+        found = fitted.retrieve(everyone(interactions), 9, exclude_seen=False)
         assert (found.item >= 0).all()
         if self.personal:
             assert (found.item % 2 == np.arange(40)[:, None] % 2).all()
@@ -150,9 +164,9 @@ class RetrieverContract:
     def test_lists_are_well_formed_in_any_world(self, k: int, exclude_seen: bool) -> None:
         proposed = 0
         for seed in range(12):
-            interactions = self.random_world(seed)
+            interactions, fitted = self.shared(seed)
             known = everyone(interactions)
-            found = self.make().fit(interactions).retrieve(known, k, exclude_seen=exclude_seen)
+            found = fitted.retrieve(known, k, exclude_seen=exclude_seen)
             assert_well_formed(found, known.n_users, k, known.n_items)
             with_events = np.unique(interactions.item[interactions.weight > 0])
             if not self.proposes_new:
@@ -165,7 +179,7 @@ class RetrieverContract:
         assert proposed > 0 or (self.proposes_seen_only and exclude_seen)
 
     def test_users_nobody_knows_get_the_common_list_or_nothing(self) -> None:
-        found = self.make().fit(self.checkerboard()).retrieve(strangers(20), 5, exclude_seen=True)
+        found = self.shared()[1].retrieve(strangers(20), 5, exclude_seen=True)
         assert_well_formed(found, 2, 5, 20)
         assert (found.item[0] == found.item[1]).all()
         assert (found.item == -1).all() == self.personal
@@ -184,15 +198,15 @@ class RetrieverContract:
         assert_well_formed(found, 2, 5, 1)
 
     def test_the_same_events_give_the_same_bytes(self) -> None:
-        interactions = self.random_world(3)
-        first, second = (self.make().fit(interactions) for _ in range(2))
+        interactions, first = self.shared(3)
+        second = self.make().fit(interactions)
         assert first.state is not None
         assert second.state is not None
         assert {key: value.tobytes() for key, value in first.state.items()} == {key: value.tobytes() for key, value in second.state.items()}
 
     def test_a_user_asked_alone_gets_what_it_gets_in_company(self) -> None:
-        interactions = self.checkerboard()
-        fitted, known = self.make().fit(interactions), everyone(interactions)
+        interactions, fitted = self.shared()
+        known = everyone(interactions)
         together = fitted.retrieve(known, 6, exclude_seen=False)
         for row in (0, 7, 39):
             alone = fitted.retrieve(known.rows(row, row + 1), 6, exclude_seen=False)
@@ -200,8 +214,8 @@ class RetrieverContract:
             np.testing.assert_allclose(alone.score[0], together.score[row], rtol=1e-4)
 
     def test_small_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        interactions = self.random_world(5)
-        whole = self.make().fit(interactions).retrieve(everyone(interactions), 8, exclude_seen=True)
+        interactions, fitted = self.shared(5)
+        whole = fitted.retrieve(everyone(interactions), 8, exclude_seen=True)
         monkeypatch.setattr(topk, "BLOCK", 50)
         monkeypatch.setattr(neighbours, "PRODUCTS", 50)
         cut = self.make().fit(interactions).retrieve(everyone(interactions), 8, exclude_seen=True)
@@ -214,20 +228,20 @@ class RetrieverContract:
             self.make().retrieve(strangers(3), 1, exclude_seen=False)
 
     def test_histories_over_another_catalogue_are_refused(self) -> None:
-        fitted = self.make().fit(self.checkerboard())
+        _, fitted = self.shared()
         with pytest.raises(StateError, match="histories over 21 items"):
             fitted.retrieve(strangers(21), 1, exclude_seen=False)
 
     def test_fitting_returns_a_copy_and_knobs_are_frozen(self) -> None:
         retriever = self.make()
-        assert retriever.fit(self.checkerboard()) is not retriever
+        assert retriever.fit(self.random_world(5)) is not retriever
         assert retriever.state is None
         with pytest.raises(FrozenInstanceError):
             retriever.state = {}  # type: ignore[misc]
 
     def test_saved_and_loaded_it_answers_the_same(self, tmp_path: Path) -> None:
-        interactions = self.random_world(7)
-        fitted, known = self.make().fit(interactions), everyone(interactions)
+        interactions, fitted = self.shared(7)
+        known = everyone(interactions)
         lineup.save(tmp_path, self.source, fitted)
         loaded = lineup.load(tmp_path)
         assert loaded == fitted, "the knobs"
