@@ -34,7 +34,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,9 +71,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -133,10 +134,10 @@ def folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
         yield temporary
         files = {}
         for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            _fsync(file)
+            fsync(file)
             files[str(file.relative_to(temporary))] = {"sha256": digest(file), "bytes": file.stat().st_size}
         (temporary / MANIFEST).write_text(to_json(asdict(Manifest(files, dict(facts)))), encoding="utf-8")
-        _fsync(temporary / MANIFEST)
+        fsync(temporary / MANIFEST)
         if path.exists():
             retired = _temporary(path.with_name(path.name + ".retired"))
             path.rename(retired)
@@ -144,7 +145,7 @@ def folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             temporary.rename(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import publish
-from pipelines.cli import _further, app
+from pipelines.cli import app, further
 from pipelines.config import REPOSITORY, Home, source_file
 from pipelines.errors import SourceError, StateError
 
@@ -156,7 +156,7 @@ def test_ingest_of_nothing_says_what_the_source_has_and_what_the_lake_holds(home
 
 def test_the_closing_hints_are_files_that_are_there_and_commands_for_this_state_folder(home: Home, capsys, monkeypatch):
     publish.write_json(home.reports / "run.json", {})
-    _further(home, [{"as_of": "2025-03-03T00:00:00"}])
+    further(home, [{"as_of": "2025-03-03T00:00:00"}])
     printed = capsys.readouterr().out
     assert str(home.reports / "run.json") in printed
     assert "Data Docs" not in printed
@@ -164,5 +164,5 @@ def test_the_closing_hints_are_files_that_are_there_and_commands_for_this_state_
     assert f"RELOOP_HOME={home.root} reloop releases" in printed
     assert "bin/activate" in printed
     monkeypatch.delenv("RELOOP_HOME")
-    _further(Home(REPOSITORY / "var"), [])
+    further(Home(REPOSITORY / "var"), [])
     assert "RELOOP_HOME" not in capsys.readouterr().out

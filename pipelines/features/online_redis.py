@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -28,6 +27,7 @@ from redis.retry import Retry
 
 from pipelines.errors import StateError
 from pipelines.features import encoding
+from pipelines.features.conditional_writes import ConditionalWrites
 from pipelines.features.encoding import Encoded
 from pipelines.features.moments import asked_moment, ttl_micros
 
@@ -60,7 +60,7 @@ class ConditionalRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore
     expire_on_read: bool = False
 
 
-class ConditionalRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # feast is untyped
+class ConditionalRedisOnlineStore(ConditionalWrites, RedisOnlineStore):  # type: ignore[misc]  # feast is untyped
     """The store by which `feature_store.yaml` serves from Redis."""
 
     _client: Any = None
@@ -101,23 +101,6 @@ class ConditionalRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # fe
         except RedisError as error:
             hint = "start it, or give it memory (maxmemory, policy noeviction); the same command goes on from there"
             raise _trouble(settings, error, "a server that takes every row", hint) from error
-
-    def online_write_batch(
-        self,
-        config: Any,
-        table: Any,
-        data: list[tuple[Any, dict[str, Any], datetime, datetime | None]],
-        progress: Callable[[int], Any] | None,
-    ) -> None:
-        """Write rows as Feast hands them over (pushes, small batches), by the same rule as in bulk."""
-        if not self.loads_in_bulk(config):
-            super().online_write_batch(config, table, data, progress)
-            return
-        with self.loading(config, table) as write:
-            if data:
-                write(encoding.from_messages(data))
-        if progress:
-            progress(len(data))
 
     async def online_write_batch_async(self, config: Any, table: Any, data: Any, progress: Any) -> None:
         """Write rows as Feast hands them over, on a thread of its own."""

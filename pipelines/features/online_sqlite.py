@@ -26,7 +26,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStor
 from feast.protos.feast.types.Value_pb2 import Value
 
 from pipelines.errors import StateError
-from pipelines.features import encoding
+from pipelines.features.conditional_writes import ConditionalWrites
 from pipelines.features.encoding import Encoded
 from pipelines.features.moments import asked_moment, ttl_micros
 
@@ -49,7 +49,7 @@ class ConditionalSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: igno
     expire_on_read: bool = False
 
 
-class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # feast is untyped
+class ConditionalSqliteOnlineStore(ConditionalWrites, SqliteOnlineStore):  # type: ignore[misc]  # feast is untyped
     """The store by which `feature_store.yaml` serves from a file."""
 
     wants_sorted_keys: Final = True  # rows in the order of the tree are appended, not scattered over it
@@ -112,23 +112,6 @@ class ConditionalSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # 
             raise StateError(
                 f"online store {self._get_db_path(config)}", found=f"{len(lost)} entities gone right after writing", allowed="every row"
             )
-
-    def online_write_batch(
-        self,
-        config: Any,
-        table: Any,
-        data: list[tuple[Any, dict[str, Any], datetime, datetime | None]],
-        progress: Callable[[int], Any] | None,
-    ) -> None:
-        """Write rows as Feast hands them over (pushes, small batches), by the same rule as in bulk."""
-        if not self.loads_in_bulk(config):
-            super().online_write_batch(config, table, data, progress)
-            return
-        if data:
-            with self.loading(config, table) as write:
-                write(encoding.from_messages(data))
-        if progress:
-            progress(len(data))
 
     def sweep(self, config: Any, table: Any, oldest_us: int) -> int:
         """Remove the view's rows whose event time is before `oldest_us`; return how many entities there were."""

@@ -17,6 +17,7 @@ from pipelines import cycle, lake, publish
 from pipelines.config import Home
 from pipelines.errors import ReloopError, StateError
 from pipelines.features import item_snapshot
+from pipelines.features.historical import EVENT_TIMESTAMP
 from pipelines.features.moments import reading_at
 from pipelines.features.repository import materialized_to, open_store
 from pipelines.lake.engine import quoted
@@ -25,7 +26,6 @@ from pipelines.window import floor_day, utc
 SAMPLE: Final = 2000
 EXAMPLES: Final = 3
 STRANGERS: Final = 2
-EVENT_TIMESTAMP: Final = "event_timestamp"
 ROW: Final = "__row"
 Served = tuple[dict[str, list[Any]], list[float]]  # values by `<view>__<feature>`, and of when each row is
 

@@ -7,7 +7,6 @@ litter; once it exists every step left is a rename or a removal, which any proce
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -49,7 +48,7 @@ def commit(home: Home, staging: Path, *, removed: list[str]) -> None:
     """
     staged = sorted(str(file.relative_to(staging)) for file in staging.rglob("*") if file.is_file())
     for name in staged:
-        _sync(staging / name)
+        publish.fsync(staging / name)
     with locked(home, "commit"):
         publish.write_json(home.lake / JOURNAL, {"moved": staged, "removed": sorted(removed)})
         _roll_forward(home)
@@ -80,14 +79,6 @@ def _roll_forward(home: Home) -> None:
         folders.add((home.lake / name).parent)
     for folder in sorted(folders):
         if folder.is_dir():
-            _sync(folder)
+            publish.fsync(folder)
     journal.unlink()
-    _sync(home.lake)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    publish.fsync(home.lake)

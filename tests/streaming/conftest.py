@@ -5,11 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from streaming_world import day, events, items, table
@@ -17,25 +13,6 @@ from streaming_world import day, events, items, table
 from pipelines import lake, tables
 from pipelines.config import Home
 from pipelines.features import build, repository, store
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[str]:
-    """Return HOST:PORT of a Redis of our own, on a free loopback port."""
-    if (binary := shutil.which("redis-server")) is None:
-        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-        server.terminate()
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -28,15 +25,6 @@ def digest(table: pa.Table) -> str:
     return seen.hexdigest()[:16]
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time append to a file: it is read and written anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".append.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def append(path: Path, table: pa.Table) -> None:
     """Append rows to what a source's path names: a file is rewritten with them, a folder or pattern gets a file more.
 
@@ -50,7 +38,8 @@ def append(path: Path, table: pa.Table) -> None:
             raise StateError(f"source {path}", found="a pattern that no new file fits", allowed=f"one that {name} fits, such as *.parquet")
         publish.write_parquet(folder / name, table)
         return
-    with _alone(path.parent), publish.replacing(path) as temporary:
+    # One process at a time: the file is read and written anew.
+    with publish.locked(path.parent / ".append.lock"), publish.replacing(path) as temporary:
         before = pq.ParquetFile(path) if path.is_file() else None
         schema = before.schema_arrow if before else table.schema
         with pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as writer:

@@ -1,0 +1,66 @@
+"""The command line itself: its verbs in the order of their help, and what becomes of an error."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from pipelines.cli import operations, stages
+from pipelines.errors import ReloopError
+
+app = typer.Typer(
+    help="Keep a recommender system trained, fresh and honest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+for verb in (
+    stages.run,
+    stages.ingest,
+    stages.validate,
+    stages.features,
+    stages.train,
+    stages.evaluate,
+    stages.promote,
+    stages.monitor,
+    operations.stream,
+    operations.simulate,
+    operations.releases,
+    operations.rollback,
+    operations.status,
+    operations.doctor,
+):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; turn an error that a person can act on into one line and exit code 2."""
+    # A terminated run takes its Airflow process along: the exit unwinds the stack that started it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        app()
+    except ReloopError as error:
+        _complain(str(error))
+    except ValidationError as error:
+        for wrong in error.errors():
+            _complain(
+                f"{'.'.join(map(str, wrong['loc']))}: {wrong['input']!r}; {wrong['msg']}. Hint: `reloop COMMAND --help` lists what is allowed"
+            )
+    except OSError as error:
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - the outermost edge
+        # Exit code 1 says that a decision was no, so a defect must not leave with Python's own 1.
+        Console(stderr=True).print_exception()
+        _complain(f"{type(error).__name__}: {error}. Hint: this is a defect of Reloop; the trace above says where")
+
+
+def _complain(text: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error[/] {escape(text)}")
+    sys.exit(2)
