@@ -281,7 +281,12 @@ def remap(known: Histories, from_ids: Ids, to_ids: Ids) -> Histories:
     Args:
         from_ids, to_ids: sorted and unique.
     """
-    item = positions(from_ids, to_ids)[known.item] if len(from_ids) else np.empty(0, dtype=np.int64)
+    return moved(known, positions(from_ids, to_ids) if len(from_ids) else np.empty(0, dtype=np.int64), len(to_ids))
+
+
+def moved(known: Histories, place: Longs, n_items: int) -> Histories:
+    """Return histories over a catalogue of `n_items` in which each item has another place; events on those at -1 are left out."""
+    item = place[known.item]
     kept = item >= 0
     indptr = np.concatenate([[0], np.cumsum(kept)])[known.indptr].astype(np.int64)
     return Histories(
@@ -289,7 +294,7 @@ def remap(known: Histories, from_ids: Ids, to_ids: Ids) -> Histories:
         item[kept].astype(np.int32),
         known.at[kept],
         known.weight[kept],
-        n_items=len(to_ids),
+        n_items=n_items,
         as_of=known.as_of,
         rating=None if known.rating is None else known.rating[kept],
         users=known.users,

@@ -3,6 +3,7 @@
 training/<as_of>/retrieval/<source>/
     <fold>.npz               item int32, score float32 [n_users, k]; rows in the order of the fold's labels
     knobs.json, state.npz    the source as fitted for the judged fold: what a bundle releases
+    index.*                  the index over its item vectors, where it has some (`ann.keeping`)
 training/<as_of>/checkpoints/<source>/<fold>.npz    how far a training has come that was killed; gone once it is published
 """
 
@@ -24,7 +25,9 @@ from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
 from pipelines.retrieval import lineup
-from pipelines.retrieval.protocol import Cached, Candidates, Resumable, Retriever
+from pipelines.retrieval.ann.indexed import Indexed
+from pipelines.retrieval.ann.plans import Plan
+from pipelines.retrieval.protocol import Cached, Candidates, Resumable, Retriever, Vectored
 
 
 def folder(home: Home, as_of: datetime, source: str) -> Path:
@@ -47,11 +50,15 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
         facts = {"source": source, "universe": world.digest, "settings": settings.retrieval.model_dump(mode="json")}
         record |= {"fit_seconds": 0.0, "retrieve_seconds": 0.0}
         with publish.folder(folder(home, as_of, source), facts) as out:
+            layout: Plan | None = None
             for fold in world.folds:
                 truth = world.labels(fold.name)
                 known = world.interactions(fold.cutoff, settings.training)
                 began = time.perf_counter()
                 fitted = _fitted(retriever, known, kept / f"{fold.name}.npz", home.cache / source)
+                if isinstance(fitted, Vectored) and settings.retrieval.index.kind != "none":
+                    fitted = Indexed(fitted, settings.retrieval.index).over(known, layout)
+                    layout = fitted.index.plan if fitted.index else None  # the next fold is like this one
                 asked = time.perf_counter()
                 users = histories(known, truth.user_ids)
                 found = fitted.retrieve(users, settings.retrieval.k_per_source, exclude_seen=settings.training.exclude_seen)
@@ -60,6 +67,8 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
                 _write(out / f"{fold.name}.npz", found)
                 if fold.name == JUDGE:
                     lineup.save(out, source, fitted)
+                    if isinstance(fitted, Indexed):
+                        record["index"] = fitted.figures()
                     record.update(quality(found.item, truth), users=truth.n_users)
         shutil.rmtree(kept, ignore_errors=True)
 
