@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.datasets.interactions import Floats, Ints, Longs
 from pipelines.datasets.labels import Labels
-from pipelines.retrieval.blend import Blend
+from pipelines.retrieval.merging import Blend
 
 LISTS_PER_BLOCK: Final = 2048  # 2,048 lists x 150 candidates x 100 features x 4 bytes = 120 MB
 

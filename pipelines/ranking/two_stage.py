@@ -2,7 +2,7 @@
 
     <folder>/manifest.json          digests of everything below
     <folder>/items.parquet          item_id in the order of the dense ids
-    <folder>/two_stage.json         blend settings, order of the sources, what is served
+    <folder>/two_stage.json         how lists are blended, order of the sources, what is served
     <folder>/retrieval/<source>/    as `retrieval.lineup` saves it
     <folder>/ranker/                as `lambdarank` saves it; missing where there was too little to learn from
 
@@ -12,7 +12,7 @@ All of it loads without pickle, and nothing is parsed before its digest was foun
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +34,8 @@ from pipelines.ranking.features import assemble
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Lists
-from pipelines.retrieval import blend, fitting, lineup
+from pipelines.retrieval import blend, fitting, lineup, merging
+from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
 
 RANKED: Final = "ranked"
@@ -53,6 +54,7 @@ class TwoStage:
         k_per_source, k_blend: candidates a user asked of each source, and kept of the blend.
         exclude_seen: whether items of the history are left out.
         serves: what orders the list: `ranked` or `blend`. See `judging`.
+        recipe: weights and quotas of the blend, those of the training rows.
     """
 
     item_ids: Ids
@@ -62,6 +64,7 @@ class TwoStage:
     k_blend: int
     exclude_seen: bool
     serves: str = RANKED
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         allowed = [BLEND, *([RANKED] if self.ranker else [])]
@@ -71,7 +74,7 @@ class TwoStage:
     def propose(self, users: Histories) -> Proposals:
         """Return the blended candidates of some histories, which must index this model's items."""
         lists = {name: model.retrieve(users, self.k_per_source, exclude_seen=self.exclude_seen) for name, model in self.retrievers.items()}
-        return proposals.of_blend(blend.merge(lists, self.k_blend))
+        return proposals.of_blend(merging.merge(lists, self.k_blend, self.recipe))
 
     def recommend(self, home: Home, user_ids: Ids, users: Histories, as_of: datetime, k: int) -> Lists:
         """Return the k best items for each user, in the order asked.
@@ -142,6 +145,7 @@ class TwoStage:
             "k_blend": self.k_blend,
             "exclude_seen": self.exclude_seen,
             "serves": self.serves,
+            "recipe": self.recipe.to_json(),
             "ranker": self.ranker is not None,
         }
         with publish.folder(path, {}) as out:
@@ -170,6 +174,8 @@ class TwoStage:
             k_blend=facts["k_blend"],
             exclude_seen=facts["exclude_seen"],
             serves=facts["serves"],
+            # Bundles of before there were recipes were blended by equal weights.
+            recipe=Recipe.from_json(facts["recipe"]) if "recipe" in facts else Recipe(),
         )
 
 
@@ -204,6 +210,15 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
     settings = config.load(home)
     world = universe.load(home, as_of)
     ranker = lambdarank.trained(home, as_of)
+    blended = publish.manifest(blend.folder(home, as_of)).facts
+    asked = {name: blended[name] for name in ("sources", "k_per_source", "k_blend")}
+    wanted = {
+        "sources": list(settings.retrieval.sources),
+        "k_per_source": settings.retrieval.k_per_source,
+        "k_blend": settings.retrieval.k_blend,
+    }
+    if asked != wanted:
+        raise StateError("candidates", found=f"of other settings: {asked}", allowed=str(wanted), hint="blend again, and what follows")
     retrievers = {}
     for name in settings.retrieval.sources:
         publish.manifest(fitting.folder(home, as_of, name), verify=True)
@@ -216,6 +231,7 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
         k_blend=settings.retrieval.k_blend,
         exclude_seen=settings.training.exclude_seen,
         serves=serves or (RANKED if ranker else BLEND),
+        recipe=blend.recipe(home, as_of),
     )
 
 

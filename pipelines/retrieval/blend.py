@@ -3,22 +3,24 @@
     training/<as_of>/candidates/<fold>.parquet, one file a fold (`rank_1` ... `judge`), sorted by (user, blend_rank):
         user            int32, position in training/<as_of>/universe/users.parquet
         item            int32, position in training/<as_of>/universe/items.parquet
-        blend_score     float32, reciprocal-rank fusion, > 0
+        blend_score     float32, weighted reciprocal-rank fusion, > 0
         blend_rank      int32, 1 is the best
         score__<source> float32, NaN where the source did not propose the item; not comparable across sources
         rank__<source>  float32, 1 is the best, NaN where the source did not propose the item
 
 `universe.load(home, as_of)` gives the ids (`user_ids[user]`, `item_ids[item]`), the folds, and the
 labels of each fold (`.labels(fold)`: its users are those that may have candidates). A user whom no
-source knows has no row.
+source knows has no row. The manifest's facts hold the recipe, with which the bundle blends every
+request. Learnt weights have seen the labels of the ranker's windows, one number a source; the judged
+window they have not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,33 +28,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import config, cycle, publish
-from pipelines.config import Home
+from pipelines.config import Home, RetrievalSettings
 from pipelines.datasets import universe
-from pipelines.datasets.interactions import Floats, Ints, positions
+from pipelines.datasets.interactions import Ints, positions
 from pipelines.datasets.split import JUDGE
+from pipelines.datasets.universe import Universe
 from pipelines.evaluation import metrics
-from pipelines.retrieval import fitting, topk
+from pipelines.retrieval import attribution, blend_weights, fitting, merging
+from pipelines.retrieval.blend_weights import Learnt
+from pipelines.retrieval.merging import Blend, Recipe
 from pipelines.retrieval.protocol import Candidates
-
-RRF_CONSTANT: Final = 60  # Cormack, Clarke, Buettcher (SIGIR 2009); damps the difference between the first ranks
-USERS_AT_ONCE: Final = 4096
-
-
-@dataclass(frozen=True)
-class Blend:
-    """Merged candidates, best first.
-
-    Attributes:
-        item: int32 [n_users, k]; -1 pads.
-        score: float32 [n_users, k], sum over sources of 1 / (60 + rank); -inf where `item` is -1.
-        source_score, source_rank: per source float32 [n_users, k]; NaN where it did not propose the
-            item. Ranks begin at 1.
-    """
-
-    item: Ints
-    score: Floats
-    source_score: dict[str, Floats]
-    source_rank: dict[str, Floats]
 
 
 def folder(home: Home, as_of: datetime) -> Path:
@@ -60,91 +45,85 @@ def folder(home: Home, as_of: datetime) -> Path:
     return universe.run_folder(home, as_of) / "candidates"
 
 
-def merge(lists: dict[str, Candidates], k: int) -> Blend:
-    """Merge the sources' lists by reciprocal-rank fusion; equal sums are ordered by item index.
-
-    Fusion by rank needs no calibration between scores that have nothing in common; how much each
-    source is worth is for the ranker to learn from the score and rank columns.
-
-    Args:
-        lists: at least one source; all with the same number of rows.
-    """
-    n_users = len(next(iter(lists.values())).item)
-    parts = [
-        _merge(
-            {name: Candidates(found.item[at : at + USERS_AT_ONCE], found.score[at : at + USERS_AT_ONCE]) for name, found in lists.items()},
-            k,
-        )
-        for at in range(0, max(n_users, 1), USERS_AT_ONCE)
-    ]
-    return Blend(
-        np.concatenate([part.item for part in parts]),
-        np.concatenate([part.score for part in parts]),
-        {name: np.concatenate([part.source_score[name] for part in parts]) for name in lists},
-        {name: np.concatenate([part.source_rank[name] for part in parts]) for name in lists},
-    )
-
-
-def _merge(lists: dict[str, Candidates], k: int) -> Blend:
-    n_users = len(next(iter(lists.values())).item)
-    n_items = 1 + max((int(found.item.max(initial=-1)) for found in lists.values()), default=-1)
-    proposals: dict[str, tuple[npt.NDArray[np.int64], Floats, Floats]] = {}
-    for name, found in lists.items():
-        row, rank = np.nonzero(found.item >= 0)
-        proposals[name] = (row * n_items + found.item[row, rank], found.score[row, rank], (rank + 1).astype(np.float32))
-    pairs = np.unique(np.concatenate([key for key, _, _ in proposals.values()]))
-    places = {name: np.searchsorted(pairs, key) for name, (key, _, _) in proposals.items()}
-    fused = np.zeros(len(pairs))
-    for name, (_, _, ranks) in proposals.items():
-        fused[places[name]] += 1 / (RRF_CONSTANT + ranks)  # a source names an item once, so no index repeats
-
-    score = fused.astype(np.float32)
-    user = pairs // max(n_items, 1)
-    item = pairs % max(n_items, 1)
-    order = np.lexsort((item, -score, user))
-    begin = np.searchsorted(user, np.arange(n_users))
-    rank_of = np.arange(len(pairs)) - begin[user]  # `order` keeps users together, so places in it count within the user
-    kept = order[rank_of < k]
-    row, column = user[kept], rank_of[rank_of < k]
-
-    def spread(values: Floats, fill: float) -> Floats:
-        table = np.full((n_users, k), fill, dtype=np.float32)
-        table[row, column] = values[kept]
-        return table
-
-    def of_source(name: str, which: int) -> Floats:
-        values = np.full(len(pairs), np.nan, dtype=np.float32)
-        values[places[name]] = proposals[name][which]
-        return spread(values, np.nan)
-
-    empty = topk.nothing(n_users, k)
-    empty.item[row, column] = item[kept]
-    return Blend(
-        empty.item, spread(score, -np.inf), {name: of_source(name, 1) for name in lists}, {name: of_source(name, 2) for name in lists}
-    )
-
-
 def blend(home: Home, as_of: datetime) -> None:
-    """Merge what every source of the settings proposed, fold by fold, and publish the candidates.
+    """Merge what every source of the settings proposed, fold by fold; publish the candidates, and what each source is worth.
 
     Raises:
         StateError: a source was not fitted, or on another universe.
     """
-    settings = config.load(home).retrieval
+    settings = config.load(home)
     with cycle.stage(home, as_of, "blend") as record:
         world = universe.load(home, as_of)
-        facts: dict[str, Any] = {"sources": list(settings.sources), "universe": world.digest, "rrf_constant": RRF_CONSTANT, "rows": {}}
+        learnt = _learnt(home, as_of, world, settings.retrieval, settings.training.seed)
+        made = recipe_of(settings.retrieval, learnt)
+        facts: dict[str, Any] = {
+            "sources": list(settings.retrieval.sources),
+            "universe": world.digest,
+            "k_per_source": settings.retrieval.k_per_source,
+            "k_blend": settings.retrieval.k_blend,
+            "recipe": made.to_json(),
+            "learnt": learnt.to_json() if learnt else None,
+            "rows": {},
+        }
         with publish.folder(folder(home, as_of), facts) as out:
             for fold in world.folds:
                 truth = world.labels(fold.name)
-                lists = {name: fitting.candidates(home, as_of, name, fold.name, world.digest) for name in settings.sources}
-                merged = merge(lists, settings.k_blend)
-                table = tabulate(merged, positions(truth.user_ids, world.user_ids).astype(np.int32))
-                publish.write_parquet(out / f"{fold.name}.parquet", table)
-                facts["rows"][fold.name] = table.num_rows
+                lists = _lists(home, as_of, world, fold.name, settings.retrieval)
+                users = positions(truth.user_ids, world.user_ids).astype(np.int32)
+                item, facts["rows"][fold.name] = _write(out / f"{fold.name}.parquet", lists, users, settings.retrieval.k_blend, made)
                 if fold.name == JUDGE:
-                    judged = metrics.judge(merged.item, truth.indptr, truth.item, truth.gain)
-                    record.update(fitting.quality(merged.item, truth), ceiling=metrics.mean(metrics.recall(judged, settings.k_blend)))
+                    judged = metrics.judge(item, truth.indptr, truth.item, truth.gain)
+                    ceiling = metrics.mean(metrics.recall(judged, settings.retrieval.k_blend))
+                    record.update(fitting.quality(item, truth), ceiling=ceiling, recipe=made.to_json(), learnt=facts["learnt"])
+    attribution.attribute(home, as_of, made)
+
+
+def recipe_of(settings: RetrievalSettings, learnt: Learnt | None) -> Recipe:
+    """Return how lists are merged: the settings' weights and quotas, or the learnt weights."""
+    return Recipe(
+        learnt.weights if learnt else dict(settings.weights),
+        {name: quota.least for name, quota in settings.quotas.items() if quota.least},
+        {name: quota.most for name, quota in settings.quotas.items() if quota.most is not None},
+    )
+
+
+def recipe(home: Home, as_of: datetime) -> Recipe:
+    """Return how the candidates of a run were merged.
+
+    Raises:
+        StateError: the blend was not published.
+    """
+    return Recipe.from_json(publish.manifest(folder(home, as_of)).facts["recipe"])
+
+
+def _learnt(home: Home, as_of: datetime, world: Universe, settings: RetrievalSettings, seed: int) -> Learnt | None:
+    """Return the weights that the ranker's windows teach, where the settings ask for them; the judged window is not opened."""
+    if settings.blend != "learned":
+        return None
+    names = [fold.name for fold in world.folds if fold.name != JUDGE]
+    return blend_weights.learn(((_lists(home, as_of, world, name, settings), world.labels(name)) for name in names), seed)
+
+
+def _lists(home: Home, as_of: datetime, world: Universe, fold: str, settings: RetrievalSettings) -> dict[str, Candidates]:
+    return {name: fitting.candidates(home, as_of, name, fold, world.digest) for name in settings.sources}
+
+
+def _write(path: Path, lists: Mapping[str, Candidates], user: Ints, k: int, made: Recipe) -> tuple[Ints, int]:
+    """Write the candidates of a fold, a row group a block of users; return int32 [n_users, k] items and the number of rows."""
+    options = {name: value for name, value in publish.PARQUET.items() if name != "row_group_size"}
+    items, writer, n_rows = [], None, 0
+    try:
+        for rows, some in merging.blocks(lists):
+            merged = merging.merge(some, k, made)
+            table = tabulate(merged, user[rows])
+            writer = writer or pq.ParquetWriter(path, table.schema, **options)
+            writer.write_table(table)
+            items.append(merged.item)
+            n_rows += table.num_rows
+    finally:
+        if writer:
+            writer.close()
+    return np.concatenate(items), n_rows
 
 
 def tabulate(merged: Blend, user: Ints) -> pa.Table:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets.interactions import Floats, Ints, Longs
+from pipelines.datasets.labels import Labels
 from pipelines.errors import StateError
 from pipelines.retrieval import topk
 from pipelines.retrieval.protocol import Candidates
@@ -43,7 +44,8 @@ class Recipe:
         """Return float64 [width], what a source adds to the score of the item at each of its ranks: weight / (constant + rank)."""
         weight = self.weights.get(name, 1.0)
         floor = LEAST * max([weight, *self.weights.values()])
-        return max(weight, floor) / (self.constant + np.arange(1, width + 1))
+        votes: Doubles = max(weight, floor) / (self.constant + np.arange(1, width + 1, dtype=np.float64))
+        return votes
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
@@ -142,6 +144,45 @@ class Union:
             np.bitwise_or.reduceat(bits, first) if len(first) else bits,
         )
 
+    def of_pairs(self, pairs: Longs) -> Self:
+        """Return what was proposed of some pairs, ascending."""
+        length = np.diff(self.first, append=len(self.source))[pairs]
+        first = np.cumsum(length) - length
+        taken = np.arange(length.sum()) - np.repeat(first - self.first[pairs], length)
+        return replace(
+            self,
+            row=self.row[pairs],
+            item=self.item[pairs],
+            first=first,
+            source=self.source[taken],
+            column=self.column[taken],
+            proposers=self.proposers[pairs],
+        )
+
+    def of_sources(self, names: Collection[str]) -> Self:
+        """Return what some of the sources propose, as if the others had never been asked; numbers of sources stay."""
+        kept = np.isin(np.arange(len(self.names)), [self.names.index(name) for name in names])
+        bits = np.uint64(sum(1 << number for number in np.flatnonzero(kept).tolist()))
+        proposers = self.proposers & bits
+        pair = np.repeat(np.arange(len(self.row)), np.diff(self.first, append=len(self.source)))[kept[self.source]]
+        pairs = np.flatnonzero(proposers)
+        return replace(
+            self,
+            row=self.row[pairs],
+            item=self.item[pairs],
+            first=np.searchsorted(pair, pairs),
+            source=self.source[kept[self.source]],
+            column=self.column[kept[self.source]],
+            proposers=proposers[pairs],
+        )
+
+    def items(self, recipe: Recipe, k: int) -> Ints:
+        """Return int32 [n_rows, k], what has a place, best first; -1 pads."""
+        pairs, place, _ = self.chosen(recipe, k)
+        item = np.full((self.n_rows, k), -1, dtype=np.int32)
+        item[self.row[pairs], place] = self.item[pairs]
+        return item
+
     def scores(self, recipe: Recipe) -> Floats:
         """Return float32 [n_pairs], the weighted reciprocal ranks of each pair, summed in the order of the sources."""
         votes = np.concatenate([recipe.votes(name, self.width) for name in self.names])
@@ -172,7 +213,7 @@ class Union:
         within = np.arange(len(pairs)) - begin[self.row[pairs]]
         key = (self.row[pairs].astype(np.uint64) << np.uint64(53)) | (fall.astype(np.uint64) << np.uint64(20)) | within.astype(np.uint64)
         if behind is not None:
-            key |= behind[pairs].astype(np.uint64) << np.uint64(52)
+            key = key | (behind[pairs].astype(np.uint64) << np.uint64(52))
         key.sort()
         start = begin[(key >> np.uint64(53)).astype(np.int64)]
         ordered = pairs[start + (key & np.uint64((1 << PLACE_BITS) - 1)).astype(np.int64)]
@@ -202,6 +243,17 @@ def blocks(lists: Mapping[str, Candidates]) -> Iterator[tuple[slice, dict[str, C
     for at in range(0, max(n_users, 1), USERS_AT_ONCE):
         rows = slice(at, min(at + USERS_AT_ONCE, n_users))
         yield rows, {name: Candidates(found.item[rows], found.score[rows]) for name, found in lists.items()}
+
+
+def gains(union: Union, truth: Labels) -> Doubles:
+    """Return float64 [n_pairs], the gain of each pair, 0 where the user ignored it; rows count rows of the labels."""
+    width = max(len(truth.item_ids), 1)
+    positive = truth.row_of_label() * width + truth.item
+    if not len(positive):
+        return np.zeros(len(union.row))
+    asked = union.row * width + union.item
+    at = np.minimum(np.searchsorted(positive, asked), len(positive) - 1)
+    return np.where(positive[at] == asked, truth.gain[at], 0.0).astype(np.float64)
 
 
 def merge(lists: Mapping[str, Candidates], k: int, recipe: Recipe | None = None) -> Blend:

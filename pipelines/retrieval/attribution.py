@@ -1,0 +1,232 @@
+"""Which source earns its place: what each one finds, what only it finds, and what it costs.
+
+    training/<as_of>/attribution/sources.parquet, a row a source in the order of the settings; judged window:
+        source                   string
+        weight                   float64, of its vote in the blend
+        users, users_served      int64, who was judged, and who of them got any item from it
+        ndcg_at_10, recall_at_50 float64, of its own list
+        ceiling                  float64, recall of its whole list
+        contribution             float64, recall of the blend minus recall of the blend without the source, both at
+                                 k_blend, the other sources' weights as they are
+        contribution_lower, _upper   float64, bounds of its mean over users (`evaluation.paired`, 95%)
+        share_of_places, share_of_places_alone   float64, of all candidates: those it proposed, those that only it did
+        share_of_hits, share_of_hits_alone       float64, of the candidates that the user then took, likewise
+        state_mb                 float64, its learnt arrays as a bundle carries them
+
+What was clocked is no content: `fit_seconds` (all folds), `retrieve_ms_per_user` and `peak_mb` (memory of
+the process above where the source's training found it) stand in the manifest's facts, so that the
+same input gives the same bytes. `load` lays both side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import config, cycle, publish
+from pipelines.config import Home
+from pipelines.datasets import universe
+from pipelines.datasets.interactions import Longs
+from pipelines.datasets.labels import Labels
+from pipelines.datasets.split import JUDGE
+from pipelines.evaluation import metrics, paired
+from pipelines.evaluation.metrics import Doubles
+from pipelines.retrieval import fitting
+from pipelines.retrieval.merging import Recipe, Union, blocks, gains
+from pipelines.retrieval.protocol import Candidates
+from pipelines.window import utc
+
+CONFIDENCE: Final = 0.95
+MEGABYTE: Final = 1e6
+COSTS: Final = ("fit_seconds", "retrieve_ms_per_user", "peak_mb")
+
+Row = dict[str, Any]
+
+
+def folder(home: Home, as_of: datetime) -> Path:
+    """Return where the table of a run is kept."""
+    return universe.run_folder(home, as_of) / "attribution"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Sources and their blend on one window.
+
+    Attributes:
+        recall: float64 [n_users], of the blend at k.
+        without: per source, the same of the blend that never asked it.
+        places, alone: per source int64 [2]: candidates of the blend and hits among them that it proposed, that only it proposed.
+        n_places: int64 [2], candidates and hits of the blend.
+    """
+
+    recall: Doubles
+    without: dict[str, Doubles]
+    places: dict[str, Longs]
+    alone: dict[str, Longs]
+    n_places: Longs
+
+
+def judge(lists: Mapping[str, Candidates], truth: Labels, k: int, recipe: Recipe) -> Judgement:
+    """Blend some lists with every source, and with every source but one; users are taken in blocks.
+
+    Args:
+        lists: per source the candidates of the labels' users.
+    """
+    recall, without = [np.zeros(0)], {name: [np.zeros(0)] for name in lists}
+    counted = np.zeros((3, len(lists), 2), dtype=np.int64)
+    for rows, some in blocks(lists):
+        union, labels = Union.of(some), truth.take(np.arange(rows.start, rows.stop))
+        pairs, _, _ = union.chosen(recipe, k)
+        hit = gains(union, labels)[pairs] > 0
+        proposers = union.proposers[pairs]
+        for number in range(len(lists)):
+            bit = np.uint64(1 << number)
+            mine, only = (proposers & bit) > 0, proposers == bit
+            counted[0, number] += mine.sum(), (mine & hit).sum()
+            counted[1, number] += only.sum(), (only & hit).sum()
+        counted[2] += len(pairs), hit.sum()
+        recall.append(recall_of(union, labels, k, recipe))
+        for name, found in without.items():
+            found.append(recall_of(union.of_sources([other for other in lists if other != name]), labels, k, recipe))
+    return Judgement(
+        np.concatenate(recall),
+        {name: np.concatenate(found) for name, found in without.items()},
+        dict(zip(lists, counted[0], strict=True)),
+        dict(zip(lists, counted[1], strict=True)),
+        counted[2, 0],
+    )
+
+
+def recall_of(union: Union, truth: Labels, k: int, recipe: Recipe) -> Doubles:
+    """Return float64 [n_rows], the share of each user's positives that have a place in the blend."""
+    return metrics.recall(metrics.judge(union.items(recipe, k), truth.indptr, truth.item, truth.gain), k)
+
+
+def rows(lists: Mapping[str, Candidates], truth: Labels, k: int, recipe: Recipe, seed: int) -> list[Row]:
+    """Return the table's rows, but for what only the files know (`state_mb`).
+
+    Args:
+        seed: of the bootstrap where fewer than a thousand users were judged.
+    """
+    found, table = judge(lists, truth, k, recipe), []
+    for name, proposed in lists.items():
+        judged = metrics.judge(proposed.item, truth.indptr, truth.item, truth.gain)
+        difference = paired.interval(found.recall - found.without[name], CONFIDENCE, seed)
+        shares = np.divide([found.places[name], found.alone[name]], np.maximum(found.n_places, 1))
+        table.append(
+            {
+                "source": name,
+                "weight": float(recipe.weights.get(name, 1.0)),
+                "users": truth.n_users,
+                "users_served": int((proposed.item >= 0).any(axis=1).sum()),
+                "ndcg_at_10": metrics.mean(metrics.ndcg(judged, 10)),
+                "recall_at_50": metrics.mean(metrics.recall(judged, 50)),
+                "ceiling": metrics.mean(metrics.recall(judged, proposed.item.shape[1])),
+                "contribution": _known(difference.mean),
+                "contribution_lower": _known(difference.lower),
+                "contribution_upper": _known(difference.upper),
+                "share_of_places": float(shares[0, 0]),
+                "share_of_places_alone": float(shares[1, 0]),
+                "share_of_hits": float(shares[0, 1]),
+                "share_of_hits_alone": float(shares[1, 1]),
+            }
+        )
+    return table
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def attribute(home: Home, as_of: datetime, recipe: Recipe) -> None:
+    """Publish the table of a run, and record it with what each source cost.
+
+    Raises:
+        StateError: a source was not fitted, or on another universe.
+    """
+    settings = config.load(home)
+    names = settings.retrieval.sources
+    with cycle.stage(home, as_of, "attribution") as record:
+        world = universe.load(home, as_of)
+        truth = world.labels(JUDGE)
+        lists = {name: fitting.candidates(home, as_of, name, JUDGE, world.digest) for name in names}
+        table = rows(lists, truth, settings.retrieval.k_blend, recipe, settings.training.seed)
+        for row in table:
+            state = publish.manifest(fitting.folder(home, as_of, row["source"])).files["state.npz"]
+            row["state_mb"] = state["bytes"] / MEGABYTE
+        asked = sum(world.labels(fold.name).n_users for fold in world.folds)
+        facts = {"universe": world.digest, "recipe": recipe.to_json(), "k": settings.retrieval.k_blend, "costs": _costs(home, as_of, asked)}
+        with publish.folder(folder(home, as_of), facts) as out:
+            publish.write_parquet(out / "sources.parquet", _table(table))
+        record["sources"] = {row["source"]: {name: value for name, value in row.items() if name != "source"} for row in load(home, as_of)}
+
+
+def _table(table: list[Row]) -> pa.Table:
+    kinds = {"source": pa.string(), "users": pa.int64(), "users_served": pa.int64()}
+    return pa.Table.from_pylist(table, pa.schema([(name, kinds.get(name, pa.float64())) for name in table[0]]))
+
+
+def _costs(home: Home, as_of: datetime, n_users: int) -> dict[str, Row]:
+    """Return what the run's records say that each source cost; None where nothing was measured."""
+    costs = {}
+    for found in cycle.records(home, as_of, "retrieval"):
+        seconds = found.get("retrieve_seconds")
+        costs[str(found["key"])] = {
+            "fit_seconds": found.get("fit_seconds"),
+            "retrieve_ms_per_user": None if seconds is None else 1000 * seconds / max(n_users, 1),
+            "peak_mb": found.get("peak_mb"),
+        }
+    return costs
+
+
+def load(home: Home, as_of: datetime) -> list[Row]:
+    """Return the table of a run with what each source cost, a dict a source; None where nothing was measured.
+
+    Raises:
+        StateError: the run was not blended, or the table was changed.
+    """
+    path = folder(home, as_of)
+    costs = publish.manifest(path, verify=True).facts["costs"]
+    table: list[Row] = pq.read_table(path / "sources.parquet").to_pylist()
+    return [{**row, **{name: costs.get(row["source"], {}).get(name) for name in COSTS}} for row in table]
+
+
+def runs(home: Home) -> list[datetime]:
+    """Return the moments of the training runs that have a table, oldest first."""
+    found = home.training.glob(f"*/attribution/{publish.MANIFEST}")
+    return sorted(utc(datetime.strptime(path.parent.parent.name, "%Y-%m-%dT%H%M%S")) for path in found)  # noqa: DTZ007 - utc() adds it
+
+
+def lines(table: Iterable[Row]) -> list[str]:
+    """Return the table as text, what contributes most first."""
+    head = (
+        f"{'source':<18} {'NDCG@10':>8} {'recall@50':>9} {'ceiling':>8} {'adds':>8} {'[95% interval]':>18} {'weight':>7} "
+        f"{'places':>7} {'alone':>6} {'hits':>6} {'alone':>6} {'served':>7} {'fit s':>8} {'ms/user':>8} {'MB':>7} {'peak MB':>8}"
+    )
+    ordered = sorted(table, key=lambda row: -(row["contribution"] or 0.0))
+    return [head, *(_line(row) for row in ordered)]
+
+
+def _line(row: Row) -> str:
+    def number(name: str, width: int, digits: int, sign: str = "") -> str:
+        value = row[name]
+        return f"{'-':>{width}}" if value is None else f"{value:{sign}{width}.{digits}f}"
+
+    def share(name: str, width: int) -> str:
+        return f"{row[name]:{width}.1%}"
+
+    interval = f"[{number('contribution_lower', 7, 4, '+')}, {number('contribution_upper', 7, 4, '+')}]"
+    return (
+        f"{row['source']:<18} {number('ndcg_at_10', 8, 4)} {number('recall_at_50', 9, 4)} {number('ceiling', 8, 4)} "
+        f"{number('contribution', 8, 4, '+')} {interval:>18} {number('weight', 7, 3)} "
+        f"{share('share_of_places', 7)} {share('share_of_places_alone', 6)} {share('share_of_hits', 6)} {share('share_of_hits_alone', 6)} "
+        f"{row['users_served'] / max(row['users'], 1):7.1%} "
+        f"{number('fit_seconds', 8, 2)} {number('retrieve_ms_per_user', 8, 3)} {number('state_mb', 7, 2)} {number('peak_mb', 8, 1)}"
+    )
