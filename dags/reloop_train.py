@@ -10,6 +10,8 @@ Not due: `due` is skipped, its log says why, and so is everything after it.
 - *due* says "not enough data": ingest more history; nothing is broken.
 - *retrieve[source]*: only that source failed; the others keep their result. Clear it, or take the source out of the
   settings (`reloop.toml`).
+- *blend*: a source is missing, or was fitted before the lake changed; clear `retrieve` for it. Its log ends with what each
+  source adds and costs (`reloop retrieval sources`); `reloop retrieval prune` says which could go.
 - *training_set*: features of a training day are missing; run `reloop_features` (or `reloop_backfill`) for them.
 - *rank*, *evaluate*, *bundle*: the champion still serves. Clear the task.
 
@@ -71,10 +73,12 @@ def reloop_train() -> None:
     @task(pool=TRAINING)
     def blend(as_of: str) -> None:
         from pipelines.config import Home
+        from pipelines.retrieval import attribution
         from pipelines.retrieval import blend as blending
         from pipelines.window import utc
 
         blending.blend(Home.from_environment(), utc(as_of))
+        print(attribution.text(Home.from_environment(), utc(as_of)))  # noqa: T201 - into the task's log
 
     @task(pool=TRAINING)
     def training_set(as_of: str) -> None:

@@ -29,7 +29,7 @@ from pipelines.summary import Figures
 from pipelines.window import Window
 
 MAX_CYCLES = 60  # a source of twenty years would else be trained on a thousand times, mostly on nobody
-STAGES_ONCE = 13  # stages of a cycle beside the batches and the retrievers: what the bar counts to
+STAGES_ONCE = 14  # stages of a cycle beside the batches and the retrievers: what the bar counts to
 
 
 class RunFailed(ReloopError):

@@ -77,7 +77,9 @@ def figures(home: Home, as_of: datetime) -> Figures:
             if record["state"] == "done"
         },
         "blend": _pick(_one(home, as_of, "blend"), ("ndcg_at_10", "recall_at_50", "ceiling")),
+        "attribution": _one(home, as_of, "attribution").get("sources"),
         "ranking": _pick(_one(home, as_of, "ranking"), RANKING),
+        "cold": _one(home, as_of, "ranking").get("cold"),
         "gate": _pick(gate, ("verdict", "champion_before", "champion_after", "reasons")),
         "drift": _pick(drift, ("verdict", "features", "reasons")),
         "retraining": _pick(_one(home, as_of, "trigger"), ("due", "reasons")),
@@ -133,6 +135,9 @@ def _rows(cycle_figures: Figures) -> Iterable[tuple[str, str]]:
     yield "retrieval NDCG@10", _list(f"{_number(found['ndcg_at_10'])} {source}" for source, found in best_first)
     if blend := cycle_figures["blend"]:
         yield "blend NDCG@10", f"{_number(blend['ndcg_at_10'])} (recall ceiling {_number(blend['ceiling'], 3)})"
+    if sources := cycle_figures.get("attribution"):
+        adding = sorted(sources.items(), key=lambda entry: -(entry[1]["contribution"] or 0.0))
+        yield "  recall that only it adds", _list(f"{_signed(found['contribution'])} {source}" for source, found in adding)
     if ranking:
         yield (
             "ranking NDCG@10",
@@ -142,6 +147,8 @@ def _rows(cycle_figures: Figures) -> Iterable[tuple[str, str]]:
             "  against the best source",
             f"{_signed(ranking['difference'])} over {ranking['best_single']}, at least {_signed(ranking['difference_lower'])}",
         )
+    for name, found in (cycle_figures.get("cold") or {}).items():
+        yield f"  {name.replace('_', ' ')}", _list(_cold(found))
     if gate:
         yield "gate", f"{gate['verdict']}: champion {gate['champion_before'] or 'none'} -> {gate['champion_after'] or 'none'}"
         yield "  gate reasons", _list(gate["reasons"])
@@ -159,6 +166,18 @@ def _rows(cycle_figures: Figures) -> Iterable[tuple[str, str]]:
         "seconds",
         _list(f"{spent:7.1f} {stage}" for stage, spent in seconds.items() if stage != "total") + f"\n{seconds['total']:7.1f} in all",
     )
+
+
+def _cold(found: Figures) -> Iterable[str]:
+    """Yield how the served list and the best other one do on a slice of which little is known, against the baseline."""
+    lists = found["lists"]
+    others = sorted((name for name in lists if name != "served"), key=lambda name: -(lists[name]["ndcg_at_10"] or 0.0))
+    for name in ("served", *others[:1]):
+        if name in lists and lists[name]["ndcg_at_10"] is not None:
+            one = lists[name]
+            sure = f"{_signed(one['difference'])} over {found['baseline']}, at least {_signed(one['difference_lower'])}"
+            yield f"{_number(one['ndcg_at_10'])} {name}" + (f" ({sure})" if one["difference"] is not None else "")
+    yield f"on {_count(found['n_users'])} users"
 
 
 def table(cycles: Sequence[Figures]) -> Table:

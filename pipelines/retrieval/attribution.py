@@ -11,7 +11,7 @@
         contribution_lower, _upper   float64, bounds of its mean over users (`evaluation.paired`, 95%)
         share_of_places, share_of_places_alone   float64, of all candidates: those it proposed, those that only it did
         share_of_hits, share_of_hits_alone       float64, of the candidates that the user then took, likewise
-        state_mb                 float64, its learnt arrays as a bundle carries them
+        state_mb                 float64, what a bundle carries of it
 
 What was clocked is no content: `fit_seconds` (all folds), `retrieve_ms_per_user` and `peak_mb` (memory of
 the process above where the source's training found it) stand in the manifest's facts, so that the
@@ -36,6 +36,7 @@ from pipelines.datasets import universe
 from pipelines.datasets.interactions import Longs
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
+from pipelines.errors import StateError
 from pipelines.evaluation import metrics, paired
 from pipelines.evaluation.metrics import Doubles
 from pipelines.retrieval import fitting
@@ -159,8 +160,9 @@ def attribute(home: Home, as_of: datetime, recipe: Recipe) -> None:
         lists = {name: fitting.candidates(home, as_of, name, JUDGE, world.digest) for name in names}
         table = rows(lists, truth, settings.retrieval.k_blend, recipe, settings.training.seed)
         for row in table:
-            state = publish.manifest(fitting.folder(home, as_of, row["source"])).files["state.npz"]
-            row["state_mb"] = state["bytes"] / MEGABYTE
+            files = publish.manifest(fitting.folder(home, as_of, row["source"])).files
+            proposals = {f"{fold.name}.npz" for fold in world.folds}
+            row["state_mb"] = sum(entry["bytes"] for name, entry in files.items() if name not in proposals) / MEGABYTE
         asked = sum(world.labels(fold.name).n_users for fold in world.folds)
         facts = {"universe": world.digest, "recipe": recipe.to_json(), "k": settings.retrieval.k_blend, "costs": _costs(home, as_of, asked)}
         with publish.folder(folder(home, as_of), facts) as out:
@@ -204,29 +206,57 @@ def runs(home: Home) -> list[datetime]:
     return sorted(utc(datetime.strptime(path.parent.parent.name, "%Y-%m-%dT%H%M%S")) for path in found)  # noqa: DTZ007 - utc() adds it
 
 
-def lines(table: Iterable[Row]) -> list[str]:
-    """Return the table as text, what contributes most first."""
-    head = (
-        f"{'source':<18} {'NDCG@10':>8} {'recall@50':>9} {'ceiling':>8} {'adds':>8} {'[95% interval]':>18} {'weight':>7} "
-        f"{'places':>7} {'alone':>6} {'hits':>6} {'alone':>6} {'served':>7} {'fit s':>8} {'ms/user':>8} {'MB':>7} {'peak MB':>8}"
-    )
-    ordered = sorted(table, key=lambda row: -(row["contribution"] or 0.0))
-    return [head, *(_line(row) for row in ordered)]
+def newest(home: Home, until: datetime | None = None) -> datetime:
+    """Return the newest run that has a table, or the run at a moment.
+
+    Raises:
+        StateError: there is none.
+    """
+    found = [run for run in runs(home) if until is None or run == until]
+    if not found:
+        there = [f"{run:%Y-%m-%d}" for run in runs(home)]
+        raise StateError(
+            "table of sources" if until is None else f"table of sources as of {until:%Y-%m-%d}",
+            found=f"runs with one: {there}" if there else "no training run has one",
+            allowed="a run that was trained",
+            hint="run `reloop train` first",
+        )
+    return found[-1]
 
 
-def _line(row: Row) -> str:
-    def number(name: str, width: int, digits: int, sign: str = "") -> str:
-        value = row[name]
-        return f"{'-':>{width}}" if value is None else f"{value:{sign}{width}.{digits}f}"
+LEGEND: Final = (
+    "adds: recall of the blend minus recall without the source. ceiling: recall of its whole list. "
+    "alone: places, or hits, that no other source proposed. Costs: of the whole run, of a user, of a bundle."
+)
 
-    def share(name: str, width: int) -> str:
-        return f"{row[name]:{width}.1%}"
 
-    interval = f"[{number('contribution_lower', 7, 4, '+')}, {number('contribution_upper', 7, 4, '+')}]"
-    return (
-        f"{row['source']:<18} {number('ndcg_at_10', 8, 4)} {number('recall_at_50', 9, 4)} {number('ceiling', 8, 4)} "
-        f"{number('contribution', 8, 4, '+')} {interval:>18} {number('weight', 7, 3)} "
-        f"{share('share_of_places', 7)} {share('share_of_places_alone', 6)} {share('share_of_hits', 6)} {share('share_of_hits_alone', 6)} "
-        f"{row['users_served'] / max(row['users'], 1):7.1%} "
-        f"{number('fit_seconds', 8, 2)} {number('retrieve_ms_per_user', 8, 3)} {number('state_mb', 7, 2)} {number('peak_mb', 8, 1)}"
-    )
+def by_contribution(table: Iterable[Row]) -> list[Row]:
+    """Return the rows, what contributes most first."""
+    return sorted(table, key=lambda row: -(row["contribution"] or 0.0))
+
+
+def cells(row: Row) -> dict[str, str]:
+    """Return a row as texts; what was not measured is a dash."""
+
+    def number(name: str, digits: int, sign: str = "") -> str:
+        return "-" if row[name] is None else f"{row[name]:{sign}.{digits}f}"
+
+    digits = {"ndcg_at_10": 4, "recall_at_50": 4, "ceiling": 4, "weight": 2, "fit_seconds": 1, "retrieve_ms_per_user": 3}
+    digits |= {"state_mb": 2, "peak_mb": 0}
+    return {
+        "source": row["source"],
+        "contribution": number("contribution", 4, "+"),
+        "interval": f"{number('contribution_lower', 4, '+')} {number('contribution_upper', 4, '+')}",
+        "places": f"{row['share_of_places']:.0%} ({row['share_of_places_alone']:.0%})",
+        "hits": f"{row['share_of_hits']:.0%} ({row['share_of_hits_alone']:.0%})",
+        "users_served": f"{row['users_served'] / max(row['users'], 1):.0%}",
+        **{name: number(name, places) for name, places in digits.items()},
+    }
+
+
+def text(home: Home, as_of: datetime) -> str:
+    """Return the table of a run as plain text, for a log."""
+    table = [cells(row) for row in by_contribution(load(home, as_of))]
+    widths = {name: max(len(name), *(len(row[name]) for row in table)) for name in table[0]}
+    head = "  ".join(f"{name:<{width}}" for name, width in widths.items())
+    return "\n".join([head, *("  ".join(f"{row[name]:<{width}}" for name, width in widths.items()) for row in table), LEGEND])

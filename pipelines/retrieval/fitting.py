@@ -24,10 +24,10 @@ from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
-from pipelines.retrieval import lineup
+from pipelines.retrieval import footprint, lineup
 from pipelines.retrieval.ann.indexed import Indexed
 from pipelines.retrieval.ann.plans import Plan
-from pipelines.retrieval.protocol import Cached, Candidates, Resumable, Retriever, Vectored
+from pipelines.retrieval.protocol import Cached, Candidates, Demanding, Resumable, Retriever, Vectored
 
 
 def folder(home: Home, as_of: datetime, source: str) -> Path:
@@ -41,14 +41,18 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
     Raises:
         NotEnoughData: history is too short for a ranker window and a judged one.
         StateError: the source or one of its knobs is unknown.
+        ReloopError: what the source is fitted with is not installed; nothing was read yet.
     """
     settings = config.load(home)
     retriever = lineup.make(source, settings.retrieval.parameters.get(source))
     kept = checkpoints(home, as_of, source)
     with cycle.stage(home, as_of, "retrieval", source) as record:
+        if isinstance(retriever, Demanding):
+            retriever.require()
         world = universe.ensure(home, as_of)
         facts = {"source": source, "universe": world.digest, "settings": settings.retrieval.model_dump(mode="json")}
         record |= {"fit_seconds": 0.0, "retrieve_seconds": 0.0}
+        held = footprint.begin()
         with publish.folder(folder(home, as_of, source), facts) as out:
             layout: Plan | None = None
             for fold in world.folds:
@@ -70,6 +74,7 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
                     if isinstance(fitted, Indexed):
                         record["index"] = fitted.figures()
                     record.update(quality(found.item, truth), users=truth.n_users)
+        record["peak_mb"] = footprint.above(held)
         shutil.rmtree(kept, ignore_errors=True)
 
 
