@@ -117,6 +117,23 @@ def _settings(home: Home) -> Finding:
     return Finding("settings", ok=True, text="every section and knob is known")
 
 
+def _sources(home: Home) -> Finding:
+    """Check that every source of the line-up can be fitted here."""
+    from pipelines.retrieval import lineup
+    from pipelines.retrieval.protocol import Demanding
+
+    settings = config.load(home).retrieval
+    wrong: list[str] = []
+    for name in settings.sources:
+        try:
+            retriever = lineup.make(name, settings.parameters.get(name))
+            if isinstance(retriever, Demanding):
+                retriever.require()
+        except ReloopError as error:
+            wrong.append(str(error))
+    return Finding("retrieval sources", not wrong, "; ".join(wrong) or f"{len(settings.sources)} that can be fitted here")
+
+
 def _champion(home: Home) -> Finding:
     champion = releases.champion(home)
     if champion is None:
@@ -140,6 +157,7 @@ def examine(home: Home) -> Iterator[Finding]:
         "packages": _packages,
         "state folder": lambda: _folder(home),
         "settings": lambda: _settings(home),
+        "retrieval sources": lambda: _sources(home),
         "lake": lambda: _lake(home),
         "champion": lambda: _champion(home),
         "temporary files": lambda: _litter(home),

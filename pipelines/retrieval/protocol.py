@@ -71,6 +71,19 @@ class Cached(Retriever, Protocol):
 
 
 @runtime_checkable
+class Demanding(Retriever, Protocol):
+    """A retriever whose fitting takes more than the default install, or a knob that has no default."""
+
+    def require(self) -> None:
+        """Check at once, before anything is read, what can be checked without fitting.
+
+        Raises:
+            ReloopError: an extra is not installed, which the hint names, or a knob is not set.
+        """
+        ...
+
+
+@runtime_checkable
 class Vectored(Retriever, Protocol):
     """A retriever whose score is the inner product of a user's and an item's vector, so that an index may answer for it (`ann`)."""
 

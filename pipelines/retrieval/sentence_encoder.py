@@ -15,8 +15,11 @@ import numpy.typing as npt
 
 from pipelines import publish
 from pipelines.datasets.interactions import Floats
-from pipelines.errors import ReloopError, StateError
+from pipelines.errors import StateError
+from pipelines.retrieval import extras
 
+WHO: Final = "text_embedding"
+EXTRA: Final = "text"
 MODELS: Final = ("model.onnx", "onnx/model.onnx")  # where an export, and where the hub's sentence-transformers keep it
 WANTED: Final = ["tokenizer.json", *MODELS, *(f"{name}_data" for name in MODELS), "1_Pooling/config.json"]
 NAME: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
@@ -86,6 +89,23 @@ def _pooled(out: list[npt.NDArray[Any]], mask: npt.NDArray[np.int64], *, first_t
     return mean
 
 
+def require(encoder: str) -> None:
+    """Check what can be checked without loading it.
+
+    Raises:
+        StateError: no encoder is named.
+        ReloopError: the extra is not installed.
+    """
+    if not encoder:
+        raise StateError(
+            "text_embedding: encoder",
+            found="none is set",
+            allowed="a folder with model.onnx and tokenizer.json, or a name on the Hugging Face hub",
+            hint='in reloop.toml: [retrieval.parameters.text_embedding] encoder = "/models/all-MiniLM-L6-v2"',
+        )
+    extras.require(WHO, EXTRA, "onnxruntime", "tokenizers")
+
+
 def load(encoder: str, *, max_tokens: int, batch_size: int, num_threads: int) -> SentenceEncoder:
     """Return the encoder that a setting names.
 
@@ -98,19 +118,11 @@ def load(encoder: str, *, max_tokens: int, batch_size: int, num_threads: int) ->
         StateError: nothing is named, or what is named cannot be had or is no sentence encoder.
         ReloopError: the extra is not installed.
     """
-    if not encoder:
-        raise StateError(
-            "text_embedding: encoder",
-            found="none is set",
-            allowed="a folder with model.onnx and tokenizer.json, or a name on the Hugging Face hub",
-            hint='in reloop.toml: [retrieval.parameters.text_embedding] encoder = "/models/all-MiniLM-L6-v2"',
-        )
+    require(encoder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork; tokens are not what takes long
-    try:
-        import onnxruntime
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise _missing(error) from error
+    import onnxruntime
+    from tokenizers import Tokenizer
+
     folder = _folder(encoder)
     model, tokens = _files(encoder, folder)
     options = onnxruntime.SessionOptions()
@@ -148,7 +160,7 @@ def _folder(encoder: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise _missing(error) from error
+        raise extras.missing(WHO, str(error.name), EXTRA) from error
     name, _, revision = encoder.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=WANTED))
@@ -185,12 +197,3 @@ def _pooling(folder: Path) -> bool:
     if modes - {"pooling_mode_mean_tokens", "pooling_mode_cls_token"} or len(modes) > 1:
         raise StateError(str(file), found=str(sorted(modes)), allowed="pooling_mode_mean_tokens or pooling_mode_cls_token")
     return modes == {"pooling_mode_cls_token"}
-
-
-def _missing(error: ImportError) -> ReloopError:
-    return ReloopError(
-        "text_embedding",
-        found=f"{error.name} is not installed",
-        allowed="the extra `text`, which fitting needs (answering does not)",
-        hint="pip install 'reloop[text]', or leave the source out of retrieval.sources",
-    )

@@ -59,6 +59,15 @@ class TextEmbedding:
     num_threads: int = 2
     state: dict[str, npt.NDArray[np.generic]] | None = field(default=None, repr=False, compare=False)
 
+    def require(self) -> None:
+        """Check that an encoder is named and that there is something to run it with.
+
+        Raises:
+            StateError: no encoder is set.
+            ReloopError: the extra `text` is not installed.
+        """
+        sentence_encoder.require(self.encoder)
+
     def fit(self, interactions: Interactions) -> Self:
         """Return a fitted copy that encoded every item."""
         return self.fit_cached(interactions, None)

@@ -1,5 +1,6 @@
 """Retrieval of one run from the lake to the candidates: what is published, what is judged, what must not leak."""
 
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ from pipelines import columns as c
 from pipelines import config, cycle, lake, publish, tables
 from pipelines.config import Home
 from pipelines.datasets import universe
-from pipelines.errors import NotEnoughData, StateError
+from pipelines.errors import NotEnoughData, ReloopError, StateError
 from pipelines.evaluation import metrics
 from pipelines.retrieval import blend, fitting, lineup
 from pipelines.retrieval.popular import Popular
@@ -149,6 +150,31 @@ def test_too_short_a_history_is_no_failure_of_the_machine(home):
         fitting.fit(home, START + timedelta(days=10), "popular")
     (record,) = cycle.records(home, START + timedelta(days=10), "retrieval")
     assert record["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "extra"),
+    [
+        ("two_tower", "jax", "neural"),
+        ("gru4rec", "optax", "neural"),
+        ("text_embedding", "onnxruntime", "text"),
+        ("spark_als", "pyspark", "spark"),
+    ],
+)
+def test_a_source_whose_extra_is_absent_fails_before_anything_is_read(home, monkeypatch, source, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    home.root.mkdir(parents=True)
+    (home.root / "reloop.toml").write_text('[retrieval.parameters.text_embedding]\nencoder = "encoders/any"\n')
+    with pytest.raises(ReloopError, match=rf"{package} is not installed; .* `{extra}`.* pip install 'reloop\[{extra}\]'"):
+        fitting.fit(home, AS_OF, source)
+    (record,) = cycle.records(home, AS_OF, "retrieval")
+    assert (record["state"], f"{package} is not installed" in record["error"]) == ("failed", True)
+    assert not home.training.exists()
+
+
+def test_a_sentence_encoder_that_nobody_named_is_asked_for_before_anything_is_read(home):
+    with pytest.raises(StateError, match=r"text_embedding: encoder: none is set.*reloop\.toml"):
+        fitting.fit(home, AS_OF, "text_embedding")
 
 
 class Killed(BaseException):

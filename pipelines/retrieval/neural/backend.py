@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 
-from pipelines.errors import ReloopError
+from pipelines.retrieval import extras
 
 Array: TypeAlias = Any  # a numpy array in serving, a JAX array (or its tracer) in training
 Params: TypeAlias = dict[str, npt.NDArray[Any]]  # learnt arrays by name
+
+WHO: Final = "a neural retriever"
+EXTRA: Final = "neural"
 
 
 def jax() -> Any:
@@ -21,7 +24,7 @@ def jax() -> Any:
     try:
         import jax
     except ImportError as error:
-        raise _missing("jax") from error
+        raise extras.missing(WHO, "jax", EXTRA) from error
     return jax
 
 
@@ -34,7 +37,7 @@ def optax() -> Any:
     try:
         import optax
     except ImportError as error:
-        raise _missing("optax") from error
+        raise extras.missing(WHO, "optax", EXTRA) from error
     return optax
 
 
@@ -43,10 +46,10 @@ def accelerated() -> bool:
     return bool(jax().default_backend() != "cpu")
 
 
-def _missing(name: str) -> ReloopError:
-    return ReloopError(
-        "a neural retriever",
-        found=f"{name} is not installed",
-        allowed="the extra `neural`, which training needs (answering does not)",
-        hint="pip install 'reloop[neural]', or leave the source out of retrieval.sources",
-    )
+def require(source: str) -> None:
+    """Check that a neural source can be trained, importing nothing.
+
+    Raises:
+        ReloopError: JAX or optax is not installed.
+    """
+    extras.require(source, EXTRA, "jax", "optax")

@@ -68,6 +68,14 @@ class Training:
     final_epochs: int = 1
     seed: int = 7
 
+    def require(self) -> None:
+        """Check that there is something to train with.
+
+        Raises:
+            ReloopError: JAX or optax is not installed.
+        """
+        backend.require(type(self).__name__)
+
     @abstractmethod
     def objective(self, params: Array, data: Array, batch: Array, key: Array) -> Array:
         """Return the loss of a batch, a scalar that JAX can differentiate.
