@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints
 from pipelines.retrieval import topk
 from pipelines.retrieval.neural import backend, layers, losses, sequences
 from pipelines.retrieval.neural.backend import Array, Params
@@ -142,13 +142,34 @@ class SequenceModel(Training):
 
     def _scores(self, params: Params, steps: Sequences, known: npt.NDArray[np.bool_], encode: Encoder) -> Floats:
         """Return float32 [n_users, n_items], -inf for items and users that are not known."""
-        asked = steps.newest(min(self.max_history, max(int(steps.lengths().max(initial=1)), 1)))
-        scores = np.full((len(asked), steps.n_items), -np.inf, dtype=np.float32)
-        some = np.flatnonzero(steps.lengths())
-        if len(some):
-            vector = encode(params, self.asked(asked[some], steps.pad), steps.pad)
-            scores[some] = np.where(known, vector @ params["item"][: steps.n_items].T, np.float32(-np.inf))
+        vector, told = self._encoded(params, steps, encode)
+        scores = np.full((len(told), steps.n_items), -np.inf, dtype=np.float32)
+        scores[told] = np.where(known, vector[told] @ params["item"][: steps.n_items].T, np.float32(-np.inf))
         return scores
+
+    def _encoded(self, params: Params, steps: Sequences, encode: Encoder) -> tuple[Floats, Bools]:
+        """Return float32 [n_users, n_factors], what each user's newest step predicts, and who has a step."""
+        asked = steps.newest(min(self.max_history, max(int(steps.lengths().max(initial=1)), 1)))
+        told = steps.lengths() > 0
+        vector = np.zeros((len(asked), self.n_factors), dtype=np.float32)
+        if told.any():
+            vector[told] = encode(params, self.asked(asked[told], steps.pad), steps.pad)
+        return vector, told
+
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the table of items, and which items may be proposed."""
+        state = topk.fitted(type(self).__name__, self.state)
+        known = np.asarray(state["known"], dtype=bool)
+        return np.asarray(state["item"], dtype=np.float32)[: len(known)], known
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return what the users' newest steps predict, and who has a step that the model knows."""
+        state = cast("Params", topk.checked(type(self).__name__, self.state, histories))
+        known = np.asarray(state["known"], dtype=bool)
+        blocks = topk.blocks(histories, AT_ONCE * self.n_factors)
+        parts = [self._encoded(state, sequences.asked_with(rows, known), self.newest) for _, _, rows in blocks]
+        empty = (np.zeros((0, self.n_factors), np.float32), np.zeros(0, dtype=bool))
+        return np.concatenate([empty[0], *(part[0] for part in parts)]), np.concatenate([empty[1], *(part[1] for part in parts)])
 
     def asked(self, item: Ints, pad: int) -> Ints:  # noqa: ARG002 - what a model appends may need it
         """Return what the encoder reads so that its newest position predicts the next item: the steps themselves."""
