@@ -44,31 +44,17 @@ def strongest(weights: Any, k: int) -> sparse.csr_matrix:
     Args:
         weights: a sparse (CSR, no pair stored twice) or dense float32 block of rows.
     """
-    if sparse.issparse(weights) and weights.nnz * topk.DENSE < np.prod(weights.shape):
-        size = weights.copy()
-        size.data = np.abs(size.data)
-        kept = topk.best_sparse(size, k)
-        row, column = np.nonzero(kept.item >= 0)
-        item = kept.item[row, column]
-        return sparse.csr_matrix((_lookup(weights, row, item), (row, item)), shape=weights.shape)
+    if sparse.issparse(weights):
+        kept = topk.largest(np.abs(weights.data), weights.indices, weights.indptr, k)
+        indptr = np.searchsorted(kept, weights.indptr)
+        return sparse.csr_matrix((weights.data[kept], weights.indices[kept], indptr), shape=weights.shape)
     parts, step = [], max(1, topk.BLOCK // max(weights.shape[1], 1))
     for first in range(0, weights.shape[0], step):
-        block = weights[first : first + step]
-        block = block.toarray() if sparse.issparse(block) else np.asarray(block)
-        size = np.abs(block)
-        size[size == 0] = -np.inf
-        kept = topk.best(size, k)
-        row, column = np.nonzero(kept.item >= 0)
-        item = kept.item[row, column]
-        parts.append(sparse.csr_matrix((block[row, item], (row, item)), shape=block.shape, dtype=np.float32))
+        block = np.asarray(weights[first : first + step])
+        place, indptr = topk.contenders(np.abs(block), k)
+        packed = (np.take(block, place), (place % max(block.shape[1], 1)).astype(np.int32), indptr)
+        parts.append(strongest(sparse.csr_matrix(packed, shape=block.shape), k))
     return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix(weights.shape, dtype=np.float32)
-
-
-def _lookup(weights: sparse.csr_matrix, row: Longs, item: Ints) -> Floats:
-    weights.sort_indices()
-    stored = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr)) * weights.shape[1] + weights.indices
-    value: Floats = weights.data[np.searchsorted(stored, row * weights.shape[1] + item)]
-    return value
 
 
 def within_bounds(cost: Longs) -> Iterator[tuple[int, int]]:

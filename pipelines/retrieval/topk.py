@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from pipelines.datasets.interactions import Floats, Histories, Ints
+from pipelines.datasets.interactions import Floats, Histories, Ints, Longs
 from pipelines.errors import StateError
 from pipelines.retrieval.protocol import Candidates
 
-BLOCK: Final = 20_000_000  # scores held at once: 80 MB of float32, and as much again to rank them
-DENSE: Final = 16  # a sparse block with more than one stored value in so many is ranked as a dense one
+BLOCK: Final = 20_000_000  # scores held at once: 80 MB of float32
+GROUPS: Final = 64  # a row is looked over in so many groups for each item wanted, before any of it is ranked
 
 
 def nothing(n_users: int, k: int) -> Candidates:
@@ -28,79 +28,123 @@ def best(scores: Floats, k: int) -> Candidates:
     Args:
         scores: float32 [n_users, n_items].
     """
+    place, indptr = contenders(scores, k)
+    value = np.take(scores, place)
+    return _best(value, (place % max(scores.shape[1], 1)).astype(np.int32), indptr, np.ones(len(place), dtype=bool), k)
+
+
+def contenders(scores: Floats, k: int) -> tuple[Longs, Longs]:
+    """Return places in the flattened block that hold the k largest of each row, and few others; and the row pointers of these places.
+
+    The items are dealt into groups. The k-th largest of the groups' maxima is a bound that at least k
+    items reach, and hardly more: one pass finds it, where ranking the row takes many.
+    """
     n_users, width = scores.shape
-    if width > k > 0:
-        # The k-th value cuts; among items that equal it the first ones fill what room is left.
-        top = np.partition(scores, width - k, axis=1)[:, width - k :]
-        if np.isnan(top).any():  # NaN sorts last, so a row that has one shows it here
-            return best(np.where(np.isnan(scores), np.float32(-np.inf), scores), k)
-        cut = top.min(axis=1, keepdims=True)
-        keep = scores >= cut
-        for row in np.flatnonzero(np.count_nonzero(keep, axis=1) > k):
-            tied = np.flatnonzero(scores[row] == cut[row])
-            keep[row, tied[k - np.count_nonzero(scores[row] > cut[row]) :]] = False
-        item = (np.flatnonzero(keep) % width).reshape(n_users, k)
-    else:
-        item = np.broadcast_to(np.arange(min(width, k)), (n_users, min(width, k)))
-    score = np.take_along_axis(scores, item, axis=1)
-    order = np.argsort(-score, axis=1, kind="stable")  # NaN sorts last here too
-    item, score = np.take_along_axis(item, order, axis=1), np.take_along_axis(score, order, axis=1)
-    found = nothing(n_users, k)
-    found.item[:, : item.shape[1]] = np.where(score > -np.inf, item, -1)
-    found.score[:, : item.shape[1]] = np.where(score > -np.inf, score, -np.inf)
-    return found
+    n_groups = GROUPS * k
+    least = np.full(n_users, np.finfo(np.float32).min, dtype=np.float32)
+    if 0 < 2 * n_groups <= width:
+        size = width // n_groups
+        top = scores[:, : size * n_groups].reshape(n_users, size, n_groups).max(axis=1)
+        if np.isnan(top).any():  # what is left over has no bearing on the bound
+            np.copyto(top, -np.inf, where=np.isnan(top))
+        least = np.maximum(least, np.partition(top, n_groups - k, axis=1)[:, n_groups - k])
+    place = np.flatnonzero(scores >= least[:, None])  # false for NaN
+    return place, np.searchsorted(place, np.arange(n_users + 1) * width)
 
 
 def best_sparse(scores: sparse.csr_matrix, k: int, seen: Histories | None = None) -> Candidates:
     """Return the k largest stored values above zero of each row of a sparse block.
 
     Args:
-        scores: no pair stored twice.
+        scores: no pair stored twice; rows need not be sorted.
         seen: the users' histories, where what they met must not be proposed.
     """
-    n_users, n_items = scores.shape
-    if scores.nnz * DENSE < n_users * n_items:
-        return _best_packed(scores if seen is None else without_seen(scores, seen), k)
-    parts, step = [], max(1, BLOCK // max(n_items, 1))
-    for first in range(0, n_users, step):
-        block = scores[first : first + step].toarray()
-        if seen is not None:
-            hide_seen(block, seen.rows(first, min(first + step, n_users)))
-        np.copyto(block, -np.inf, where=block <= 0)
-        parts.append(best(block, k))
-    return stack(parts, k)
+    proposed = scores.data > 0
+    if seen is not None:
+        proposed &= ~_met(scores, seen)
+    return _best(scores.data, scores.indices, scores.indptr, proposed, k)
 
 
-def _best_packed(scores: sparse.csr_matrix, k: int) -> Candidates:
-    """Do the same with each row packed to the left, so that the work grows with what is stored."""
-    scores.sort_indices()
-    found = nothing(scores.shape[0], k)
-    length = np.diff(scores.indptr)
-    # Rows of like length share a block, so that one heavy user does not widen everybody's.
-    order = np.argsort(length, kind="stable")
-    for rows in _like_lengths(order, length):
-        width = int(length[rows[-1]])
-        if width == 0:
-            continue
-        at = np.arange(width, dtype=np.int32)
-        place = np.minimum(scores.indptr[rows][:, None] + at, len(scores.data) - 1)
-        value = scores.data[place]
-        value[(at >= length[rows, None]) | (value <= 0)] = -np.inf
-        packed = best(value, k)
-        item = np.take_along_axis(scores.indices[place], np.maximum(packed.item, 0), axis=1)
-        found.item[rows] = np.where(packed.item < 0, -1, item)
-        found.score[rows] = packed.score
+def largest(value: Floats, column: Ints, indptr: Longs, k: int) -> Longs:
+    """Return int64 places, ascending, of the k values above zero of each ragged row that are largest; of equal ones the lower columns."""
+    if k <= 0:
+        return np.empty(0, dtype=np.int64)
+    key = _keys(value, column, value > 0)
+    kept = []
+    for rows, width in _like_lengths(indptr):
+        place, inside = _places(indptr, rows, width, len(key))
+        packed = np.where(inside, key[place], _NEVER)
+        cut = np.partition(packed, width - k, axis=1)[:, width - k, None] if width > k else _NEVER
+        kept.append(place[(packed >= cut) & (packed > _NEVER)])
+    return np.sort(np.concatenate(kept)) if kept else np.empty(0, dtype=np.int64)
+
+
+def _best(value: Floats, column: Ints, indptr: Longs, proposed: npt.NDArray[np.bool_], k: int) -> Candidates:
+    """Return the k largest of each ragged row, the work growing with what is stored."""
+    found = nothing(len(indptr) - 1, k)
+    if k <= 0:
+        return found
+    key = _keys(value, column, proposed)
+    for rows, width in _like_lengths(indptr):
+        place, inside = _places(indptr, rows, width, len(key))
+        packed = np.where(inside, key[place], _NEVER)
+        if width > k:
+            packed = np.partition(packed, width - k, axis=1)[:, width - k :]
+        packed.sort(axis=1)
+        item, score = _unkeyed(packed[:, ::-1])
+        found.item[rows, : item.shape[1]] = item
+        found.score[rows, : item.shape[1]] = score
     return found
 
 
-def _like_lengths(order: npt.NDArray[np.int64], length: npt.NDArray[np.int32]) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield slices of rows, shortest first, whose padded block stays within bounds and below twice its shortest row."""
-    first = 0
+_NEVER: Final = np.uint64(0)  # the key of what may not be proposed; every other one is above it
+_SIGN: Final = np.uint32(1 << 31)
+_LAST: Final = np.uint32(0xFFFF_FFFF)
+_CACHED: Final = 1 << 15  # values worked on at once, so that what lies between two steps stays in the cache
+
+
+def _keys(value: Floats, column: Ints, proposed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """Return whole numbers that order as (score, lower column first): no two of a row are equal, so any k largest are the ones."""
+    key = np.empty(len(value), dtype=np.uint64)
+    for first in range(0, len(value), _CACHED):
+        part = slice(first, first + _CACHED)
+        bits = (value[part] + np.float32(0)).astype(np.float32, copy=False).view(np.uint32)  # -0.0 becomes 0.0
+        ordered = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+        key[part] = (ordered.astype(np.uint64) << np.uint64(32)) | (_LAST - column[part].astype(np.uint32))
+    key[~proposed] = _NEVER
+    return key
+
+
+def _unkeyed(key: npt.NDArray[np.uint64]) -> tuple[Ints, Floats]:
+    """Return (item, score) of keys; -1 and -inf for `_NEVER`."""
+    ordered = (key >> np.uint64(32)).astype(np.uint32)
+    score = np.where(ordered & _SIGN, ordered ^ _SIGN, ~ordered).view(np.float32)
+    item = (_LAST - key.astype(np.uint32)).astype(np.int32)
+    return np.where(key == _NEVER, np.int32(-1), item), np.where(key == _NEVER, np.float32(-np.inf), score)
+
+
+def _places(indptr: Longs, rows: Longs, width: int, n_stored: int) -> tuple[Longs, npt.NDArray[np.bool_]]:
+    """Return int64 [n_rows, width], where each stored value of some rows lies, and which places are the row's own."""
+    at = np.arange(width)
+    place = np.minimum(indptr[rows][:, None] + at, n_stored - 1)
+    return place, at < np.diff(indptr)[rows, None]
+
+
+def _like_lengths(indptr: Longs) -> Iterator[tuple[Longs, int]]:
+    """Yield (rows, length of the longest), shortest first, without empty ones.
+
+    Rows of like length share a block, so that one heavy user does not widen everybody's; a block stays within
+    bounds and below twice its shortest row.
+    """
+    length = np.diff(indptr)
+    order = np.argsort(length, kind="stable")
+    sizes = length[order]
+    first = int(np.searchsorted(sizes, 0, side="right"))
     while first < len(order):
-        shortest = max(int(length[order[first]]), 8)
-        last = int(np.searchsorted(length[order], 2 * shortest, side="right"))
+        shortest = max(int(sizes[first]), 8)
+        last = int(np.searchsorted(sizes, 2 * shortest, side="right"))
         last = min(max(last, first + 1), first + max(1, BLOCK // (8 * shortest)))
-        yield order[first:last]
+        yield order[first:last], int(sizes[last - 1])
         first = last
 
 
@@ -109,13 +153,21 @@ def hide_seen(scores: Floats, histories: Histories) -> None:
     scores[histories.row_of_event(), histories.item] = -np.inf
 
 
-def without_seen(scores: sparse.csr_matrix, histories: Histories) -> sparse.csr_matrix:
-    """Return a sparse block whose stored values on items their user already met are zero."""
-    rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
-    key = rows * scores.shape[1] + scores.indices
-    seen = histories.row_of_event() * scores.shape[1] + histories.item
-    data = np.where(np.isin(key, seen), np.float32(0), scores.data)
-    return sparse.csr_matrix((data, scores.indices, scores.indptr), shape=scores.shape)
+def _met(scores: sparse.csr_matrix, histories: Histories) -> npt.NDArray[np.bool_]:
+    """Tell of each stored value whether its user already met the item, by a table of bits for some users at a time."""
+    n_users, n_items = scores.shape
+    found = np.empty(len(scores.data), dtype=bool)
+    step = max(1, min(BLOCK // max(n_items, 1), n_users))
+    table = np.zeros((step, n_items), dtype=bool)
+    for first in range(0, n_users, step):
+        rows = histories.rows(first, min(first + step, n_users))
+        begin, end = scores.indptr[first], scores.indptr[first + rows.n_users]
+        at = rows.row_of_event(), rows.item
+        table[at] = True
+        row = np.repeat(np.arange(rows.n_users), np.diff(scores.indptr[first : first + rows.n_users + 1]))
+        found[begin:end] = table[row, scores.indices[begin:end]]
+        table[at] = False
+    return found
 
 
 def blocks(histories: Histories, width: int) -> Iterator[tuple[int, int, Histories]]:
