@@ -12,6 +12,8 @@ Mask = npt.NDArray[np.bool_]
 LIGHT: Final = 5  # events before the cutoff, up to which a user is light
 HEAD: Final = 0.5  # share of all events that the head items make
 TORSO: Final = 0.8  # and head and torso together
+FEW: Final = 10  # events before the cutoff, below which an item is cold
+YOUNG_DAYS: Final = 14.0  # and so is one that was first known this many days before it, or fewer
 
 
 def users(n_events: npt.NDArray[np.integer]) -> dict[str, Mask]:
@@ -43,6 +45,17 @@ def items(popularity: npt.NDArray[Any]) -> dict[str, Mask]:
     some = popularity > 0
     head, torso = some & (share < HEAD), some & (share >= HEAD) & (share < TORSO)
     return {"head_items": head, "torso_items": torso, "tail_items": ~head & ~torso}
+
+
+def cold_items(n_events: npt.NDArray[np.integer], known_days: npt.NDArray[np.floating[Any]]) -> Mask:
+    """Return the items of which little was known: fewer than `FEW` events, or known for `YOUNG_DAYS` at most.
+
+    Args:
+        n_events: [n_items], events before the cutoff.
+        known_days: [n_items], days from the first event, or from the catalogue's date where that is earlier, to the cutoff; NaN
+            for an item of which nothing was known, which is cold.
+    """
+    return np.asarray((n_events < FEW) | ~(known_days > YOUNG_DAYS))
 
 
 def labels_on(items_wanted: Mask, label_item: npt.NDArray[np.integer], label_gain: npt.NDArray[Any]) -> npt.NDArray[Any]:

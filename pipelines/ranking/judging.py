@@ -4,7 +4,8 @@
         per_user.parquet   user_id, ndcg_at_10__served, ndcg_at_10__ranked, ndcg_at_10__blend and
                            ndcg_at_10__<source> in [0, 1], slice__<name> bool for light, heavy and cold users; a row for everyone
                            with a positive in the window, sorted by user_id
-        metrics.json       every metric of the served list and of its rivals, the slices, what is served
+        metrics.json       every metric of the served list and of its rivals, the slices, what is served; `cold` holds every
+                           list's quality for users and items of whom little was known, against the baseline of the gate
 
 Lists are full rankings over the catalogue; a user for whom no source proposed anything counts with
 zero. The ranker is served only if its mean NDCG@10 beats that of the best single source, chosen on
@@ -27,11 +28,11 @@ import pyarrow as pa
 from pipelines import columns as c
 from pipelines import config, cycle, publish
 from pipelines.config import Home, Settings
-from pipelines.datasets import universe
+from pipelines.datasets import newness, universe
 from pipelines.datasets.interactions import Ints, histories, positions
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
-from pipelines.evaluation import metrics, paired, slices, spread
+from pipelines.evaluation import cold, metrics, paired, slices, spread
 from pipelines.evaluation.metrics import Doubles, Judged
 from pipelines.evaluation.slices import Mask
 from pipelines.ranking import proposals, two_stage
@@ -102,6 +103,17 @@ def evaluate(home: Home, as_of: datetime) -> None:
             ),
             "metrics": {name: {metric: metrics.mean(values) for metric, values in table.items()} for name, table in per_user.items()},
         }
+        report["cold"] = cold.quality(
+            lists,
+            settings.gate.baseline,
+            indptr=truth.indptr,
+            label_item=truth.item,
+            label_gain=truth.gain,
+            users={name: groups[name] for name in ("cold_users", "light_users")},
+            cold_items=slices.cold_items(np.bincount(past.item, minlength=len(past.item_ids)), newness.known_days(past)),
+            confidence=settings.gate.confidence,
+            seed=settings.training.seed,
+        )
         for name, item in lists.items():
             report["metrics"][name] |= {
                 f"coverage_at_{K}": known(spread.coverage(item, len(world.item_ids), K)),
