@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import operations, retrieval, stages
+from pipelines.cli import bench, operations, retrieval, stages
 from pipelines.errors import ReloopError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(retrieval.app, name="retrieval")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
