@@ -1,0 +1,192 @@
+"""Candidates for everybody: fitted sources asked for one block of users after the other, a Parquet part a block.
+
+    training/<as_of>/generation/           (or any folder)
+        plan.json                 what the parts are made of; parts of another plan are thrown away
+        part-000000.parquet ...   the columns of `blend`, rows by (user, blend_rank); `user` counts all users through
+        manifest.json             written last: every part with its digest, how many users and rows
+
+One block of users is held at a time, so memory grows with the block and the models, not with the users. A
+part appears whole or not at all, and holds what its block and the plan say and nothing of when it
+was made: a generation that was killed goes on behind its last part and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import config, cycle, publish
+from pipelines.config import Home, TrainingSettings
+from pipelines.datasets import interactions as events
+from pipelines.datasets import profiles, universe
+from pipelines.datasets.interactions import Dense, Histories
+from pipelines.datasets.universe import Universe
+from pipelines.errors import StateError
+from pipelines.publish import Manifest
+from pipelines.retrieval import blend, fitting, lineup, merging
+from pipelines.retrieval.merging import Recipe
+from pipelines.retrieval.protocol import Retriever
+from pipelines.window import micros
+
+log = logging.getLogger(__name__)
+
+PLAN: Final = "plan.json"
+USERS_AT_ONCE: Final = 20_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is generated for each user.
+
+    Attributes:
+        k_per_source: items asked of each source.
+        k: candidates a user after the blend.
+        exclude_seen: never propose what the user met.
+        recipe: how the sources' lists are merged.
+    """
+
+    k_per_source: int = 50
+    k: int = 150
+    exclude_seen: bool = False
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+def generate(
+    folder: Path, sources: Mapping[str, Retriever], blocks: Iterable[Histories], wanted: Wanted, made_of: Mapping[str, Any]
+) -> Manifest:
+    """Write the candidates of all users, a part a block, and return the manifest; what is there already is kept.
+
+    Args:
+        sources: fitted retrievers over one catalogue.
+        blocks: the histories of the users in their order, some thousands at a time; the same blocks at every call.
+        made_of: what tells these histories from others (a digest, a moment, the size of a block); JSON values.
+
+    Raises:
+        StateError: there is no source, one was not fitted, or has another catalogue than the histories.
+    """
+    if not sources:
+        raise StateError("generation", found="no source", allowed="at least one", hint="see retrieval.sources in the settings")
+    plan = {
+        "sources": {name: _digest(name, retriever) for name, retriever in sources.items()},
+        "wanted": asdict(wanted) | {"recipe": wanted.recipe.to_json()},
+        "made_of": dict(made_of),
+    }
+    with publish.locked(folder.with_name(f".{folder.name}.lock")):
+        if _started(folder, plan) and (folder / publish.MANIFEST).is_file():
+            return publish.manifest(folder)
+        n_users, names = 0, []
+        for number, histories in enumerate(blocks):
+            names.append(f"part-{number:06}.parquet")
+            if not (folder / names[-1]).is_file():
+                publish.write_parquet(folder / names[-1], _part(sources, histories, n_users, wanted))
+                log.info("generation: %d users, %s", n_users + histories.n_users, names[-1])
+            n_users += histories.n_users
+        return _close(folder, names, {**plan, "users": n_users})
+
+
+def of_run(home: Home, as_of: datetime, *, users_at_once: int = USERS_AT_ONCE) -> Manifest:
+    """Generate the candidates of every user of a training run, from all that was known as of it, by the sources that a bundle releases.
+
+    Raises:
+        StateError: a source was not fitted, or the blend not published.
+    """
+    settings = config.load(home)
+    with cycle.stage(home, as_of, "generation") as record:
+        world = universe.load(home, as_of)
+        fitted = {name: fitting.folder(home, as_of, name) for name in settings.retrieval.sources}
+        for path in fitted.values():
+            publish.manifest(path, verify=True)
+        wanted = Wanted(
+            settings.retrieval.k_per_source, settings.retrieval.k_blend, settings.training.exclude_seen, blend.recipe(home, as_of)
+        )
+        made_of = {"universe": world.digest, "users_at_once": users_at_once}
+        histories = everyone(world, as_of, settings.training, users_at_once)
+        made = generate(
+            universe.run_folder(home, as_of) / "generation",
+            {name: lineup.load(path) for name, path in fitted.items()},
+            histories,
+            wanted,
+            made_of,
+        )
+        record.update({name: made.facts[name] for name in ("users", "rows")})
+    return made
+
+
+def everyone(world: Universe, as_of: datetime, settings: TrainingSettings, users_at_once: int) -> Iterator[Histories]:
+    """Yield the histories of all users of a run in their order, read from its events a block at a time."""
+    people = profiles.newest(pq.read_table(world.path / "user_versions.parquet"), len(world.user_ids), micros(as_of))
+    file = pq.ParquetFile(world.path / "events.parquet")
+    groups = (file.read_row_group(number) for number in range(file.num_row_groups))
+    held = file.schema_arrow.empty_table()
+    for first in range(0, len(world.user_ids), users_at_once):
+        last = min(first + users_at_once, len(world.user_ids))
+        parts = [held]
+        while (not len(parts[-1]) or parts[-1]["user"][-1].as_py() < last) and (group := next(groups, None)) is not None:
+            parts.append(group)
+        held = pa.concat_tables(parts)
+        cut = int(np.searchsorted(held["user"].to_numpy(), last))
+        mine, held = held.slice(0, cut), held.slice(cut)
+        user = pa.array(mine["user"].to_numpy() - np.int32(first), pa.int32())
+        block = Dense(mine.set_column(mine.column_names.index("user"), "user", user), world.user_ids[first:last], world.item_ids)
+        known = replace(events.arrays(block, as_of, settings), users=people.slice(first, last - first))
+        yield events.histories(known, block.user_ids)
+
+
+def candidates(folder: Path) -> Iterator[pa.Table]:
+    """Yield the parts of a finished generation in the order of their users.
+
+    Raises:
+        StateError: it was not finished.
+    """
+    for name in sorted(publish.manifest(folder).files):
+        if name != PLAN:
+            yield pq.read_table(folder / name)
+
+
+def _digest(name: str, retriever: Retriever) -> str:
+    """Return the sha256 of a fitted source: its knobs and its arrays."""
+    if retriever.state is None:
+        raise StateError(f"source {name!r}", found="not fitted", allowed="a fitted copy")
+    digest = hashlib.sha256(repr(retriever).encode())
+    for key, array in sorted(retriever.state.items()):
+        digest.update(f"{key}{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _started(folder: Path, plan: dict[str, Any]) -> bool:
+    """Tell whether the folder holds parts of this very plan; if it does not, make it an empty one that does."""
+    if (folder / PLAN).is_file() and json.loads((folder / PLAN).read_text(encoding="utf-8")) == json.loads(publish.to_json(plan)):
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    publish.write_json(folder / PLAN, plan)
+    return False
+
+
+def _part(sources: Mapping[str, Retriever], histories: Histories, first: int, wanted: Wanted) -> pa.Table:
+    """Return the candidates of one block, whose first user is number `first` of all."""
+    lists = {name: source.retrieve(histories, wanted.k_per_source, exclude_seen=wanted.exclude_seen) for name, source in sources.items()}
+    user = np.arange(first, first + histories.n_users, dtype=np.int32)
+    tables = [blend.tabulate(merging.merge(some, wanted.k, wanted.recipe), user[rows]) for rows, some in merging.blocks(lists)]
+    return pa.concat_tables(tables)
+
+
+def _close(folder: Path, names: list[str], facts: dict[str, Any]) -> Manifest:
+    """Publish the manifest over the parts, after sweeping parts that no block has."""
+    for litter in set(folder.glob("part-*.parquet")) - {folder / name for name in names}:
+        litter.unlink()
+    rows = sum(pq.read_metadata(folder / name).num_rows for name in names)
+    files = {name: {"sha256": publish.digest(folder / name), "bytes": (folder / name).stat().st_size} for name in [*names, PLAN]}
+    publish.write_json(folder / publish.MANIFEST, asdict(Manifest(files, {**facts, "rows": rows})))
+    return publish.manifest(folder)

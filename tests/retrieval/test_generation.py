@@ -1,0 +1,129 @@
+"""Candidates for everybody: as if each user had asked alone, in parts that survive a kill, in the same bytes."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from retriever_contract import everyone, random_world, strangers
+from test_fitting import AS_OF, fit_all, run_home  # noqa: F401 - a fixture
+
+from pipelines import config, publish
+from pipelines.datasets import universe
+from pipelines.datasets.interactions import histories
+from pipelines.errors import StateError
+from pipelines.retrieval import blend, generation, lineup, merging
+from pipelines.retrieval.generation import Wanted
+
+WANTED = Wanted(k_per_source=5, k=8, exclude_seen=True)
+
+
+@pytest.fixture(scope="module")
+def shop():
+    """Return interactions, two fitted sources and the histories of all users."""
+    interactions = random_world(4)
+    return interactions, {name: lineup.make(name).fit(interactions) for name in ("popular", "item_knn")}, everyone(interactions)
+
+
+def blocks(known, size=7):
+    return [known.rows(first, min(first + size, known.n_users)) for first in range(0, known.n_users, size)]
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Yields some blocks and then dies, as a process that is killed does."""
+
+    blocks: list
+    after: int
+    read: list = field(default_factory=list)
+
+    def __iter__(self):
+        yield from self.blocks[: self.after]
+        raise KeyboardInterrupt
+
+
+def test_every_user_gets_the_candidates_that_asking_for_all_at_once_gives(shop, tmp_path):
+    _, sources, known = shop
+    assert known.n_users > 14, "more than two blocks"
+    made = generation.generate(tmp_path / "all", sources, blocks(known), WANTED, {})
+    found = pa.concat_tables(generation.candidates(tmp_path / "all"))
+    lists = {name: source.retrieve(known, 5, exclude_seen=True) for name, source in sources.items()}
+    wanted = blend.tabulate(merging.merge(lists, 8), np.arange(known.n_users, dtype=np.int32))
+    assert found.to_pandas().equals(wanted.to_pandas())
+    assert made.facts["users"] == known.n_users
+    assert made.facts["rows"] == found.num_rows > 0
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_killed_and_run_again_it_ends_in_the_same_bytes_and_asks_for_no_part_twice(shop, tmp_path, monkeypatch, after):
+    _, sources, known = shop
+    generation.generate(tmp_path / "whole", sources, blocks(known), WANTED, {})
+    with pytest.raises(KeyboardInterrupt):
+        generation.generate(tmp_path / "torn", sources, Killed(blocks(known), after), WANTED, {})
+    with pytest.raises(StateError, match=r"no manifest\.json"):
+        list(generation.candidates(tmp_path / "torn"))
+    made = []
+    part = generation._part
+    monkeypatch.setattr(generation, "_part", lambda *arguments: made.append(1) or part(*arguments))
+    generation.generate(tmp_path / "torn", sources, blocks(known), WANTED, {})
+    assert len(made) == len(blocks(known)) - after
+    assert bytes_of(tmp_path / "torn") == bytes_of(tmp_path / "whole")
+
+
+def test_a_finished_generation_is_not_made_again(shop, tmp_path):
+    _, sources, known = shop
+    first = generation.generate(tmp_path / "all", sources, blocks(known), WANTED, {})
+    assert generation.generate(tmp_path / "all", sources, Killed([], 0), WANTED, {}) == first, "the histories are not even read"
+
+
+@pytest.mark.parametrize("change", ["wanted", "source", "knob", "histories"])
+def test_parts_of_another_plan_are_thrown_away(shop, tmp_path, change):
+    interactions, sources, known = shop
+    with pytest.raises(KeyboardInterrupt):
+        generation.generate(tmp_path / "mixed", sources, Killed(blocks(known), 2), WANTED, {"digest": "a"})
+    wanted, made_of = WANTED, {"digest": "a"}
+    if change == "wanted":
+        wanted = Wanted(k_per_source=4, k=8, exclude_seen=True)
+    elif change == "source":
+        sources = {"popular": sources["popular"]}
+    elif change == "knob":
+        sources = {**sources, "item_knn": lineup.make("item_knn", {"recency_half_life_days": 3.0}).fit(interactions)}
+    else:
+        made_of = {"digest": "b"}
+    generation.generate(tmp_path / "mixed", sources, blocks(known), wanted, made_of)
+    generation.generate(tmp_path / "fresh", sources, blocks(known), wanted, made_of)
+    assert bytes_of(tmp_path / "mixed") == bytes_of(tmp_path / "fresh")
+
+
+def test_users_of_whom_no_source_knows_anything_have_no_row(shop, tmp_path):
+    _, sources, known = shop
+    made = generation.generate(tmp_path / "none", {"item_knn": sources["item_knn"]}, [strangers(known.n_items, 3)], WANTED, {})
+    assert (made.facts["users"], made.facts["rows"]) == (3, 0)
+
+
+def test_an_unfitted_source_and_no_source_are_refused(shop, tmp_path):
+    known = shop[2]
+    with pytest.raises(StateError, match="not fitted"):
+        generation.generate(tmp_path / "all", {"popular": lineup.make("popular")}, blocks(known), WANTED, {})
+    with pytest.raises(StateError, match="no source"):
+        generation.generate(tmp_path / "all", {}, blocks(known), WANTED, {})
+
+
+def test_a_run_generates_for_all_its_users_from_histories_read_in_blocks(run_home):  # noqa: F811
+    fit_all(run_home)
+    settings = config.load(run_home)
+    made = generation.of_run(run_home, AS_OF, users_at_once=13)
+    world = universe.load(run_home, AS_OF)
+    assert made.facts["users"] == len(world.user_ids)
+    whole = histories(world.interactions(AS_OF, settings.training), world.user_ids)
+    sources = {name: lineup.load(universe.run_folder(run_home, AS_OF) / "retrieval" / name) for name in settings.retrieval.sources}
+    lists = {name: source.retrieve(whole, 10, exclude_seen=False) for name, source in sources.items()}
+    merged = merging.merge(lists, 15, blend.recipe(run_home, AS_OF))
+    folder = universe.run_folder(run_home, AS_OF) / "generation"
+    found = pa.concat_tables(generation.candidates(folder)).to_pandas()
+    assert found.equals(blend.tabulate(merged, np.arange(len(world.user_ids), dtype=np.int32)).to_pandas())
+    assert publish.manifest(folder, verify=True).digest == made.digest
