@@ -109,7 +109,7 @@ def explore(
         drawn = (listed[:, slot] >= 0) & (size > 0)
         explored.propensity[drawn, slot] = 1 - policy.share
         rows = np.flatnonzero(drawn & exploring)
-        chosen, probability = _draw(cards[rows], size[rows], _mixed(seeds[rows] + np.uint64(number + 2) * GOLDEN), policy, rates)
+        chosen, probability = _draw(cards[rows], size[rows], _mixed(seeds[rows] ^ np.uint64(number + 1)), policy, rates)
         explored.item[rows, slot] = cards[rows, chosen]
         explored.propensity[rows, slot] = policy.share * probability
         explored.explored[rows, slot] = True
@@ -151,7 +151,7 @@ def _thompson(cards: Ints, lots: Doubles, rates: ClickRates) -> tuple[Longs, Dou
     at = np.full(cards.shape, -1, dtype=np.int64)
     at[cards >= 0] = place
     drawn = np.full(cards.shape, -1.0)
-    drawn[at >= 0] = _located(below[at[at >= 0]], lots[at >= 0])
+    drawn[at >= 0] = _located(below, at[at >= 0], lots[at >= 0])
     pools, pool_of_row = np.unique(at, axis=0, return_inverse=True)
     parts = [_chances(below, pools[first : first + POOLS_AT_ONCE]) for first in range(0, len(pools), POOLS_AT_ONCE)]
     return np.argmax(drawn, axis=1), np.concatenate(parts)[pool_of_row.ravel()]
@@ -168,13 +168,14 @@ def _table(clicked: Doubles, ignored: Doubles) -> Doubles:
     return np.concatenate([np.zeros((len(clicked), 1)), inner, np.ones((len(clicked), 1))], axis=1)
 
 
-def _located(below: Doubles, lot: Doubles) -> Doubles:
-    """Return float64 [n], where on the scale of cells a uniform number falls by the inverse of its own table."""
-    cell = np.minimum((below <= lot[:, None]).sum(axis=1) - 1, below.shape[1] - 2)
-    rows = np.arange(len(lot))
-    start = below[rows, cell]
-    mass = np.maximum(below[rows, cell + 1] - start, np.finfo(float).tiny)
-    return np.asarray(cell + (lot - start) / mass)
+def _located(below: Doubles, item: Longs, lot: Doubles) -> Doubles:
+    """Return float64 [n], where on the scale of cells a uniform number falls by the inverse of an item's table."""
+    lifted = (below + 2 * np.arange(len(below))[:, None]).ravel()  # one sorted array of all tables
+    cell = np.searchsorted(lifted, lot + 2 * item, side="right") - 1 - item * below.shape[1]
+    cell = np.clip(cell, 0, below.shape[1] - 2)
+    start = below[item, cell]
+    mass = np.maximum(below[item, cell + 1] - start, np.finfo(float).tiny)
+    return np.asarray(cell + np.clip((lot - start) / mass, 0, 1))
 
 
 def _chances(below: Doubles, pools: Longs) -> Doubles:

@@ -70,7 +70,9 @@ class Lists:
         item_ids: str [n, k]; "" pads a list that has fewer.
         score: float32 [n, k], not increasing along a row; -inf where padded.
         sources: uint32 [n, k], bit s is set where `source_names[s]` proposed the item.
-        source_names: the retrievers.
+        source_names: the retrievers; and `exploration`, where places were drawn for.
+        propensity: float64 [n, k], with what probability the item came to stand there (`exploration`), NaN where padded; None
+            where nothing is drawn.
     """
 
     user_ids: Ids
@@ -78,6 +80,7 @@ class Lists:
     score: Floats
     sources: npt.NDArray[np.uint32]
     source_names: tuple[str, ...]
+    propensity: npt.NDArray[np.float64] | None = None
 
     def sources_of(self, row: int, position: int) -> tuple[str, ...]:
         """Return the names of the retrievers that proposed one listed item."""

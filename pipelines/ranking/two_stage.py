@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 
 from pipelines import columns as c
 from pipelines import config, publish
-from pipelines.config import Home, TrainingSettings
+from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Floats, Histories, Ids, histories, load, strings
 from pipelines.errors import StateError
-from pipelines.ranking import lambdarank, proposals
+from pipelines.ranking import lambdarank, newcomers, proposals
 from pipelines.ranking.context import Context, gather
 from pipelines.ranking.features import assemble
 from pipelines.ranking.lambdarank import LambdaRank
@@ -37,6 +37,7 @@ from pipelines.ranking.protocol import Lists
 from pipelines.retrieval import blend, fitting, lineup, merging
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
+from pipelines.window import utc
 
 RANKED: Final = "ranked"
 BLEND: Final = "blend"
@@ -236,7 +237,23 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
 
 
 def rank_users(home: Home, model: TwoStage, user_ids: Ids, as_of: datetime, k: int) -> Lists:
-    """Return the k best items for each user from what had happened and was received before a moment."""
-    settings: TrainingSettings = config.load(home).training
-    known = load(home, as_of, settings, item_ids=model.item_ids)
-    return model.recommend(home, user_ids, histories(known, user_ids), as_of, k)
+    """Return the k best items for each user from what had happened and was received before a moment.
+
+    Where the settings ask for exploration, its slots are drawn for; the moment is then the request's name.
+    """
+    settings = config.load(home)
+    known = load(home, as_of, settings.training, item_ids=model.item_ids)
+    users = histories(known, user_ids)
+    lists = model.recommend(home, user_ids, users, as_of, k)
+    if settings.exploration.method == "off":
+        return lists
+    return newcomers.explored(
+        lists,
+        item_ids=model.item_ids,
+        users=users,
+        known=known,
+        retrievers=model.retrievers,
+        policy=settings.exploration,
+        request_ids=[utc(as_of).isoformat()] * len(user_ids),
+        exclude_seen=model.exclude_seen,
+    )

@@ -20,27 +20,37 @@ from pipelines.retrieval.protocol import Candidates
 
 @dataclass(frozen=True)
 class ColdItems:
-    """Items with fewer than `max_events` liked events, by factors that their neighbours in content lend them.
+    """Items with fewer than `max_events` liked events, by factors and a popularity that their neighbours in content lend them.
 
-    The factor of a cold item is the mean of the ALS factors (`Als`) of the `n_neighbours` warm items described most like
-    it, each weighing the cosine of their TF-IDF vectors to the power `sharpness` (attribute-to-factor mapping by
-    neighbours; Gantner et al., ICDM 2010, eq. 3). Users are folded in from their history as for ALS. What is
-    not described, has no warm neighbour, or is not for sale is not proposed; nor is anything to a user without a known item.
-    State: that of ALS; cold int32 [n_cold]; lent float32 [n_cold, n_factors]; and what the neighbours, weighing as above,
-    were met with, for whoever wants a prior (`ranking.exploring`): popularity float32 [n_cold], late weight an item;
-    conversion, share of the neighbours' events that were more than a view.
+    Score of cold item j for user u: u'v_j / s_u + rate_weight * ln(r_j), with s_u the standard deviation of u'v over the cold items.
+
+    - v_j is (n_j a_j + loan_events * l_j) / (n_j + loan_events): a_j the item's own ALS factor from its n_j liked events, and l_j the
+      mean factor of the `n_neighbours` warm items described most like it, each weighing the cosine of their TF-IDF
+      vectors to the power `sharpness` (attribute-to-factor mapping by neighbours; Gantner et al., ICDM 2010, eq. 3).
+    - r_j is the item's own late weight and, as if shown that seldom, `loan_rate` times that of its neighbours.
+
+    Users are folded in from their history as for ALS. What is not described, has no warm neighbour, or is not for sale is
+    not proposed; nor is anything to a user without a known item.
+    State: that of ALS; cold int32 [n_cold]; lent float32 [n_cold, n_factors], v; rate float32 [n_cold], ln r less its mean;
+    spread float32 [n_factors, n_factors], the covariance of v; popularity float32 [n_cold], the neighbours' late weight.
 
     Attributes:
         max_events: liked events from which an item stands on its own.
         n_neighbours: warm items that lend.
         sharpness: how much more the nearest ones lend.
-        half_life_days: after this long an event counts half, in the popularity of neighbours.
+        loan_events: events that the loan is worth beside an item's own.
+        loan_rate: share of the neighbours' popularity that is expected of a new item.
+        rate_weight: of the popularity, own and lent, beside taste.
+        half_life_days: after this long an event counts half, in the popularity.
         n_factors, regularization, alpha, n_epochs, seed, num_threads: of ALS.
     """
 
     max_events: int = 10
     n_neighbours: int = 50
     sharpness: float = 3.0
+    loan_events: float = 10.0
+    loan_rate: float = 0.01
+    rate_weight: float = 1.5
     half_life_days: float = 14.0
     n_factors: int = 64
     regularization: float = 10.0
@@ -70,15 +80,20 @@ class ColdItems:
         lending = lenders(interactions, cold, known & (liked >= self.max_events), self.n_neighbours, self.sharpness)
         cold_items = np.flatnonzero(np.diff(lending.indptr)).astype(np.int32)
         lending = lending[cold_items]
+        own = (liked * known)[cold_items, None]
+        lent = (own * factor[cold_items] + self.loan_events * (lending @ factor)) / (own + self.loan_events)
         weight = np.bincount(interactions.item, popular.faded(interactions, None, self.half_life_days), n_items)
-        events = np.bincount(interactions.item, minlength=n_items)
-        beyond = np.bincount(interactions.item[interactions.event_type != c.EVENT_TYPES.index(c.VIEW)], minlength=n_items)
+        popularity = np.asarray(lending @ weight)
+        usual = popularity.mean() if len(popularity) else 0.0
+        # What nobody met lately at all, nor its neighbours, is expected a hundredth as often as the usual.
+        rate = np.log(weight[cold_items] + self.loan_rate * (popularity + 0.01 * usual) + np.finfo(np.float32).tiny)
         state = {
             **(als.state or {}),
             "cold": cold_items,
-            "lent": np.asarray(lending @ factor, dtype=np.float32),
-            "popularity": np.asarray(lending @ weight, dtype=np.float32),
-            "conversion": np.asarray(lending @ (beyond / np.maximum(events, 1)), dtype=np.float32),
+            "lent": lent.astype(np.float32),
+            "rate": (rate - (rate.mean() if len(rate) else 0.0)).astype(np.float32),
+            "spread": np.atleast_2d(np.cov(lent.T, bias=True)).astype(np.float32) if len(lent) else np.zeros((1, 1), dtype=np.float32),
+            "popularity": popularity.astype(np.float32),
         }
         return replace(self, state=state)
 
@@ -89,17 +104,23 @@ class ColdItems:
         return factors.retrieve(users, factor, cold, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
 
     def item_vectors(self) -> tuple[Floats, Bools]:
-        """Return the lent factors, zeros elsewhere, and which items are cold: what may be proposed."""
+        """Return the lent factors and the rate beside them, zeros elsewhere, and which items are cold: what may be proposed."""
         state = topk.fitted("cold_items", self.state)
-        factor = np.zeros((int(state["n_items"][0]), self.n_factors), dtype=np.float32)
+        factor = np.zeros((int(state["n_items"][0]), self.n_factors + 1), dtype=np.float32)
         cold = np.zeros(len(factor), dtype=bool)
-        factor[state["cold"]], cold[state["cold"]] = state["lent"], True
+        cold[state["cold"]] = True
+        factor[state["cold"]] = np.column_stack([state["lent"], state["rate"]])
         return factor, cold
 
     def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
-        """Return the users' factors, as ALS folds them in, and who liked an item that it knows."""
-        topk.checked("cold_items", self.state, histories)
-        return replace(self._als(), state=self.state).query_vectors(histories)
+        """Return the users' factors, as ALS folds them in, over s_u and beside the weight of the rate; and who liked an item that it knows."""
+        state = topk.checked("cold_items", self.state, histories)
+        users, told = replace(self._als(), state=self.state).query_vectors(histories)
+        spread = (
+            np.sqrt(np.maximum(np.einsum("uf,uf->u", users @ state["spread"], users), 0)) if len(state["cold"]) else np.zeros(len(users))
+        )
+        users = np.divide(users, spread[:, None], out=np.zeros_like(users), where=spread[:, None] > 0)
+        return np.column_stack([users, np.full(len(users), self.rate_weight)]).astype(np.float32), told
 
 
 def for_sale(interactions: Interactions) -> Bools:

@@ -21,9 +21,9 @@ import pyarrow as pa
 from scipy import sparse
 
 from pipelines import columns as c
-from pipelines.datasets.interactions import Bytes, Histories, Ids, Interactions, Ints, positions
+from pipelines.datasets.interactions import Bytes, Histories, Ids, Interactions, Ints, Longs, positions
 from pipelines.errors import ReloopError
-from pipelines.retrieval import popular, topk
+from pipelines.retrieval import merging, popular, topk
 from pipelines.retrieval.content import Content
 from pipelines.retrieval.popular_by_profile import PopularByProfile, told
 from pipelines.retrieval.protocol import Candidates, Retriever
@@ -31,7 +31,6 @@ from pipelines.retrieval.sequence_rules import SequenceRules
 
 SESSION, PREFERENCES, PROFILE, POPULAR = range(4)
 RUNGS: Final = ("session", "preferences", "profile", "popular")  # by the numbers above
-RRF_CONSTANT: Final = 60  # Cormack, Clarke, Buettcher (SIGIR 2009)
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,11 @@ class ColdUsers:
         rung = np.where(
             (rung == PROFILE) & ~told(histories.users, histories.n_users, state["profile.values"])[:, None], np.int8(POPULAR), rung
         )
-        return _first_of_each(np.concatenate(list(lists.values()), axis=1), rung, histories.n_items, k)
+        item = np.concatenate(list(lists.values()), axis=1)
+        row, column, place = leading(item, histories.n_items, k)
+        found = Answer(np.full((histories.n_users, k), -1, dtype=np.int32), np.full((histories.n_users, k), -1, dtype=np.int8))
+        found.item[row, place], found.rung[row, place] = item[row, column], rung[row, column]
+        return found
 
     def _preferred(
         self,
@@ -177,35 +180,26 @@ class ColdUsers:
         wanted = _as_history(preferences, histories)
         lists = [topk.best_sparse((chosen @ shares).tocsr(), k, seen=histories if exclude_seen else None)]
         lists += [parts[name].retrieve(wanted, k, exclude_seen=True) for name in ("content", "session")]
-        fused = fuse([one.item for one in lists], histories.n_items, k)
+        fused = merging.merge(dict(zip(("groups", "content", "session"), lists, strict=True)), k).item
         if exclude_seen:
             seen = histories.row_of_event() * histories.n_items + histories.item
             fused[np.isin(np.arange(len(fused))[:, None] * histories.n_items + fused, seen)] = -1
         return fused
 
 
-def fuse(lists: Sequence[Ints], n_items: int, k: int) -> Ints:
-    """Return int32 [n_users, k], the items with the largest sums over lists of 1 / (60 + rank)."""
-    item = np.concatenate(lists, axis=1)
-    score = np.concatenate([np.broadcast_to(1 / (RRF_CONSTANT + 1 + np.arange(one.shape[1])), one.shape) for one in lists], axis=1)
-    row, place = np.nonzero(item >= 0)
-    summed = sparse.coo_matrix((score[row, place].astype(np.float32), (row, item[row, place])), shape=(len(item), n_items)).tocsr()
-    return topk.best_sparse(summed, k).item
+def leading(item: Ints, n_items: int, k: int) -> tuple[Longs, Longs, Longs]:
+    """Return (row, column, place) of the first k different items of each row; -1 is none.
 
-
-def _first_of_each(item: Ints, rung: Bytes, n_items: int, k: int) -> Answer:
-    """Return the first k different items of each row."""
-    n_users, width = item.shape
-    key = np.where(item < 0, -1, np.arange(n_users)[:, None] * max(n_items, 1) + item).ravel()
+    Args:
+        item: int32 [n, width]; `item[row, column]` stands at `place` of its row.
+    """
+    key = np.where(item < 0, -1, np.arange(len(item))[:, None] * max(n_items, 1) + item).ravel()
     first = np.zeros(key.size, dtype=bool)
     first[np.unique(key, return_index=True)[1]] = True
-    keep = (first & (key >= 0)).reshape(n_users, width)
+    keep = (first & (key >= 0)).reshape(item.shape)
     place = np.cumsum(keep, axis=1) - 1
     row, column = np.nonzero(keep & (place < k))
-    found = Answer(np.full((n_users, k), -1, dtype=np.int32), np.full((n_users, k), -1, dtype=np.int8))
-    found.item[row, place[row, column]] = item[row, column]
-    found.rung[row, place[row, column]] = rung[row, column]
-    return found
+    return row, column, place[row, column]
 
 
 def _fitted(part: Retriever, name: str, state: dict[str, npt.NDArray[np.generic]]) -> Retriever:
