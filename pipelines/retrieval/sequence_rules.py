@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints
+from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints, Longs
 from pipelines.retrieval import neighbours, topk
 from pipelines.retrieval.protocol import Candidates
-
-EVENTS_AT_ONCE: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -43,29 +41,33 @@ class SequenceRules:
         n_items = len(interactions.item_ids)
         step = neighbours.first_of_run(interactions.user, interactions.item) & (interactions.weight > 0)
         user, item = interactions.user[step], interactions.item[step]
-        follows = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
-        for first in range(0, len(user), EVENTS_AT_ONCE):
-            follows = follows + self._count(user, item, first, min(first + EVENTS_AT_ONCE, len(user)), n_items)
-        follows = follows.tocsr()
-        source = np.repeat(np.arange(n_items), np.diff(follows.indptr))
         popularity = np.maximum(np.bincount(item, minlength=n_items), 1).astype(np.float32)
-        follows.data /= popularity[source] * popularity[follows.indices] ** np.float32(self.popularity_exponent)
-        follows.data[source == follows.indices] = 0  # an item is no news after itself
-        return replace(self, state=neighbours.state(neighbours.strongest(follows, self.n_neighbours)))
+        proposed = popularity ** np.float32(self.popularity_exponent)
+        n_after = np.minimum(neighbours.newest_first(user), self.window)
+        by_item = np.argsort(item, kind="stable")
+        begin = np.searchsorted(item[by_item], np.arange(n_items + 1))
+        before = np.concatenate([[0], np.cumsum(n_after[by_item])])
 
-    def _count(self, user: Ints, item: Ints, first: int, last: int, n_items: int) -> sparse.csr_matrix:
-        """Return float32 [n_items, n_items], decayed counts of what came before the events [first, last)."""
-        back = np.arange(1, self.window + 1)
-        at = np.arange(first, last)
-        before = at[:, None] - back
-        same = (before >= 0) & (user[np.maximum(before, 0)] == user[at, None])
-        decays = np.broadcast_to((self.decay ** (back - 1)).astype(np.float32), before.shape)
-        indptr = np.concatenate([[0], np.cumsum(same.sum(axis=1))])
-        preceding = sparse.csr_matrix((decays[same], item[before[same]], indptr), shape=(last - first, n_items))
-        events = sparse.csr_matrix(
-            (np.ones(last - first, dtype=np.float32), item[at], np.arange(last - first + 1)), shape=(last - first, n_items)
-        )
-        return (preceding.T.tocsr() @ events).tocsr()
+        def build(first: int, last: int) -> sparse.csr_matrix:
+            follows = self._count(item, by_item[begin[first] : begin[last]], n_after, begin[first : last + 1] - begin[first], n_items)
+            source = np.repeat(np.arange(first, last), np.diff(follows.indptr))
+            follows.data /= popularity[source] * proposed[follows.indices]
+            follows.data[source == follows.indices] = 0  # an item is no news after itself
+            return neighbours.strongest(follows, self.n_neighbours)
+
+        # A pair of steps takes about twice the memory of a stored product while it is counted.
+        weights = neighbours.by_rows(2 * np.diff(before[begin]), build)
+        return replace(self, state=neighbours.state(weights))
+
+    def _count(self, item: Ints, at: Longs, n_after: Longs, indptr: Longs, n_items: int) -> sparse.csr_matrix:
+        """Return float32 [n_sources, n_items], decayed counts of what came after the steps `at`, which lie by source as `indptr` says."""
+        length = n_after[at]
+        ends = np.concatenate([[0], np.cumsum(length)])
+        back = np.arange(1, ends[-1] + 1) - np.repeat(ends[:-1], length)  # steps from the one that asks
+        decays = (self.decay ** np.arange(self.window)).astype(np.float32)
+        after = sparse.csr_matrix((decays[back - 1], item[np.repeat(at, length) + back], ends), shape=(len(at), n_items))
+        of_source = sparse.csr_matrix((np.ones(len(at), dtype=np.float32), np.arange(len(at)), indptr), shape=(len(indptr) - 1, len(at)))
+        return (of_source @ after).tocsr()
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return what followed the user's last steps."""
