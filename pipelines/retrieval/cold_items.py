@@ -116,9 +116,10 @@ class ColdItems:
         """Return the users' factors, as ALS folds them in, over s_u and beside the weight of the rate; and who liked an item that it knows."""
         state = topk.checked("cold_items", self.state, histories)
         users, told = replace(self._als(), state=self.state).query_vectors(histories)
-        spread = (
-            np.sqrt(np.maximum(np.einsum("uf,uf->u", users @ state["spread"], users), 0)) if len(state["cold"]) else np.zeros(len(users))
-        )
+        covariance = state["spread"].astype(np.float32)
+        spread = np.zeros(len(users), dtype=np.float32)
+        if len(state["cold"]):
+            spread = np.sqrt(np.maximum(np.einsum("uf,uf->u", users @ covariance, users), 0))
         users = np.divide(users, spread[:, None], out=np.zeros_like(users), where=spread[:, None] > 0)
         return np.column_stack([users, np.full(len(users), self.rate_weight)]).astype(np.float32), told
 
