@@ -111,10 +111,15 @@ def _data(home: Home, as_of: datetime) -> list[Any]:
 
 def log_cycle(home: Home, as_of: datetime) -> None:
     """Write what a cycle recorded into MLflow: a run for each source, for the ranker, and for the release. Safe to repeat."""
+    worth = {source: row for record in cycle.records(home, as_of, "attribution") for source, row in record.get("sources", {}).items()}
     for record in cycle.records(home, as_of, "retrieval"):
-        log(home, RETRIEVAL, as_of, str(record["key"]), _figures(record), tags={"source": record["key"]})
+        added = {name: value for name, value in worth.get(record["key"], {}).items() if name not in record}
+        log(home, RETRIEVAL, as_of, str(record["key"]), {**added, **_figures(record)}, tags={"source": record["key"]})
     for record in cycle.records(home, as_of, "blend"):
-        log(home, RETRIEVAL, as_of, "blend", _figures(record), tags={"source": "blend"})
+        adds = {source: row["contribution"] for source, row in worth.items()}
+        run_id = log(home, RETRIEVAL, as_of, "blend", {**_figures(record), "contribution": adds}, tags={"source": "blend"})
+        if worth:
+            log_table(home, run_id, "sources.json", [{"source": source, **row} for source, row in worth.items()])
     ranked = cycle.records(home, as_of, "ranker") + cycle.records(home, as_of, "ranking") + cycle.records(home, as_of, "training_set")
     if ranked:
         merged = {record["stage"]: _figures(record) for record in ranked}
@@ -133,6 +138,18 @@ def log_cycle(home: Home, as_of: datetime) -> None:
             if name in record
         }
         log(home, RELEASE, as_of, "release", parts, tags=tags)
+
+
+def log_table(home: Home, run_id: str, file: str, rows: list[dict[str, Any]]) -> None:
+    """Put rows beside a run as a table that MLflow's pages show and `mlflow.load_table` reads.
+
+    A rerun replaces it: MLflow's own `log_table` would append the rows once more.
+    """
+    import pandas as pd
+
+    books = tracking.client(home)
+    books.log_text(run_id, pd.DataFrame(rows).to_json(orient="split", index=False), file)
+    books.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": file, "type": "table"}]))
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from pipelines.datasets.universe import Universe
 from pipelines.evaluation import metrics
 from pipelines.retrieval import attribution, blend_weights, fitting, merging
 from pipelines.retrieval.blend_weights import Learnt
-from pipelines.retrieval.merging import Blend, Recipe
+from pipelines.retrieval.merging import RRF_CONSTANT, Blend, Recipe
 from pipelines.retrieval.protocol import Candidates
 
 
@@ -84,6 +84,7 @@ def recipe_of(settings: RetrievalSettings, learnt: Learnt | None) -> Recipe:
         learnt.weights if learnt else dict(settings.weights),
         {name: quota.least for name, quota in settings.quotas.items() if quota.least},
         {name: quota.most for name, quota in settings.quotas.items() if quota.most is not None},
+        learnt.constant if learnt else RRF_CONSTANT,
     )
 
 

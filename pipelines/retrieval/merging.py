@@ -63,7 +63,7 @@ class Blend:
 
     Attributes:
         item: int32 [n_users, k]; -1 pads.
-        score: float32 [n_users, k], sum over sources of weight / (60 + rank), > 0; -inf where `item` is -1.
+        score: float32 [n_users, k], sum over sources of weight / (constant + rank), > 0; -inf where `item` is -1.
         source_score, source_rank: per source float32 [n_users, k]; NaN where it did not propose the
             item. Ranks begin at 1.
     """

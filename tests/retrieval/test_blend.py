@@ -51,21 +51,32 @@ def test_a_useless_source_weighs_nothing_and_a_planted_good_one_is_found_again()
     assert found.loss < found.loss_of_equals
 
 
+def test_where_the_first_rank_says_much_more_than_the_second_the_constant_is_small():
+    rng = np.random.default_rng(6)
+    orders = np.array([rng.permutation(40)[:10] for _ in range(500)])
+    steep = [[row[0]] if rng.random() < 0.8 else [row[rng.integers(1, 10)]] for row in orders]
+    level = [[row[rng.integers(0, 10)]] for row in orders]
+    noise = source(*(rng.permutation(40)[:10] for _ in range(500)))
+    found = [blend_weights.learn([({"a": source(*orders), "b": noise}, labels(wanted))], seed=7) for wanted in (steep, level)]
+    assert [learnt.constant for learnt in found] == [5, 60]
+
+
 def test_two_sources_that_say_the_same_share_their_weight():
     lists, truth = window(400, seed=1)
     found = blend_weights.learn([(lists, truth)], seed=7)
     assert found.weights["good"] == pytest.approx(found.weights["twin"], abs=1e-3)
 
 
-def test_the_fit_stands_where_no_small_step_makes_the_windows_likelier():
+def test_the_gradient_is_that_of_the_loss():
     lists, truth = window(300, seed=2)
     windows = [({name: lists[name] for name in ("noise", "good")}, truth)]
     (flat,) = blend_weights._flat(windows, 7)
     rng = np.random.default_rng(0)
     for weights in rng.uniform(0, 3, (5, 2)):
-        loss, gradient = flat.loss(weights)
+        value = blend_weights.worth(flat.rank, 20.0)
+        loss, gradient = flat.loss(weights, value)
         step = 1e-6 * np.eye(2)
-        numeric = [(flat.loss(weights + step[i])[0] - flat.loss(weights - step[i])[0]) / 2e-6 for i in range(2)]
+        numeric = [(flat.loss(weights + step[i], value)[0] - flat.loss(weights - step[i], value)[0]) / 2e-6 for i in range(2)]
         np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-7)
         assert np.isfinite(loss)
 
@@ -74,7 +85,7 @@ def test_the_loss_of_a_list_is_that_of_the_formula_on_paper():
     """One user, items 5 and 6 from one source at ranks 1 and 2; the user took 6: -log softmax(w 61/62 over w 61/61, w 61/62)."""
     flat = next(iter(blend_weights._flat([({"a": source([5, 6])}, labels([[6]]))], 0)))
     w, far = 2.0, 61 / 62
-    loss, _ = flat.loss(np.array([w]))
+    loss, _ = flat.loss(np.array([w]), blend_weights.worth(flat.rank, 60.0))
     assert loss == pytest.approx(np.log(np.exp(w) + np.exp(w * far)) - w * far + blend_weights.REGULARIZATION * w * w)
 
 
