@@ -1,9 +1,12 @@
 """Every source of the line-up keeps the contract of a retriever."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from shutil import which
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from retriever_contract import DAY, NOW, RetrieverContract, assert_well_formed, checkerboard, everyone, random_world, world
 
@@ -35,6 +38,19 @@ class TestEase(RetrieverContract):
 
 class TestAls(RetrieverContract):
     source, by_blas = "als", True
+
+
+@pytest.mark.skipif(find_spec("pyspark") is None, reason="pyspark is not installed (extra spark); `make test-spark` installs it")
+@pytest.mark.skipif(which("java") is None, reason="no java (Debian: apt-get install openjdk-17-jre-headless)")
+class TestSparkAls(RetrieverContract):
+    source, by_blas = "spark_als", True
+
+    @pytest.fixture(autouse=True)
+    def _quick_jvm(self, monkeypatch) -> None:
+        monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")  # each fit is a JVM of some seconds
+
+    def make(self) -> Retriever:
+        return lineup.make(self.source, {"n_factors": 8, "n_epochs": 4, "n_blocks": 1, "regularization": 1.0})
 
 
 class TestRepeat(RetrieverContract):
@@ -98,6 +114,8 @@ class TestContent(RetrieverContract):
 
 
 class TestTextEmbedding(RetrieverContract):
+    """On its checkerboard every item has a title of its own: rounding would break ties between items described alike."""
+
     source, by_blas, proposes_new = "text_embedding", True, True
     encoder: ClassVar[str]
 
@@ -112,6 +130,11 @@ class TestTextEmbedding(RetrieverContract):
 
     def make(self) -> Retriever:
         return lineup.make(self.source, {"encoder": self.encoder})
+
+    def checkerboard(self) -> Interactions:
+        plain = checkerboard()
+        title = pa.array([f"{('ebony black', 'ivory white')[item % 2]} n{item}" for item in range(20)])
+        return replace(plain, items=plain.items.set_column(0, plain.items.schema.field(0), title))
 
 
 class TestTrending(RetrieverContract):

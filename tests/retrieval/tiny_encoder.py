@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-WORDS = ["[UNK]", "ebony", "ivory", "black", "white", "piano", "key", "red", "shoe", "sneaker"]
+WORDS = ["[UNK]", "ebony", "ivory", "black", "white", "piano", "key", "red", "shoe", "sneaker", *(f"n{n}" for n in range(20))]
 
 
 def write(folder: Path, table: np.ndarray, *, attends: bool = False, inputs: tuple[str, ...] = ("input_ids", "attention_mask")) -> Path:
@@ -54,6 +54,13 @@ def write(folder: Path, table: np.ndarray, *, attends: bool = False, inputs: tup
     return folder
 
 
+def random_table() -> np.ndarray:
+    """Return seeded random vectors; colours (ebony, ivory, black, white) are long ones."""
+    table = np.random.default_rng(0).standard_normal((len(WORDS), 24)) / 4
+    table[1:5] *= 2
+    return table.astype(np.float32)
+
+
 def drawn(folder: Path) -> Path:
-    """Write an encoder whose words attend, of seeded random vectors."""
-    return write(folder, np.random.default_rng(0).standard_normal((len(WORDS), 24)).astype(np.float32) / 4, attends=True)
+    """Write an encoder whose words attend, of random vectors."""
+    return write(folder, random_table(), attends=True)
