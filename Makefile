@@ -68,7 +68,16 @@ status: .venv/ready ## How far every stage has come
 bench-%: .venv/ready ## One benchmark, e.g. bench-ingest; figures also in var/reports/bench/
 	@$(BIN)/python tests/benchmarks/bench_$(subst -,_,$*).py $(ARGS)
 
-bench: .venv/ready ## Every benchmark
+# What other libraries need beside implicit, which Reloop itself installs; never part of .venv.
+.venv-peers/ready: .venv/ready tests/benchmarks/peers.txt
+	@$(PYTHON) -m venv .venv-peers
+	@$(BIN)/uv pip sync --quiet --python .venv-peers/bin/python --require-hashes tests/benchmarks/peers.txt
+	@touch $@
+
+bench-retrieval-speed: .venv-peers/ready ## Sources against the libraries one would take instead, and candidates for a million users
+	@$(BIN)/python tests/benchmarks/bench_retrieval_speed.py $(ARGS)
+
+bench: .venv/ready .venv-peers/ready ## Every benchmark
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file; done
 
 clean: ## Forget all state (var/); the environment stays
