@@ -12,7 +12,7 @@ from retriever_contract import DAY, NOW, RetrieverContract, assert_well_formed, 
 
 from pipelines import columns as c
 from pipelines.datasets.interactions import Floats, Interactions
-from pipelines.retrieval import lineup
+from pipelines.retrieval import lineup, spark_als, spark_job
 from pipelines.retrieval.protocol import Retriever
 
 
@@ -46,8 +46,11 @@ class TestSparkAls(RetrieverContract):
     source, by_blas = "spark_als", True
 
     @pytest.fixture(autouse=True)
-    def _quick_jvm(self, monkeypatch) -> None:
-        monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")  # each fit is a JVM of some seconds
+    def _one_jvm(self, monkeypatch) -> None:
+        """Run the job itself here, a session a fit, because a JVM a fit is most of what a small fit costs (`test_spark_als` has those)."""
+        monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        monkeypatch.setattr(spark_als, "_run", lambda folder, loopback: spark_job.main(folder))
 
     def make(self) -> Retriever:
         return lineup.make(self.source, {"n_factors": 8, "n_epochs": 4, "n_blocks": 1, "regularization": 1.0})
@@ -223,7 +226,7 @@ SMALL = {"n_factors": 16, "learning_rate": 1e-2, "warmup": 1, "n_epochs": 20, "p
 class SequenceContract(RetrieverContract):
     """On the checkerboard of a model of sequences, the order of a user's steps says nothing."""
 
-    knobs: ClassVar[dict[str, Any]] = SMALL | {"max_history": 10, "n_negatives": 0}
+    knobs: ClassVar[dict[str, Any]] = SMALL | {"decay": 1.0, "max_history": 10, "n_negatives": 0}
     by_blas = True
 
     def make(self) -> Retriever:
