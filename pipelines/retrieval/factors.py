@@ -50,6 +50,12 @@ def placed(name: str, state: dict[str, npt.NDArray[np.generic]] | None) -> tuple
     return np.asarray(state["factor"], dtype=np.float32), np.asarray(state["known"], dtype=bool)
 
 
+def learnt(name: str, state: dict[str, npt.NDArray[np.generic]] | None) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return the same for a factorisation that leaves an item out of all its directions: of it nothing was learnt."""
+    factor, known = placed(name, state)
+    return factor, known & factor.any(axis=1)
+
+
 def retrieve(
     users: Floats,
     items: Floats,

@@ -78,17 +78,17 @@ class Nmf:
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items that the user's parts add up to."""
         users, told = self.query_vectors(histories)
-        factor, known = self.item_vectors()
+        factor, known = factors.placed("nmf", self.state)
         return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
 
     def item_vectors(self) -> tuple[Floats, Bools]:
         """Return the items' factors, and which items may be proposed."""
-        return factors.placed("nmf", self.state)
+        return factors.learnt("nmf", self.state)
 
     def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return the users' parts, and who liked an item that the model knows."""
         topk.checked("nmf", self.state, histories)
-        factor, known = self.item_vectors()
+        factor, known = factors.placed("nmf", self.state)
         rows = histories.weighted(factors.faded(histories, self.recency_half_life_days, known))
         rows.data = np.sqrt(rows.data)
         return self._fold_in(rows, factor), factors.told_of(histories, known)

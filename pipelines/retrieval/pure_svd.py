@@ -67,17 +67,17 @@ class PureSvd:
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items that the projected history holds most of."""
         users, told = self.query_vectors(histories)
-        factor, known = self.item_vectors()
+        factor, known = factors.placed("pure_svd", self.state)
         return factors.retrieve(users, factor, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
 
     def item_vectors(self) -> tuple[Floats, Bools]:
         """Return the items' factors, and which items may be proposed."""
-        return factors.placed("pure_svd", self.state)
+        return factors.learnt("pure_svd", self.state)
 
     def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return the users' projected histories, and who liked an item that the model knows."""
         state = topk.checked("pure_svd", self.state, histories)
-        factor, known = self.item_vectors()
+        factor, known = factors.placed("pure_svd", self.state)
         scale = state["scale"].astype(np.float32)
         rows = histories.weighted(factors.faded(histories, self.recency_half_life_days, known))
         rows.data = np.sqrt(rows.data) * scale[rows.indices]

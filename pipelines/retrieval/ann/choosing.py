@@ -12,12 +12,12 @@ import numpy as np
 from pipelines.config import IndexSettings
 from pipelines.datasets.interactions import Bools, Floats
 from pipelines.errors import StateError
-from pipelines.retrieval.ann import plans
+from pipelines.retrieval.ann import hygiene, plans
 from pipelines.retrieval.ann.index import MEASURED_AT, Index, laid_out
 from pipelines.retrieval.ann.plans import Plan
 from pipelines.retrieval.protocol import Candidates
 
-WORTH: Final = 0.5  # of the work of comparing with everything; a search that costs more is no gain
+WORTH: Final = 0.5  # of the work of comparing with everything; a search that costs more is no gain, and taken only where its kind is named
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Choice:
 def recall(found: Candidates, exact: Candidates) -> float:
     """Return the mean share of the exact list that was found; an item that scores as the last of the exact list is as good as it."""
     there = exact.item >= 0
-    last = np.where(there, exact.score, np.float32(np.inf)).min(axis=1, keepdims=True)
+    last = np.where(there, exact.score, np.float32(hygiene.HUGE)).min(axis=1, keepdims=True)
     good = (found.item >= 0) & (found.score >= last - 1e-5 * np.abs(last))
     share = np.minimum(np.count_nonzero(good, axis=1), np.count_nonzero(there, axis=1)) / np.maximum(np.count_nonzero(there, axis=1), 1)
     asked = there.any(axis=1)
@@ -100,6 +100,7 @@ def choose(name: str, vector: Floats, live: Bools, queries: Floats, settings: In
 
 
 def _usable(queries: Floats, vector: Floats, live: Bools, settings: IndexSettings) -> Floats:
+    queries = queries[np.abs(queries).max(axis=1, initial=0) <= hygiene.HUGE]  # NaN compares as False
     if len(queries) < 2:
         queries = np.concatenate([queries, vector[live]])
     rng = np.random.default_rng(settings.seed)
@@ -124,7 +125,7 @@ def _chosen(name: str, candidates: list[Plan], vector: Floats, live: Bools, *, q
         one for one in tried if one[0].recall_at_100 >= settings.min_recall
     ]
     for _, index in sorted(good, key=lambda one: one[0].work if settings.choose_by == "work" else one[0].latency_ms):
-        reached = recall(index.search(held_out, np.ones(len(held_out), dtype=bool), MEASURED_AT), exact_held_out)
+        reached = recall(index.search(held_out, np.ones(len(held_out), dtype=bool), MEASURED_AT, refill=False), exact_held_out)
         if reached >= settings.min_recall:
             return Choice(index, reached, len(held_out), trials)
     best = max(trials, key=lambda trial: trial.recall_at_100)
@@ -146,10 +147,10 @@ def _climb(index: Index, queries: Floats, exact: Candidates, settings: IndexSett
         faiss.cvar.hnsw_stats.reset()
         with plans.threads(1):
             began = time.perf_counter()
-            found = harder.search(queries, told, MEASURED_AT)
+            found = harder.search(queries, told, MEASURED_AT, refill=False)
             seconds = time.perf_counter() - began
         trial = Trial(index.plan, effort, recall(found, exact), _work(index.plan) / len(queries), 1e3 * seconds / len(queries))
-        if tried and trial.work > WORTH * len(index.item_of):
+        if tried and settings.kind == "auto" and trial.work > WORTH * len(index.item_of):
             break
         tried.append((trial, harder))
         if trial.recall_at_100 >= settings.target_recall:

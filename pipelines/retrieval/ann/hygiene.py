@@ -57,16 +57,18 @@ class Findings:
         return {kind: {"items": len(of), "first": of[:SHOWN].tolist()} for kind, of in self.of_kind.items() if len(of)}
 
 
-def inspect(vector: Floats, live: Bools, evidence: Evidence | None = None) -> Findings:
+def inspect(vector: Floats, live: Bools, evidence: Evidence | None = None, *, exact: bool = False) -> Findings:
     """Return the bad ones among the vectors of items that may be proposed.
 
     Of items that share a vector bit for bit the lowest counts as the original. The others are copies, unless
     they have the same evidence as the original: a model that is handed the same data twice rightly answers twice.
+    To an exact search copies are ties and do no harm, and in a small catalogue a model of few directions makes some.
 
     Args:
         vector: float32 [n_items, d].
         live: bool [n_items], what may be proposed.
         evidence: returns uint64 [n_items], equal where a model could not tell two items apart; asked only if there are copies.
+        exact: whether every vector will be compared with, so that copies are let in.
     """
     items = np.flatnonzero(live)
     some = vector[items]
@@ -76,7 +78,7 @@ def inspect(vector: Floats, live: Bools, evidence: Evidence | None = None) -> Fi
     infinite = ~nan & ~(size <= HUGE)
     zero = ~nan & (size < 1 / HUGE)
     left = items[~(nan | infinite | zero)]
-    copies = _copies(vector[left])
+    copies = np.empty((0, 2), dtype=np.int64) if exact else _copies(vector[left])
     if len(copies) and evidence is not None:
         data = evidence()
         copies = copies[data[left[copies[:, 0]]] != data[left[copies[:, 1]]]]

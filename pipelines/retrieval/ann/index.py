@@ -66,7 +66,9 @@ class Index:
         """Return the size of the catalogue that items count in."""
         return len(self.live)
 
-    def search(self, query: Floats, told: Bools, k: int, *, seen: Histories | None = None, blocked: Bools | None = None) -> Candidates:
+    def search(
+        self, query: Floats, told: Bools, k: int, *, seen: Histories | None = None, blocked: Bools | None = None, refill: bool = True
+    ) -> Candidates:
         """Return the items with the largest inner products, fewer than k only where no more may be proposed.
 
         Args:
@@ -74,6 +76,7 @@ class Index:
             told: bool [n]; the others get a row of -1, as does a query that is not finite.
             seen: row by row, what must not be proposed.
             blocked: bool [n_items], what must not be proposed to anybody.
+            refill: whether a list that came out short is searched for again; not where a layout is judged by what it finds at once.
 
         Raises:
             StateError: queries have another dimension, or `seen` and `blocked` are over another catalogue.
@@ -85,12 +88,12 @@ class Index:
         rows = np.flatnonzero(told)
         if self.structure is not None:
             wanted = np.minimum(k, rule.n_allowed - rule.n_hidden)
-            for effort in (self.effort, HARDER * self.effort):
+            for effort in (self.effort, HARDER * self.effort) if refill else (self.effort,):
                 for some, fetch in self._alike(rows, k, rule):
                     self._fill(found, query, some, fetch=fetch, effort=effort, rule=rule)
                 rows = rows[np.count_nonzero(found.item[rows] >= 0, axis=1) < wanted[rows]]
-                if not len(rows):
-                    return found
+            if not refill:
+                return found
         self._compare(found, query, rows, rule)
         return found
 
@@ -130,7 +133,6 @@ class Index:
         # A label of -1 says that there was no more; as an index it would be the last item.
         item = np.sort(np.where(label < 0, np.int32(-1), self.item_of[label]), axis=1)
         may = (item >= 0) & rule.allowed[item] & ~_among(rows[:, None] * self.n_items + item, rule.hidden)
-        may[:, 1:] &= item[:, 1:] != item[:, :-1]
         score = np.einsum("nd,nfd->nf", query[rows], self.vector[item])
         best = topk.best(np.where(may, score, np.float32(-np.inf)), found.item.shape[1])
         found.score[rows] = best.score

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pipelines.config import IndexSettings
 from pipelines.datasets.interactions import Bools, Floats, Histories, Ids, Interactions, Longs, histories, moved, positions
 from pipelines.errors import StateError
-from pipelines.retrieval.ann import choosing, hygiene
+from pipelines.retrieval.ann import choosing, hygiene, plans
 from pipelines.retrieval.ann.index import MEASURED_AT, Index
 from pipelines.retrieval.ann.plans import Plan
 from pipelines.retrieval.protocol import Candidates, Vectored
@@ -84,7 +84,8 @@ class Indexed:
         began = time.perf_counter()
         name = type(self.model).__name__
         vector, known = self.model.item_vectors()
-        findings = hygiene.inspect(vector, known, lambda: hygiene.liked_by(interactions))
+        exact = plans.grid(int(np.count_nonzero(known)), self.settings)[0].kind == "flat"
+        findings = hygiene.inspect(vector, known, lambda: hygiene.liked_by(interactions), exact=exact)
         findings.refused_above(self.settings.max_bad_share, name)
         live = known.copy()
         live[findings.items] = False
@@ -194,7 +195,8 @@ class Indexed:
             return changed
         query, told = changed._asked(index, users)
         query = query[told][: self.settings.n_queries]
-        reached = choosing.recall(index.search(query, np.ones(len(query), dtype=bool), MEASURED_AT), index.exact(query, MEASURED_AT))
+        found = index.search(query, np.ones(len(query), dtype=bool), MEASURED_AT, refill=False)
+        reached = choosing.recall(found, index.exact(query, MEASURED_AT))
         if not reached >= self.settings.min_recall:
             raise StateError(
                 f"changed index of {type(self.model).__name__}",
