@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import Home
+from pipelines.datasets.split import JUDGE
 from pipelines.retrieval.leaderboard import board, data_sets, page, selection
 from pipelines.retrieval.leaderboard.board import Plan
 
@@ -47,6 +48,6 @@ def run(home: Home, name: str, plan: Plan, *, path: Path | None, as_of: str | No
             for label, names in selection.LINE_UPS.items()
             if (found := selection.compared(made, names)) is not None
         }
-        if (everything := selection.compared(made, tuple(made.lists[board.JUDGE]))) is not None:
+        if (everything := selection.compared(made, tuple(made.lists[JUDGE]))) is not None:
             facts["blends"]["every source"] = page.blend(everything)
     return page.figures(name, made, facts)

@@ -148,9 +148,7 @@ def unfed(retriever: Retriever, known: Interactions) -> str | None:
 def _filled(table: pa.Table | None, names: tuple[str, ...]) -> bool:
     """Tell whether any of some columns says anything of anyone; an empty map says nothing."""
     columns = [] if table is None else [table[name] for name in names if name in table.column_names]
-    return any(value for column in columns for value in column.unique().to_pylist() if not pa.types.is_map(column.type)) or any(
-        column.combine_chunks().drop_null().to_pylist() for column in columns if pa.types.is_map(column.type)
-    )
+    return any(value for column in columns for value in column.drop_null().to_pylist())
 
 
 def _measured(retriever: Retriever, world: universe.Universe, fold: str, home: Home, k: int) -> tuple[Costs, Candidates, str | None]:
