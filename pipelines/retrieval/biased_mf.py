@@ -36,7 +36,7 @@ class BiasedMf:
     """
 
     n_factors: int = 32
-    regularization: float = 0.1
+    regularization: float = 0.15
     bias_regularization: float = 5.0
     n_epochs: int = 12
     seed: int = 7

@@ -43,7 +43,7 @@ class SvdPp:
 
     n_factors: int = 32
     regularization: float = 0.15
-    implicit_regularization: float = 0.5
+    implicit_regularization: float = 1.0
     bias_regularization: float = 5.0
     n_epochs: int = 12
     n_steps: int = 5
