@@ -1,12 +1,12 @@
 """The answer to users of whom little is known: a ladder of rungs, and which of them gave each item.
 
-    session      what followed, in others' sessions, the few items of the history (rules, on the fly)
+    session      what goes with the few items of the history, in others' baskets and sessions
     preferences  what a newcomer chose when asked: categories, brands, items
     profile      what people with the same country, age band and attributes like
-    popular      what everybody likes
+    popular      what everybody likes: the profile's rung for a profile of which nothing is known
 
-The first rung that knows the user begins the list; what it leaves empty the next one fills, so that
-nobody gets an empty list while anything was ever liked.
+Every rung that knows the user takes part, by weighted reciprocal ranks; the lower ones weigh little beside the upper, and
+fill what those leave empty, so that nobody gets an empty list while anything was ever liked.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import pyarrow as pa
 from scipy import sparse
 
 from pipelines import columns as c
-from pipelines.datasets.interactions import Bytes, Histories, Ids, Interactions, Ints, Longs, positions
+from pipelines.datasets.interactions import Bytes, Floats, Histories, Ids, Interactions, Ints, Longs, positions
 from pipelines.errors import ReloopError
 from pipelines.retrieval import merging, popular, topk
 from pipelines.retrieval.content import Content
+from pipelines.retrieval.item_knn import ItemKnn
+from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.popular_by_profile import PopularByProfile, told
 from pipelines.retrieval.protocol import Candidates, Retriever
-from pipelines.retrieval.sequence_rules import SequenceRules
+from pipelines.retrieval.session_knn import SessionKnn
 
 SESSION, PREFERENCES, PROFILE, POPULAR = range(4)
 RUNGS: Final = ("session", "preferences", "profile", "popular")  # by the numbers above
@@ -63,42 +65,53 @@ class Answer:
 
     Attributes:
         item: int32 [n_users, k], best first; -1 pads.
-        rung: int8 [n_users, k], position in `RUNGS` of the rung that gave the item; -1 pads.
+        score: float32 [n_users, k], weighted sum of 1 / (60 + rank), > 0; -inf pads.
+        rung: int8 [n_users, k], position in `RUNGS` of the uppermost rung that proposed the item; -1 pads.
     """
 
     item: Ints
+    score: Floats
     rung: Bytes
 
     def rungs(self) -> list[str | None]:
-        """Return the rung that each user's list begins with; None where the list is empty."""
-        return [RUNGS[rung] if rung >= 0 else None for rung in (self.rung[:, 0] if self.rung.shape[1] else [])]
+        """Return the uppermost rung that answered each user; None where the list is empty."""
+        upper = np.where(self.rung < 0, len(RUNGS), self.rung).min(axis=1, initial=len(RUNGS))
+        return [RUNGS[rung] if rung < len(RUNGS) else None for rung in upper]
 
 
 @dataclass(frozen=True)
 class ColdUsers:
     """The ladder as a source; users with more than `max_events` liked events are left to the others.
 
-    Score of the item at place n of the ladder's list: 1 / n. State: that of its parts, each name
-    after its part; group float32 as the arrays of a sparse matrix [n_groups, n_items], each item's share
-    within its category and its brand; groups, their sorted names.
+    Score of an item: the sum of weight / (60 + rank) over the lists that propose it (`merging`). Lists of item-kNN and
+    session-kNN weigh 1, those of chosen groups 1, of what is described like chosen items `content_weight`, of
+    popularity by profile `common_weight`.
+    State: that of its parts, each name after its part; group float32 as the arrays of a sparse matrix
+    [n_groups, n_items], each item's share within its category and its brand; groups, their sorted names.
 
     Attributes:
         max_events: liked events up to which a user is answered.
-        prior, half_life_days: of popularity by profile.
-        n_neighbours: of items, in rules and by content.
+        common_weight: of popularity by profile, beside what is known of the user alone.
+        content_weight: of what is described like the chosen items.
+        prior, dilution, half_life_days: of popularity by profile.
+        n_neighbours: of items, in baskets and by content.
     """
 
     max_events: int = 5
+    common_weight: float = 0.3
+    content_weight: float = 0.2
     prior: float = 1000.0
-    half_life_days: float | None = None
+    dilution: float = 0.5
+    half_life_days: float | None = 30.0
     n_neighbours: int = 100
     state: dict[str, npt.NDArray[np.generic]] | None = field(default=None, repr=False, compare=False)
 
     def _parts(self) -> dict[str, Retriever]:
         return {
-            "session": SequenceRules(n_neighbours=self.n_neighbours),
+            "baskets": ItemKnn(n_neighbours=self.n_neighbours),
+            "sessions": SessionKnn(),
             "content": Content(n_neighbours=self.n_neighbours),
-            "profile": PopularByProfile(prior=self.prior, half_life_days=self.half_life_days),
+            "profile": PopularByProfile(prior=self.prior, dilution=self.dilution, half_life_days=self.half_life_days),
         }
 
     def fit(self, interactions: Interactions) -> Self:
@@ -120,9 +133,8 @@ class ColdUsers:
         """Return the ladder's lists for users of whom little is known."""
         found = self.answer(histories, k, exclude_seen=exclude_seen)
         liked = np.bincount(histories.row_of_event(), histories.weight > 0, histories.n_users)
-        item = np.where((liked > self.max_events)[:, None], np.int32(-1), found.item)
-        score = np.broadcast_to((1 / np.arange(1, k + 1)).astype(np.float32), item.shape)
-        return Candidates(item, np.where(item < 0, np.float32(-np.inf), score))
+        known = (liked > self.max_events)[:, None]
+        return Candidates(np.where(known, np.int32(-1), found.item), np.where(known, np.float32(-np.inf), found.score))
 
     def answer(self, histories: Histories, k: int, *, exclude_seen: bool, preferences: Sequence[Preferences] | None = None) -> Answer:
         """Return the k best items of the ladder for anybody, and the rung of each.
@@ -138,19 +150,18 @@ class ColdUsers:
         if preferences is not None and len(preferences) != histories.n_users:
             raise ReloopError("preferences", found=f"{len(preferences)}", allowed=f"one for each of {histories.n_users} histories")
         parts = {name: _fitted(part, name, state) for name, part in self._parts().items()}
-        lists = {SESSION: parts["session"].retrieve(histories, k, exclude_seen=exclude_seen).item}
+        lists = {name: parts[name].retrieve(histories, k, exclude_seen=exclude_seen) for name in ("baskets", "sessions", "profile")}
+        rung_of = {"baskets": SESSION, "sessions": SESSION, "profile": PROFILE}
         if preferences is not None:
-            lists[PREFERENCES] = self._preferred(state, parts, histories, preferences, k, exclude_seen=exclude_seen)
-        lists[PROFILE] = parts["profile"].retrieve(histories, k, exclude_seen=exclude_seen).item
-        rung = np.concatenate([np.broadcast_to(np.int8(at), found.shape) for at, found in lists.items()], axis=1)
-        rung = np.where(
-            (rung == PROFILE) & ~told(histories.users, histories.n_users, state["profile.values"])[:, None], np.int8(POPULAR), rung
-        )
-        item = np.concatenate(list(lists.values()), axis=1)
-        row, column, place = leading(item, histories.n_items, k)
-        found = Answer(np.full((histories.n_users, k), -1, dtype=np.int32), np.full((histories.n_users, k), -1, dtype=np.int8))
-        found.item[row, place], found.rung[row, place] = item[row, column], rung[row, column]
-        return found
+            chosen = self._preferred(state, parts, histories, preferences, k, exclude_seen=exclude_seen)
+            lists, rung_of = lists | chosen, rung_of | dict.fromkeys(chosen, PREFERENCES)
+        weights = {"profile": self.common_weight, "like_chosen": self.content_weight}
+        merged = merging.merge(lists, k, Recipe(weights=weights))
+        rung = np.full(merged.item.shape, -1, dtype=np.int8)
+        for name in sorted(lists, key=lambda name: -rung_of[name]):  # the uppermost last
+            rung[~np.isnan(merged.source_rank[name])] = rung_of[name]
+        nameless = ~told(histories.users, histories.n_users, state["profile.values"])[:, None]
+        return Answer(merged.item, merged.score, np.where((rung == PROFILE) & nameless, np.int8(POPULAR), rung))
 
     def _preferred(
         self,
@@ -161,12 +172,11 @@ class ColdUsers:
         k: int,
         *,
         exclude_seen: bool,
-    ) -> Ints:
-        """Return int32 [n_users, k], what was chosen answered three ways and fused.
+    ) -> dict[str, Candidates]:
+        """Return what was chosen answered four ways; a chosen item is not proposed back.
 
-        The most popular items of the chosen categories and brands, each group with an equal say;
-        the items described like the chosen ones; what followed the chosen ones in others' sessions. A chosen
-        item is not proposed back.
+        The most popular items of the chosen categories and brands, each group with an equal say; what stands
+        with the chosen items in others' baskets and sessions; and what is described like them.
         """
         groups = state["groups"].astype(np.str_)
         named = [[f"{c.CATEGORY}={name}" for name in one.categories] + [f"{c.BRAND}={name}" for name in one.brands] for one in preferences]
@@ -177,14 +187,18 @@ class ColdUsers:
         shares = sparse.csr_matrix(
             (state["group.data"], state["group.indices"], state["group.indptr"]), shape=(len(groups), histories.n_items)
         )
-        wanted = _as_history(preferences, histories)
-        lists = [topk.best_sparse((chosen @ shares).tocsr(), k, seen=histories if exclude_seen else None)]
-        lists += [parts[name].retrieve(wanted, k, exclude_seen=True) for name in ("content", "session")]
-        fused = merging.merge(dict(zip(("groups", "content", "session"), lists, strict=True)), k).item
-        if exclude_seen:
-            seen = histories.row_of_event() * histories.n_items + histories.item
-            fused[np.isin(np.arange(len(fused))[:, None] * histories.n_items + fused, seen)] = -1
-        return fused
+        met, wanted = histories if exclude_seen else None, _as_history(preferences, histories)
+        seen = histories.row_of_event() * histories.n_items + histories.item
+        found = {"chosen_groups": topk.best_sparse((chosen @ shares).tocsr(), k, seen=met)}
+        for name, part in (("with_chosen", "baskets"), ("after_chosen", "sessions"), ("like_chosen", "content")):
+            item = parts[part].retrieve(wanted, k, exclude_seen=True).item
+            if exclude_seen:
+                item = np.where(np.isin(np.arange(len(item))[:, None] * histories.n_items + item, seen), np.int32(-1), item)
+            row, column, place = leading(item, histories.n_items, k)
+            found[name] = topk.nothing(len(item), k)
+            found[name].item[row, place] = item[row, column]
+            found[name].score[row, place] = 1 / (1 + place)
+        return found
 
 
 def leading(item: Ints, n_items: int, k: int) -> tuple[Longs, Longs, Longs]:
