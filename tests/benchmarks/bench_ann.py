@@ -12,10 +12,12 @@ hides nothing; FAISS's is its `search` alone. Times are of one thread's CPU, sin
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import numpy as np
 from pipelines.config import REPOSITORY, IndexSettings
 from pipelines.datasets.interactions import Floats, histories
 from pipelines.retrieval import lineup
-from pipelines.retrieval.ann import choosing, hygiene, plans
+from pipelines.retrieval.ann import choosing, plans
 from pipelines.retrieval.ann.index import Index
 from pipelines.retrieval.protocol import Candidates
 
@@ -71,21 +73,22 @@ def megabytes(structure: Any) -> float:
     return 0.0 if structure is None else faiss.serialize_index(structure).nbytes / 1e6
 
 
-def by_faiss(description: str, vector: Floats, effort: dict[str, int], metric: int) -> tuple[Any, float]:
-    """Return an index of FAISS's own making and the seconds it took."""
+def by_faiss(description: str, vector: Floats) -> Any:
+    """Return an index of FAISS's own making, by inner product."""
+    index = faiss.index_factory(vector.shape[1], description, faiss.METRIC_INNER_PRODUCT)
+    if hasattr(index, "cp"):
+        index.cp.max_points_per_centroid = plans.POINTS_PER_LIST
+    index.train(vector)
+    index.add(vector)
+    return index
 
-    def build() -> Any:
-        index = faiss.index_factory(vector.shape[1], description, metric)
-        if hasattr(index, "cp"):
-            index.cp.max_points_per_centroid = plans.POINTS_PER_LIST
-        index.train(vector)
-        index.add(vector)
-        space = faiss.ParameterSpace()
-        for name, value in effort.items():
-            space.set_index_parameter(index, name, value)
-        return index
 
-    return timed(build)
+def ask_faiss(index: Any, queries: Floats) -> Any:
+    return index.search(queries, K)
+
+
+def ask_ours(index: Index, queries: Floats) -> Candidates:
+    return index.search(queries, np.ones(len(queries), dtype=bool), K)
 
 
 def recall(label: np.ndarray, queries: Floats, vector: Floats, exact: Candidates) -> float:
@@ -93,76 +96,84 @@ def recall(label: np.ndarray, queries: Floats, vector: Floats, exact: Candidates
     return choosing.recall(Candidates(label.astype(np.int32), score), exact)
 
 
-def rows_of(name: str, vector: Floats, queries: Floats, *, graph: bool, peers: bool = True) -> list[dict[str, Any]]:
-    """Return the figures of one set of vectors, and print them."""
-    live, told = np.ones(len(vector), dtype=bool), np.ones(len(queries), dtype=bool)
-    hygiene.inspect(vector, live).refused_above(0.01, name)
-    rows: list[dict[str, Any]] = []
-    table: dict[str, tuple[float, float, float, float, float]] = {}
+@dataclass(frozen=True)
+class Line:
+    """One way to search: recall@100, milliseconds a query among many and alone, seconds to build, MB."""
+
+    case: str
+    recall_at_100: float
+    many_ms: float
+    alone_ms: float
+    build_seconds: float
+    mb: float
+
+
+def rows_of(name: str, vector: Floats, queries: Floats, *, graph: bool) -> list[dict[str, Any]]:
+    """Return the figures of one set of vectors, and print them; the first half of the queries is for choosing."""
+    lines: list[Line] = []
+    choosing_half, queries = queries[: len(queries) // 2], queries[len(queries) // 2 :]
 
     def note(case: str, reached: float, ask: Callable[[Floats], Any], built: tuple[float, float]) -> None:
-        few = queries[:20] if case == "flat" else queries
-        many, alone = median_ms(ask, few if case == "flat" else queries, len(few)), median_ms(ask, few[:200], 1, rounds=3)
-        table[case] = (reached, many, alone, *built)
-        print(
-            f"  {case:<34} recall@100 {reached:.4f}  {many:8.4f} ms  alone {alone:8.4f} ms  build {built[0]:7.1f} s  {built[1]:7.1f} MB",
-            flush=True,
-        )
+        some = queries[:100] if case == "flat" else queries
+        lines.append(Line(case, reached, median_ms(ask, some, len(some)), median_ms(ask, some[:100], 1), *built))
+        print("  {case:<30} recall@100 {recall_at_100:.4f} {many_ms:8.4f} ms, alone {alone_ms:8.4f} ms, built in {build_seconds:6.1f} s, {mb:6.1f} MB".format(**asdict(lines[-1])), flush=True)  # fmt: skip
 
     print(f"{name}: {len(vector):,} vectors of {vector.shape[1]}, {len(queries)} queries", flush=True)
     flat = faiss.IndexFlatIP(vector.shape[1])
     flat.add(vector)
-    settings = IndexSettings(flat_below=1)
-    halves = queries[: len(queries) // 2], queries[len(queries) // 2 :]
-    began = CPU()
-    chosen = choosing.choose(name, vector, live, halves[0], settings)
-    seconds, index = CPU() - began, chosen.index
-    queries, told = halves[1], told[len(halves[0]) :]
-    exact = index.exact(queries, K)
-    note("flat", 1.0, lambda some: flat.search(some, K), (0.0, vector.nbytes / 1e6))
-    if peers:
-        lists = 4096 if len(vector) >= 500_000 else index.plan.n_lists or 512
-        for description, effort in [
-            (f"IVF{lists},Flat", {"nprobe": 8}),
-            (f"IVF{lists},Flat", {"nprobe": 12}),
-            *([("HNSW32", {"efSearch": 256})] if graph else []),
-        ]:
-            peer, took = by_faiss(description, vector, effort, faiss.METRIC_INNER_PRODUCT)
+    note("flat", 1.0, functools.partial(ask_faiss, flat), (0.0, vector.nbytes / 1e6))
+    live = np.ones(len(vector), dtype=bool)
+    chosen, seconds = timed(lambda: choosing.choose(name, vector, live, choosing_half, IndexSettings(flat_below=1)))
+    exact, plan = chosen.index.exact(queries, K), chosen.index.plan
+    described = [(f"IVF{4096 if len(vector) >= 500_000 else 512},Flat", "nprobe", (8, 12, 16, 64))]
+    for description, knob, efforts in [*described, *([("HNSW32", "efSearch", (128, 512))] if graph else [])]:
+        peer, took = timed(functools.partial(by_faiss, description, vector))
+        for effort in efforts:
+            faiss.ParameterSpace().set_index_parameter(peer, knob, effort)
             reached = recall(peer.search(queries, K)[1], queries, vector, exact)
-            note(
-                f"{description} {next(iter(effort.items()))}",
-                reached,
-                lambda some, peer=peer: peer.search(some, K),
-                (took, megabytes(peer)),
-            )
-    reached = choosing.recall(index.search(queries, told, K), exact)
-    case = f"ours: {index.plan.kind} {index.plan.n_lists or ''} {'bytes' if index.plan.in_bytes else 'floats'}, {index.effort}"
-    note(case, reached, asking(index), (seconds, megabytes(index.structure)))
+            note(f"{description} {knob} {effort}", reached, functools.partial(ask_faiss, peer), (took, megabytes(peer)))
+        del peer
+    case = f"ours: {plan.kind}{plan.n_lists or ''}{' in bytes' if plan.in_bytes else ''}, {chosen.index.effort}"
+    note(
+        case,
+        choosing.recall(ask_ours(chosen.index, queries), exact),
+        functools.partial(ask_ours, chosen.index),
+        (seconds, megabytes(chosen.index.structure)),
+    )
     for trial in chosen.trials:
-        print(f"    tried {trial.facts()}  {trial.latency_ms:.4f} ms", flush=True)
-    ours = table[case]
-    rows.append(
-        one_run.row(f"{name}: recall@100", reached, 1.0, "share", ">= 0.99", met=reached >= 0.99)
-        | {"ours": round(reached, 4), "ratio": round(reached, 4)}
-    )
-    for peer_case, figures in table.items():
-        if peer_case != case:
-            target = "<= the curve's ms" if "12" in peer_case and len(vector) >= 500_000 else ""
-            line = one_run.row(
-                f"{name}: ms, {peer_case} {figures[0]:.4f}", ours[1], figures[1], "ms", target, met=not target or ours[1] <= figures[1]
-            )
-            rows.append(line | {"ours": round(ours[1], 4), "peer": round(figures[1], 4)})
-    rows.append(
-        one_run.row(f"{name}: ms, one request alone", ours[2], table["flat"][2], "ms", "", met=True)
-        | {"ours": round(ours[2], 4), "peer": round(table["flat"][2], 4)}
-    )
-    rows.append(one_run.row(f"{name}: build and choice", ours[3], max((one[3] for one in table.values()), default=0.0), "s", "", met=True))
-    rows.append(one_run.row(f"{name}: index", ours[4] or 0.01, vector.nbytes / 1e6, "MB", "", met=True))
-    return rows
+        print(f"    tried {trial.facts()} {trial.latency_ms:.4f} ms", flush=True)
+    return figures(name, lines)
 
 
-def asking(index: Index) -> Callable[[Floats], Any]:
-    return lambda some: index.search(some, np.ones(len(some), dtype=bool), K)
+def figures(name: str, lines: list[Line]) -> list[dict[str, Any]]:
+    """Return ours, the last line, against each of the others."""
+    *peers, ours = lines
+    as_good = min((line.many_ms for line in peers[1:] if line.recall_at_100 >= min(ours.recall_at_100, 0.99)), default=np.inf)
+    rows = [
+        row(f"{name}: recall@100", ours.recall_at_100, 1.0, "share", ">= 0.99", met=ours.recall_at_100 >= 0.99, ratio=ours.recall_at_100)
+    ]
+    for peer in peers:
+        target = "<= FAISS as good" if peer.many_ms == as_good else "< flat" if peer is peers[0] else ""
+        case = f"{name}: a query, against {peer.case} ({peer.recall_at_100:.4f})"
+        rows.append(row(case, ours.many_ms, peer.many_ms, "ms", target, met=not target or ours.many_ms <= peer.many_ms))
+    rows.append(
+        row(f"{name}: a query alone, against flat", ours.alone_ms, peers[0].alone_ms, "ms", "< flat", met=ours.alone_ms < peers[0].alone_ms)
+    )
+    rows.append(row(f"{name}: choice and build, against {peers[1].case}", ours.build_seconds, peers[1].build_seconds, "s", "", met=True))
+    return [*rows, row(f"{name}: index, against flat", ours.mb, peers[0].mb, "MB", "", met=True)]
+
+
+def row(case: str, ours: float, peer: float, unit: str, target: str, *, met: bool, ratio: float | None = None) -> dict[str, Any]:
+    ratio = peer / max(ours, 1e-9) if ratio is None else ratio
+    return {
+        "case": case,
+        "ours": round(ours, 4),
+        "peer": round(peer, 4),
+        "unit": unit,
+        "ratio": round(ratio, 3),
+        "target": target,
+        "met": met,
+    }
 
 
 def real(data: Path, source: str, split: str) -> tuple[str, Floats, Floats]:
