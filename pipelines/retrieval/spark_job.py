@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -37,6 +39,17 @@ def main(folder: Path) -> None:
         session.stop()
 
 
+def _end_with_parent(folder: Path) -> None:
+    """Have this process end, and the folder with it, when the one that asked is killed; the JVM ends when its standard input does."""
+
+    def end(*_: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: killed with whoever asked; the JVM ends when its standard input does
+    _end_with_parent(Path(sys.argv[1]))
     main(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -46,6 +47,28 @@ def test_a_fit_in_its_own_process_leaves_neither_process_nor_file_and_is_answere
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"JAVA_HOME": "/none"})
     assert done.stdout.strip() == str([missing(user) for user in range(40)])
+
+
+@spark
+def test_a_fit_that_is_killed_leaves_nothing_either(tmp_path):
+    code = (
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from retriever_contract import checkerboard\nfrom pipelines.retrieval.spark_als import SparkAls\n"
+        f"SparkAls(work_folder={str(tmp_path)!r}, n_epochs=10_000).fit(checkerboard())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as fit:
+        assert until(lambda: sum(str(tmp_path) in line for line in commands()) >= 3), "the fit, the job and its JVM"
+        fit.kill()
+    assert until(lambda: not any(str(tmp_path) in line for line in commands()))
+    assert until(lambda: not list(tmp_path.iterdir()))
+
+
+def until(holds, seconds=300):
+    """Tell whether something came to hold before long."""
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return holds()
 
 
 @spark
