@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -39,8 +38,6 @@ from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
 from pipelines.window import micros
 
-log = logging.getLogger(__name__)
-
 PLAN: Final = "plan.json"
 USERS_AT_ONCE: Final = 20_000
 
@@ -62,15 +59,28 @@ class Wanted:
     recipe: Recipe = field(default_factory=Recipe)
 
 
+def folder(home: Home, as_of: datetime) -> Path:
+    """Return where the candidates of all users of a run are kept."""
+    return universe.run_folder(home, as_of) / "generation"
+
+
 def generate(
-    folder: Path, sources: Mapping[str, Retriever], blocks: Iterable[Histories], wanted: Wanted, made_of: Mapping[str, Any]
+    target: Path,
+    sources: Mapping[str, Retriever],
+    blocks: Iterable[Histories],
+    wanted: Wanted,
+    made_of: Mapping[str, Any],
+    *,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> Manifest:
     """Write the candidates of all users, a part a block, and return the manifest; what is there already is kept.
 
     Args:
+        target: the folder to fill, alone.
         sources: fitted retrievers over one catalogue.
         blocks: the histories of the users in their order, some thousands at a time; the same blocks at every call.
         made_of: what tells these histories from others (a digest, a moment, the size of a block); JSON values.
+        tell: hears how many users are done.
 
     Raises:
         StateError: there is no source, one was not fitted, or has another catalogue than the histories.
@@ -82,20 +92,20 @@ def generate(
         "wanted": asdict(wanted) | {"recipe": wanted.recipe.to_json()},
         "made_of": dict(made_of),
     }
-    with publish.locked(folder.with_name(f".{folder.name}.lock")):
-        if _started(folder, plan) and (folder / publish.MANIFEST).is_file():
-            return publish.manifest(folder)
+    with publish.locked(target.with_name(f".{target.name}.lock")):
+        if _started(target, plan) and (target / publish.MANIFEST).is_file():
+            return publish.manifest(target)
         n_users, names = 0, []
         for number, histories in enumerate(blocks):
             names.append(f"part-{number:06}.parquet")
-            if not (folder / names[-1]).is_file():
-                publish.write_parquet(folder / names[-1], _part(sources, histories, n_users, wanted))
-                log.info("generation: %d users, %s", n_users + histories.n_users, names[-1])
+            if not (target / names[-1]).is_file():
+                publish.write_parquet(target / names[-1], _part(sources, histories, n_users, wanted))
             n_users += histories.n_users
-        return _close(folder, names, {**plan, "users": n_users})
+            tell(n_users)
+        return _close(target, names, {**plan, "users": n_users})
 
 
-def of_run(home: Home, as_of: datetime, *, users_at_once: int = USERS_AT_ONCE) -> Manifest:
+def of_run(home: Home, as_of: datetime, *, users_at_once: int = USERS_AT_ONCE, tell: Callable[[int], None] = lambda _: None) -> Manifest:
     """Generate the candidates of every user of a training run, from all that was known as of it, by the sources that a bundle releases.
 
     Raises:
@@ -113,11 +123,12 @@ def of_run(home: Home, as_of: datetime, *, users_at_once: int = USERS_AT_ONCE) -
         made_of = {"universe": world.digest, "users_at_once": users_at_once}
         histories = everyone(world, as_of, settings.training, users_at_once)
         made = generate(
-            universe.run_folder(home, as_of) / "generation",
+            folder(home, as_of),
             {name: lineup.load(path) for name, path in fitted.items()},
             histories,
             wanted,
             made_of,
+            tell=tell,
         )
         record.update({name: made.facts[name] for name in ("users", "rows")})
     return made
@@ -143,15 +154,15 @@ def everyone(world: Universe, as_of: datetime, settings: TrainingSettings, users
         yield events.histories(known, block.user_ids)
 
 
-def candidates(folder: Path) -> Iterator[pa.Table]:
+def candidates(target: Path) -> Iterator[pa.Table]:
     """Yield the parts of a finished generation in the order of their users.
 
     Raises:
         StateError: it was not finished.
     """
-    for name in sorted(publish.manifest(folder).files):
+    for name in sorted(publish.manifest(target).files):
         if name != PLAN:
-            yield pq.read_table(folder / name)
+            yield pq.read_table(target / name)
 
 
 def _digest(name: str, retriever: Retriever) -> str:
@@ -165,12 +176,12 @@ def _digest(name: str, retriever: Retriever) -> str:
     return digest.hexdigest()
 
 
-def _started(folder: Path, plan: dict[str, Any]) -> bool:
+def _started(target: Path, plan: dict[str, Any]) -> bool:
     """Tell whether the folder holds parts of this very plan; if it does not, make it an empty one that does."""
-    if (folder / PLAN).is_file() and json.loads((folder / PLAN).read_text(encoding="utf-8")) == json.loads(publish.to_json(plan)):
+    if (target / PLAN).is_file() and json.loads((target / PLAN).read_text(encoding="utf-8")) == json.loads(publish.to_json(plan)):
         return True
-    shutil.rmtree(folder, ignore_errors=True)
-    publish.write_json(folder / PLAN, plan)
+    shutil.rmtree(target, ignore_errors=True)
+    publish.write_json(target / PLAN, plan)
     return False
 
 
@@ -182,11 +193,11 @@ def _part(sources: Mapping[str, Retriever], histories: Histories, first: int, wa
     return pa.concat_tables(tables)
 
 
-def _close(folder: Path, names: list[str], facts: dict[str, Any]) -> Manifest:
+def _close(target: Path, names: list[str], facts: dict[str, Any]) -> Manifest:
     """Publish the manifest over the parts, after sweeping parts that no block has."""
-    for litter in set(folder.glob("part-*.parquet")) - {folder / name for name in names}:
+    for litter in set(target.glob("part-*.parquet")) - {target / name for name in names}:
         litter.unlink()
-    rows = sum(pq.read_metadata(folder / name).num_rows for name in names)
-    files = {name: {"sha256": publish.digest(folder / name), "bytes": (folder / name).stat().st_size} for name in [*names, PLAN]}
-    publish.write_json(folder / publish.MANIFEST, asdict(Manifest(files, {**facts, "rows": rows})))
-    return publish.manifest(folder)
+    rows = sum(pq.read_metadata(target / name).num_rows for name in names)
+    files = {name: {"sha256": publish.digest(target / name), "bytes": (target / name).stat().st_size} for name in [*names, PLAN]}
+    publish.write_json(target / publish.MANIFEST, asdict(Manifest(files, {**facts, "rows": rows})))
+    return publish.manifest(target)

@@ -1,5 +1,6 @@
 """Candidates for everybody: as if each user had asked alone, in parts that survive a kill, in the same bytes."""
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,8 +8,10 @@ import pyarrow as pa
 import pytest
 from retriever_contract import everyone, random_world, strangers
 from test_fitting import AS_OF, fit_all, run_home  # noqa: F401 - a fixture
+from typer.testing import CliRunner
 
 from pipelines import config, publish
+from pipelines.cli import app
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories
 from pipelines.errors import StateError
@@ -123,7 +126,18 @@ def test_a_run_generates_for_all_its_users_from_histories_read_in_blocks(run_hom
     sources = {name: lineup.load(universe.run_folder(run_home, AS_OF) / "retrieval" / name) for name in settings.retrieval.sources}
     lists = {name: source.retrieve(whole, 10, exclude_seen=False) for name, source in sources.items()}
     merged = merging.merge(lists, 15, blend.recipe(run_home, AS_OF))
-    folder = universe.run_folder(run_home, AS_OF) / "generation"
+    folder = generation.folder(run_home, AS_OF)
     found = pa.concat_tables(generation.candidates(folder)).to_pandas()
     assert found.equals(blend.tabulate(merged, np.arange(len(world.user_ids), dtype=np.int32)).to_pandas())
     assert publish.manifest(folder, verify=True).digest == made.digest
+    said = CliRunner().invoke(app, ["retrieval", "generate", "--users-at-once", "13", "--json", "--home", str(run_home.root)])
+    assert said.exit_code == 0, said.output
+    answer = json.loads(said.output)
+    assert (answer["users"], answer["candidates"], answer["parts"]) == (len(world.user_ids), len(found), -(-len(world.user_ids) // 13))
+
+
+def test_it_tells_how_far_it_has_come(shop, tmp_path):
+    _, sources, known = shop
+    told = []
+    generation.generate(tmp_path / "all", sources, blocks(known), WANTED, {}, tell=told.append)
+    assert told == [*range(7, known.n_users, 7), known.n_users]
