@@ -63,7 +63,7 @@ def first_is_right(retriever, chain):
     [
         SasRec(**SEQUENCE, n_layers=1, n_heads=1, n_epochs=15),
         Gru4Rec(**SEQUENCE, n_hidden=16, n_epochs=15),
-        Bert4Rec(**SEQUENCE, n_layers=1, n_heads=1, n_epochs=40, patience=10),
+        Bert4Rec(**SEQUENCE, n_layers=1, n_heads=1, n_epochs=60, patience=20, last_share=0.5),
     ],
     ids=["sasrec", "gru4rec", "bert4rec"],
 )
