@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from pipelines import publish
@@ -118,10 +119,12 @@ def table(page: dict[str, Any]) -> Table:
     grid = Table(
         title=f"{page['name'].removeprefix('retrieval-')}: {test['users']:,} users with {test['positives']:,} positives in {test['window']}, "
         f"{page['items']:,} items, {page['events']:,} events before {test['cutoff'][:10]}",
-        caption="NDCG@10 with its 95% interval over users; known: of users with a history; NDCG/s by processor second of training; "
-        f"a star marks a paired difference that is sure. {_chosen(page, validation)}",
+        caption="95%: of the mean over users; known: NDCG@10 of users with a history; per s: NDCG@10 by processor second of training; "
+        f"*: a paired difference that is sure. {_chosen(page, validation)}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
-    heads = ("source", "NDCG@10", "95%", "known", "recall@50", "cover", "fit s", "ms/user", "MB", "NDCG/s", "to best", "to popular")
+    heads = ("source", "NDCG@10", "95%", "known", "R@50", "cover", "fit s", "ms/user", "MB", "per s", "to best", "popular")
     for head in heads:
         grid.add_column(head, justify="left" if head == "source" else "right", no_wrap=True)
     for line in measured(page):
@@ -162,7 +165,7 @@ def cells(line: dict[str, Any], seconds: str) -> tuple[str, ...]:
 
 def span(lower: float | None, upper: float | None) -> str:
     """Return an interval as it stands in tables."""
-    return "-" if lower is None or upper is None else f"{lower:.3f}-{upper:.3f}"
+    return "-" if lower is None or upper is None else f"{lower:.3f}-{upper:.3f}".replace("0.", ".")
 
 
 def difference(line: dict[str, Any], name: str) -> str:
@@ -171,7 +174,7 @@ def difference(line: dict[str, Any], name: str) -> str:
     if mean is None:
         return ""
     sure = lower is not None and upper is not None and (lower > 0 or upper < 0)
-    return f"{mean:+.4f}{'*' if sure else ''}"
+    return f"{mean:+.4f}{'*' if sure else ''}".replace("0.", ".", 1)
 
 
 def _text(value: float | None, form: str) -> str:
