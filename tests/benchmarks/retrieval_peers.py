@@ -1,8 +1,9 @@
 """Models of other libraries, fitted on a file of interactions: the other side of `bench_retrieval_speed.py`.
 
-Run as `python retrieval_peers.py MODEL FOLDER THREADS`, where implicit, RecTools or scikit-learn is installed; nothing
-of Reloop is imported, so that the memory is the library's own. Prints one line of JSON, and writes FOLDER/MODEL.npz:
-the best ten items of each user, seen ones removed. Knobs are the ones that Reloop's own model has in that benchmark.
+Run as `python retrieval_peers.py MODEL FOLDER THREADS`, where implicit or RecTools is installed; nothing of Reloop is
+imported, so that the memory is the library's own. Training begins with arrays of users and items, as ours does. Prints
+one line of JSON, and writes FOLDER/MODEL.npz: the best ten items of each user, seen ones removed. Knobs are those
+of Reloop's own model in that benchmark.
 """
 
 from __future__ import annotations
@@ -23,10 +24,8 @@ def main() -> None:
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     with np.load(folder / "train.npz") as arrays:
         user, item, shape = arrays["user"], arrays["item"], tuple(arrays["shape"])
-    met = sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=shape)
-    met.sum_duplicates()
     library, _, model = name.partition("-")
-    contender = {"implicit": Implicit, "rectools": RecTools}[library](model, met, user, item, threads)
+    contender = {"implicit": Implicit, "rectools": RecTools}[library](model, user, item, shape, threads)
     held = forget_peak_mb()
     wall, cpu = time.perf_counter(), time.process_time()
     contender.fit()
@@ -58,7 +57,7 @@ def memory_mb(what: str) -> float:
 class Implicit:
     """Ben Frederickson's implicit."""
 
-    def __init__(self, model: str, met: sparse.csr_matrix, user: np.ndarray, item: np.ndarray, threads: int) -> None:
+    def __init__(self, model: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, ...], threads: int) -> None:
         """Make a model of implicit."""
         from implicit.cpu.als import AlternatingLeastSquares
         from implicit.cpu.bpr import BayesianPersonalizedRanking
@@ -66,11 +65,7 @@ class Implicit:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(1, "blas")  # as its own warning asks; it runs threads over rows
-        self.met, self.weighted, self.threads, self.of_users = met, met.copy(), threads, model == "user_knn"
-        if model == "als":
-            self.weighted.data = 1 + 4 * self.weighted.data
-        if self.of_users:
-            self.weighted = met.T.tocsr()
+        self.events, self.shape, self.name = (user, item), shape, model
         self.model = {
             "als": lambda: AlternatingLeastSquares(factors=64, regularization=10.0, iterations=15, num_threads=threads, random_state=7),
             "cosine": lambda: CosineRecommender(K=200, num_threads=threads),
@@ -80,12 +75,18 @@ class Implicit:
         }[model]()
 
     def fit(self) -> None:
-        """Train."""
-        self.model.fit(self.weighted, show_progress=False)
+        """Train, from the events."""
+        ones = np.ones(len(self.events[0]), dtype=np.float32)
+        self.met = sparse.csr_matrix((ones, self.events), shape=self.shape)
+        weighted = self.met.T.tocsr() if self.name == "user_knn" else self.met
+        if self.name == "als":
+            weighted = self.met.copy()
+            weighted.data = 1 + 4 * weighted.data
+        self.model.fit(weighted, show_progress=False)
 
     def lists(self) -> np.ndarray:
         """Return the best items of all users."""
-        if not self.of_users:
+        if self.name != "user_knn":
             found = np.full((self.met.shape[0], K), -1)
             some = np.flatnonzero(np.diff(self.met.indptr))  # it refuses users without any item
             found[some] = self.model.recommend(some, self.met[some], N=K)[0]
@@ -103,24 +104,24 @@ class Implicit:
 class RecTools:
     """MTS's RecTools."""
 
-    def __init__(self, model: str, met: sparse.csr_matrix, user: np.ndarray, item: np.ndarray, threads: int) -> None:
-        """Make a model of RecTools and its data set."""
+    def __init__(self, model: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, ...], threads: int) -> None:
+        """Make a model of RecTools."""
         import pandas as pd
+        import rectools.dataset
         from rectools import Columns
-        from rectools.dataset import Dataset
         from rectools.models import EASEModel, PopularModel, PureSVDModel
 
-        frame = pd.DataFrame({Columns.User: user, Columns.Item: item, Columns.Weight: 1.0, Columns.Datetime: pd.Timestamp("2025-01-01")})
-        self.data = Dataset.construct(frame.drop_duplicates([Columns.User, Columns.Item]))
-        self.n_users = met.shape[0]
+        columns = {Columns.User: user, Columns.Item: item, Columns.Weight: 1.0, Columns.Datetime: pd.Timestamp("2025-01-01")}
+        self.frame, self.construct, self.n_users = pd.DataFrame(columns), rectools.dataset.Dataset.construct, shape[0]
         self.model = {
             "ease": lambda: EASEModel(regularization=500.0, recommend_n_threads=threads),
-            "pure_svd": lambda: PureSVDModel(factors=64, random_state=7, recommend_n_threads=threads),
+            "pure_svd": lambda: PureSVDModel(factors=64, recommend_n_threads=threads),
             "popular": PopularModel,
         }[model]()
 
     def fit(self) -> None:
-        """Train."""
+        """Train, from the events."""
+        self.data = self.construct(self.frame)
         self.model.fit(self.data)
 
     def lists(self) -> np.ndarray:
