@@ -33,6 +33,7 @@ VERBS = [
     "evaluate",
     "promote",
     "monitor",
+    "retrieval",
     "stream",
     "simulate",
     "releases",

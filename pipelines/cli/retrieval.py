@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,7 +15,7 @@ from pipelines.cli.options import HomeOption, JsonOption, home_at
 from pipelines.window import utc
 
 RunOption = Annotated[str | None, typer.Option("--as-of", help="A training run; default: the newest.")]
-HEADINGS = {
+FOUND = {
     "source": "source",
     "contribution": "adds",
     "interval": "95%",
@@ -25,6 +26,9 @@ HEADINGS = {
     "places": "places (alone)",
     "hits": "hits (alone)",
     "users_served": "served",
+}
+COSTS = {
+    "source": "source",
     "fit_seconds": "fit s",
     "retrieve_ms_per_user": "ms/user",
     "state_mb": "MB",
@@ -45,13 +49,18 @@ def sources(as_of: RunOption = None, as_json: JsonOption = False, home: HomeOpti
     if as_json:
         typer.echo(json.dumps({"as_of": moment.isoformat(), "sources": {row.pop("source"): row for row in table}}, indent=2))
         return
-    grid = Table(title=f"Sources as of {moment:%Y-%m-%d}, {table[0]['users']:,} judged users", caption=attribution.LEGEND)
-    for heading in HEADINGS.values():
-        grid.add_column(heading, justify="left" if heading == "source" else "right", overflow="fold")
-    for row in attribution.by_contribution(table):
-        cells = attribution.cells(row)
-        grid.add_row(*(cells[name] for name in HEADINGS))
-    out.print(grid)
+    ordered = [attribution.cells(row) for row in attribution.by_contribution(table)]
+    for title, headings in (
+        (f"What they find as of {moment:%Y-%m-%d}, {table[0]['users']:,} users judged", FOUND),
+        ("What they cost", COSTS),
+    ):
+        grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for heading in headings.values():
+            grid.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=heading == "source")
+        for cells in ordered:
+            grid.add_row(*(cells[name] for name in headings))
+        out.print(grid)
+    out.print(attribution.LEGEND, highlight=False)
 
 
 @app.command()
@@ -80,16 +89,17 @@ def prune(
 def _show(record: dict[str, Any]) -> None:
     """Print what pruning says as a table, and what to do about it."""
     grid = Table(title=f"Pruning, judged on {', '.join(record['runs'])}")
-    for heading in ("source", "verdict", "recall lost by then", "at most", "fit s", "ms/user", "MB"):
+    for heading in ("source", "verdict", "recall", "at most", "fit s", "ms/user", "MB"):
         grid.add_column(heading, justify="left" if heading in {"source", "verdict"} else "right")
     for name, row in record["drop"].items():
         costs = ("-" if row[cost] is None else f"{row[cost]:.2f}" for cost in ("fit_seconds", "retrieve_ms_per_user", "state_mb"))
-        grid.add_row(name, "drop", f"{row['lost']:+.4f}", f"{row['lost_upper']:+.4f}", *costs)
-    for name, why in record["keep"].items():
-        grid.add_row(name, f"keep: {why}")
+        grid.add_row(name, "drop: lost by then", f"{row['lost']:.4f}", f"{row['lost_upper']:.4f}", *costs)
+    for name, row in record["keep"].items():
+        figures = ("-" if row[figure] is None else f"{row[figure]:.4f}" for figure in ("adds", "adds_at_most"))
+        grid.add_row(name, f"keep: {row['why']}", *figures)
     out.print(grid)
     if not record["drop"]:
-        out.print("every source earns its place")
+        out.print("nothing to drop")
         return
     saved = record["saved"]
     out.print(

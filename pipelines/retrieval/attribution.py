@@ -13,9 +13,9 @@
         share_of_hits, share_of_hits_alone       float64, of the candidates that the user then took, likewise
         state_mb                 float64, what a bundle carries of it
 
-What was clocked is no content: `fit_seconds` (all folds), `retrieve_ms_per_user` and `peak_mb` (memory of
-the process above where the source's training found it) stand in the manifest's facts, so that the
-same input gives the same bytes. `load` lays both side by side.
+What was clocked is no content, for the same input gives the same bytes: `fit_seconds` (all folds),
+`retrieve_ms_per_user` and `peak_mb` (memory of the process above where the source's training found it)
+stand in the run's records. `load` lays both side by side.
 """
 
 from __future__ import annotations
@@ -163,8 +163,12 @@ def attribute(home: Home, as_of: datetime, recipe: Recipe) -> None:
             files = publish.manifest(fitting.folder(home, as_of, row["source"])).files
             proposals = {f"{fold.name}.npz" for fold in world.folds}
             row["state_mb"] = sum(entry["bytes"] for name, entry in files.items() if name not in proposals) / MEGABYTE
-        asked = sum(world.labels(fold.name).n_users for fold in world.folds)
-        facts = {"universe": world.digest, "recipe": recipe.to_json(), "k": settings.retrieval.k_blend, "costs": _costs(home, as_of, asked)}
+        facts = {
+            "universe": world.digest,
+            "recipe": recipe.to_json(),
+            "k": settings.retrieval.k_blend,
+            "users_of_all_folds": sum(world.labels(fold.name).n_users for fold in world.folds),
+        }
         with publish.folder(folder(home, as_of), facts) as out:
             publish.write_parquet(out / "sources.parquet", _table(table))
         record["sources"] = {row["source"]: {name: value for name, value in row.items() if name != "source"} for row in load(home, as_of)}
@@ -195,7 +199,7 @@ def load(home: Home, as_of: datetime) -> list[Row]:
         StateError: the run was not blended, or the table was changed.
     """
     path = folder(home, as_of)
-    costs = publish.manifest(path, verify=True).facts["costs"]
+    costs = _costs(home, as_of, publish.manifest(path, verify=True).facts["users_of_all_folds"])
     table: list[Row] = pq.read_table(path / "sources.parquet").to_pylist()
     return [{**row, **{name: costs.get(row["source"], {}).get(name) for name in COSTS}} for row in table]
 
@@ -246,7 +250,7 @@ def cells(row: Row) -> dict[str, str]:
     return {
         "source": row["source"],
         "contribution": number("contribution", 4, "+"),
-        "interval": f"{number('contribution_lower', 4, '+')} {number('contribution_upper', 4, '+')}",
+        "interval": f"{number('contribution_lower', 3, '+')}..{number('contribution_upper', 3, '+')}",
         "places": f"{row['share_of_places']:.0%} ({row['share_of_places_alone']:.0%})",
         "hits": f"{row['share_of_hits']:.0%} ({row['share_of_hits_alone']:.0%})",
         "users_served": f"{row['users_served'] / max(row['users'], 1):.0%}",

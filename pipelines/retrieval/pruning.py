@@ -63,13 +63,13 @@ class Advice:
         runs: moments of the runs it was judged on.
         drop: per dropped source, in the order of dropping: `lost` and `lost_upper`, what the blend lost by
             then of its recall with all sources, mean and upper bound, and what is saved.
-        keep: the sources that stay, and why.
+        keep: per source that stays `why`, and what it alone added in the newest run: `adds` and its upper bound `adds_at_most`.
         recall, recall_after: of the blend, over the users of all runs.
     """
 
     runs: tuple[datetime, ...]
     drop: dict[str, Row]
-    keep: dict[str, str]
+    keep: dict[str, Row]
     recall: float | None
     recall_after: float | None
 
@@ -165,7 +165,14 @@ def advise(home: Home, as_of: datetime | None = None, n_runs: int = 1) -> Advice
         judged, sources, settings.retrieval.min_contribution, settings.training.seed, may_go=lambda name, left: not held(name, left)
     )
     left = [name for name in sources if name not in gone]
-    keep = {name: held(name, left) or "without it too much may be lost" for name in left}
+    keep = {
+        name: {
+            "why": held(name, left) or "without it too much may be lost",
+            "adds": table[name]["contribution"],
+            "adds_at_most": table[name]["contribution_upper"],
+        }
+        for name in left
+    }
     costs = ("fit_seconds", "retrieve_ms_per_user", "state_mb", "peak_mb")
     return Advice(
         tuple(fitting_runs),

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from ranking_world import AS_OF, ITEMS_PER_SHELF, SHELVES, SOURCES
 
+from pipelines import config
 from pipelines.datasets import universe
-from pipelines.datasets.interactions import Histories
+from pipelines.datasets.interactions import Histories, histories, positions
 from pipelines.errors import StateError
-from pipelines.ranking import lambdarank, training_set, two_stage
+from pipelines.ranking import lambdarank, proposals, training_set, two_stage
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.two_stage import TwoStage
+from pipelines.retrieval import blend
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,25 @@ def test_a_saved_model_ranks_the_same_to_the_last_bit_and_loads_without_pickle(r
     assert np.array_equal(again.score, lists.score)
 
 
+def test_a_request_is_blended_as_the_training_rows_were(run, model, judged, tmp_path):
+    model.save(tmp_path / "model")
+    assert len(set(model.recipe.weights.values())) > 1, "weights were learnt, and they differ"
+    world = universe.load(run, AS_OF)
+    known = world.interactions(world.fold("judge").cutoff, config.load(run).training)
+    asked = TwoStage.load(tmp_path / "model").propose(histories(known, judged[0]))
+    published = proposals.of_table(blend.candidates(run, AS_OF, "judge"), positions(judged[0], world.user_ids))
+    for name in ("row", "item", "score", "rank", "blend_score", "blend_rank"):
+        np.testing.assert_array_equal(getattr(asked, name), getattr(published, name))
+
+
+def test_candidates_of_other_settings_are_no_part_of_a_model(run, monkeypatch):
+    settings = config.load(run)
+    other = settings.model_copy(update={"retrieval": settings.retrieval.model_copy(update={"k_blend": 20})})
+    monkeypatch.setattr(config, "load", lambda _: other)
+    with pytest.raises(StateError, match="blend again"):
+        two_stage.of_run(run, AS_OF)
+
+
 def test_saving_twice_gives_the_same_bytes_and_never_sweeps_away_other_files(model, tmp_path):
     from pipelines import publish
 
@@ -161,3 +182,22 @@ def test_histories_of_another_catalogue_are_refused(run, model, judged):
     nothing = Histories(np.zeros(2, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.float32), 3, 0)
     with pytest.raises(StateError):
         model.recommend(run, np.array(["u000"]), nothing, judged[1], 5)
+
+
+def test_exploration_is_off_until_the_settings_name_a_method_and_then_the_batch_path_records_propensities(run, model, judged, lists):
+    assert lists.propensity is None
+    kept = (run.root / "reloop.toml").read_text()
+    try:
+        knobs = '[exploration]\nmethod = "epsilon_greedy"\nslots = [3]\nshare = 0.5\nmax_age_days = 400\nmax_events = 100000\n'
+        (run.root / "reloop.toml").write_text(kept + knobs)
+        first, again = (two_stage.rank_users(run, model, *judged, 10) for _ in range(2))
+    finally:
+        (run.root / "reloop.toml").write_text(kept)
+    drawn = np.array([first.sources_of(row, 2) == ("exploration",) for row in range(len(first.user_ids))])
+    assert 0.3 < drawn.mean() < 0.7
+    assert (first.item_ids == again.item_ids).all()
+    assert (np.delete(first.item_ids, 2, axis=1) == np.delete(lists.item_ids, 2, axis=1)).all()
+    assert (first.propensity[~drawn, 2] == 0.5).all()
+    assert ((first.propensity[drawn, 2] > 0) & (first.propensity[drawn, 2] < 0.5)).all()
+    shown = newcomers.impressions(first, request_ids=[judged[1].isoformat()] * len(first.user_ids), shown_at=judged[1])
+    assert shown["propensity"].null_count == 0

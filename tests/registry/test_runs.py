@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mlflow
+import pytest
 from trained_shop import SECOND
 
 from pipelines import config, cycle
@@ -34,7 +36,16 @@ def test_a_cycle_is_a_run_a_part_and_logging_it_again_changes_nothing(fresh: Hom
     gate = cycle.records(fresh, SECOND, "gate")[0]
     assert release[f"release-{day}"].data.tags["gate.reasons"] == "\n".join(gate["reasons"])
 
+    blended = retrieval[f"blend-{day}"]
+    worth = cycle.records(fresh, SECOND, "attribution")[0]["sources"]
+    assert blended.data.metrics["contribution.item_knn"] == worth["item_knn"]["contribution"]
+    assert retrieval[f"item_knn-{day}"].data.metrics["share_of_hits_alone"] == worth["item_knn"]["share_of_hits_alone"]
+
     runs.log_cycle(fresh, SECOND)
+    table = mlflow.load_table("sources.json", run_ids=[blended.info.run_id])
+    assert dict(zip(table["source"], table["contribution"], strict=True)) == pytest.approx(
+        {source: row["contribution"] for source, row in worth.items()}
+    )
     again = found(fresh, runs.RANKING)[f"lambdarank-{day}"]
     assert again.info.run_id == ranked.info.run_id
     assert again.data.metrics == ranked.data.metrics

@@ -1,12 +1,16 @@
 """Which sources could go: redundant ones one at a time, never what something else stands on, and one line of settings changes."""
 
+import json
 import tomllib
 
 import numpy as np
 import pytest
 from test_attribution import labels, source
 from test_fitting import AS_OF, fit_all, run_home  # noqa: F401 - a fixture
+from typer.testing import CliRunner
 
+from pipelines import config
+from pipelines.cli import app
 from pipelines.errors import StateError
 from pipelines.retrieval import attribution, pruning
 from pipelines.retrieval.merging import Recipe
@@ -60,7 +64,9 @@ def test_what_may_not_go_stays_and_something_always_does():
 
 def advice(keep=("popular", "ease")):
     costs = {"lost": 0.0, "lost_upper": 0.0, "fit_seconds": 1.0, "retrieve_ms_per_user": None, "state_mb": 2.0}
-    return Advice((AS_OF,), {"als": costs}, dict.fromkeys(keep, "it finds something"), 0.5, 0.5)
+    return Advice(
+        (AS_OF,), {"als": costs}, {name: {"why": "it finds something", "adds": 0.1, "adds_at_most": 0.2} for name in keep}, 0.5, 0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,6 +113,30 @@ def test_a_run_is_judged_as_it_was_published(run_home):  # noqa: F811
     assert table["popular"]["users_served"] == table["popular"]["users"]
     said = pruning.advise(run_home)
     assert {*said.drop, *said.keep} == set(table)
-    assert said.keep["popular"] == "the gate compares releases with it"
+    assert said.keep["popular"]["why"] == "the gate compares releases with it"
     assert said.runs == (AS_OF,)
     assert said.recall >= said.recall_after - 0.01
+    shown = CliRunner().invoke(app, ["retrieval", "sources", "--home", str(run_home.root), "--json"])
+    assert shown.exit_code == 0
+    printed = json.loads(shown.output)["sources"]
+    assert printed["item_knn"]["contribution"] == table["item_knn"]["contribution"]
+    assert "item_knn" in CliRunner().invoke(app, ["retrieval", "sources", "--home", str(run_home.root)]).output
+    pruned = CliRunner().invoke(app, ["retrieval", "prune", "--home", str(run_home.root), "--json"])
+    assert pruned.exit_code == (0 if said.drop else 1)
+    assert json.loads(pruned.output)["setting"] == said.setting()
+    assert all(name in attribution.text(run_home, AS_OF) for name in table)
+
+
+def test_pruning_changes_the_settings_only_when_told_to(run_home):  # noqa: F811
+    """Nothing has to be found at a minimum of 2, so all goes that may: the sources the gate compares with stay."""
+    file = run_home.root / "reloop.toml"
+    file.write_text(file.read_text().replace("[training]", "min_contribution = 2.0\n[training]"))
+    fit_all(run_home)
+    before = file.read_text()
+    asked = ["retrieval", "prune", "--home", str(run_home.root)]
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 0
+    assert 'sources = ["popular", "item_knn"]' in shown.output
+    assert file.read_text() == before
+    assert CliRunner().invoke(app, [*asked, "--write"]).exit_code == 0
+    assert config.load(run_home).retrieval.sources == ("popular", "item_knn")
