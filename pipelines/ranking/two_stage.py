@@ -212,7 +212,7 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
     world = universe.load(home, as_of)
     ranker = lambdarank.trained(home, as_of)
     blended = publish.manifest(blend.folder(home, as_of)).facts
-    asked = {name: blended[name] for name in ("sources", "k_per_source", "k_blend")}
+    asked = {name: blended.get(name) for name in ("sources", "k_per_source", "k_blend")}
     wanted = {
         "sources": list(settings.retrieval.sources),
         "k_per_source": settings.retrieval.k_per_source,
