@@ -91,3 +91,23 @@ def test_a_long_run_shows_every_cycle_on_a_line(finished: Home):
     console = Console(record=True, width=200, file=io.StringIO())
     summary.show(console, [summary.figures(finished, AS_OF)] * 6)
     assert console.export_text().count("2025-03-03") >= 6
+
+
+def test_users_and_items_of_whom_little_is_known_are_told_beside_the_ranking(home: Home):
+    lists = {
+        "popular": {"ndcg_at_10": 0.1, "recall_at_50": 0.2, "difference": 0.0, "difference_lower": 0.0, "difference_upper": 0.0},
+        "served": {"ndcg_at_10": 0.12, "recall_at_50": 0.2, "difference": 0.02, "difference_lower": 0.01, "difference_upper": 0.03},
+    }
+    cold = {"cold_users": {"n_users": 40, "baseline": "popular", "lists": lists}}
+    _record(
+        home, "ranking", ndcg_at_10=0.25, lower=0.2, upper=0.3, n_users=50, best_single="ease", difference=0, difference_lower=0, cold=cold
+    )
+    assert summary.figures(home, AS_OF)["cold"] == cold
+    page = io.StringIO()
+    summary.show(Console(file=page, width=140), [summary.figures(home, AS_OF)])
+    assert "0.1200 served (+0.0200 over popular, at least +0.0100)" in page.getvalue()
+    assert "on 40 users" in page.getvalue()
+
+
+def test_without_an_evaluation_nothing_is_said_of_cold_slices(home: Home):
+    assert summary.figures(home, AS_OF)["cold"] is None

@@ -133,3 +133,22 @@ def test_a_clear_gain_is_served_without_excuse():
     found = decided(np.random.default_rng(2).normal(0.05, 0.1, N))
     assert (found["serves"], found["reasons"]) == ("ranked", [])
     assert found["difference_lower"] > 0.03
+
+
+def test_cold_users_and_items_are_judged_on_every_list_against_the_baseline(evaluated):
+    """Also in the record, from which run.json and MLflow are written."""
+    report = json.loads((judging.folder(evaluated, AS_OF) / "metrics.json").read_text())
+    settings, truth = config.load(evaluated), universe.load(evaluated, AS_OF).labels("judge")
+    assert set(report["cold"]) == {"cold_users", "light_users", "cold_items"}
+    assert record(evaluated, "ranking")["cold"] == report["cold"]
+    for found in report["cold"].values():
+        assert found["baseline"] == settings.gate.baseline
+        assert set(found["lists"]) == {"served", "ranked", "blend", *SOURCES}
+        assert 0 <= found["n_users"] <= truth.n_users
+    table = pq.read_table(judging.folder(evaluated, AS_OF) / "per_user.parquet")
+    cold = table["slice__cold_users"].to_numpy()
+    assert report["cold"]["cold_users"]["n_users"] == cold.sum()
+    light = table["slice__light_users"].to_numpy()
+    assert light.any()
+    mean = table["ndcg_at_10__blend"].to_numpy()[light].mean()
+    assert report["cold"]["light_users"]["lists"]["blend"]["ndcg_at_10"] == pytest.approx(mean)

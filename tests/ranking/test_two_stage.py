@@ -14,7 +14,7 @@ from pipelines import config
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Histories, histories, positions
 from pipelines.errors import StateError
-from pipelines.ranking import lambdarank, proposals, training_set, two_stage
+from pipelines.ranking import lambdarank, newcomers, proposals, training_set, two_stage
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.retrieval import blend
