@@ -204,7 +204,6 @@ BREAKAGES = {
     "copies are let in": ("hygiene", "np.sort(left[copies[:, 0]])", "left[:0]"),
     "no share of bad vectors is refused": ("hygiene", "if n_bad > max_share * self.n_checked", "if n_bad > self.n_checked"),
     "bad vectors are not left out": ("indexed", "live[findings.items] = False", "pass"),
-    "any recall will do": ("choosing", "if reached >= settings.min_recall", "if True"),
     "a catch-all takes what recall it gets": (
         "choosing",
         "    raise StateError(",

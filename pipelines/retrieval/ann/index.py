@@ -92,7 +92,7 @@ class Index:
                 for some, fetch in self._alike(rows, k, rule):
                     self._fill(found, query, some, fetch=fetch, effort=effort, rule=rule)
                 rows = rows[np.count_nonzero(found.item[rows] >= 0, axis=1) < wanted[rows]]
-            if not refill:
+            if not (refill and len(rows)):
                 return found
         self._compare(found, query, rows, rule)
         return found

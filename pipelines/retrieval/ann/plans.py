@@ -68,7 +68,9 @@ def grid(n_vectors: int, settings: IndexSettings) -> list[Plan]:
     plans = [Plan("ivf", n_lists, in_bytes) for n_lists in dict.fromkeys(sizes) for in_bytes in (True, False)]
     if settings.kind == "ivf":
         return plans
-    return [Plan("hnsw")] if settings.kind == "hnsw" else [*plans, Plan("hnsw")]
+    if settings.kind == "hnsw":
+        return [Plan("hnsw")]
+    return [*plans, Plan("hnsw")] if n_vectors < settings.hnsw_below else plans
 
 
 def _power_of_two(n: float) -> int:
