@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -136,16 +136,15 @@ def load(encoder: str, *, max_tokens: int, batch_size: int, num_threads: int) ->
         raise StateError(f"text_embedding: encoder {encoder!r}", found=str(error), allowed="an ONNX model and a tokenizer.json") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    inputs, width = {one.name for one in session.get_inputs()}, session.get_outputs()[0].shape[-1]
+    inputs = {one.name for one in session.get_inputs()}
     if not {"input_ids", "attention_mask"} <= inputs <= INPUTS:
         raise StateError(f"{model}: inputs", found=str(sorted(inputs)), allowed=f"input_ids, attention_mask, of {sorted(INPUTS)}")
     first_token = _pooling(folder)
     made_of = [model, *sorted(model.parent.glob(f"{model.name}_data")), tokens]
     described = [publish.digest(file) for file in made_of] + [str(max_tokens), str(batch_size), str(first_token)]
     identity = hashlib.sha256("\n".join(described).encode()).hexdigest()
-    found = SentenceEncoder(identity, 0, max_tokens, batch_size, first_token, session, tokenizer)
-    n_factors = width if isinstance(width, int) else found._run([[0]], min(BUCKET, max_tokens)).shape[1]
-    return SentenceEncoder(identity, n_factors, max_tokens, batch_size, first_token, session, tokenizer)
+    unmeasured = SentenceEncoder(identity, 0, max_tokens, batch_size, first_token, session, tokenizer)
+    return replace(unmeasured, n_factors=unmeasured._run([[0]], min(BUCKET, max_tokens)).shape[1])
 
 
 def _folder(encoder: str) -> Path:

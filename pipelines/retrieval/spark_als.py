@@ -100,12 +100,12 @@ class SparkAls(Als):
         """Return float32 [n, n_factors], of the items that have a pair, in their order."""
         self.require()
         knobs: dict[str, Any] = {"rank": self.n_factors, "regParam": regularization, "alpha": self.alpha, "maxIter": self.n_epochs}
-        knobs |= {"seed": self.seed, "numUserBlocks": self.n_blocks, "numItemBlocks": self.n_blocks, "checkpointInterval": 5}
+        knobs |= {"seed": self.seed, "numUserBlocks": self.n_blocks, "numItemBlocks": self.n_blocks, "checkpointInterval": 10}
         with tempfile.TemporaryDirectory(prefix="reloop-spark-", dir=self.work_folder or None) as name:
             folder = Path(name)
-            options = QUIET | {"spark.driver.memory": self.driver_memory, "spark.local.dir": name, "spark.sql.warehouse.dir": name}
+            options = QUIET | {"spark.driver.memory": self.driver_memory, "spark.sql.warehouse.dir": name}
             if not self.master:
-                options |= LOCAL
+                options |= LOCAL | {"spark.local.dir": name}
             job = {"master": self.master or f"local[{self.num_threads}]", "options": options, "knobs": knobs}
             (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
             row = np.repeat(np.arange(users.shape[0], dtype=np.int32), np.diff(users.indptr))
