@@ -5,10 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from feast import FeatureStore, RepoConfig
 from feature_world import END, day, events, items, table, users
+from shops_world import declared
 
 from pipelines import lake
 from pipelines.config import Home
@@ -51,3 +56,35 @@ def lived(built: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     shutil.copytree(built.root, tmp_path / "var")
     monkeypatch.setenv("RELOOP_HOME", str(tmp_path / "var"))
     return Home(tmp_path / "var")
+
+
+@pytest.fixture
+def open_repo(tmp_path: Path) -> Callable[..., FeatureStore]:
+    """Return a maker of the shops' repository, given settings of the offline store."""
+
+    def opened(**offline: Any) -> FeatureStore:
+        config = RepoConfig(
+            project="shops",
+            provider="local",
+            registry={"registry_type": "sql", "path": f"sqlite:///{tmp_path}/registry.db"},
+            offline_store={
+                "type": "pipelines.features.offline_store.DuckDBAsofOfflineStore",
+                "temp_directory": str(tmp_path / "spill"),
+                **offline,
+            },
+            online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
+            entity_key_serialization_version=3,
+        )
+        store = FeatureStore(config=config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "On demand feature view is an experimental", RuntimeWarning)
+            store.apply(declared(tmp_path))
+        return store
+
+    return opened
+
+
+@pytest.fixture
+def repo(open_repo: Callable[..., FeatureStore]) -> FeatureStore:
+    """Return the shops' repository."""
+    return open_repo()
