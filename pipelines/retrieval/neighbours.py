@@ -18,7 +18,8 @@ from pipelines.retrieval import topk
 from pipelines.retrieval.protocol import Candidates
 
 State: TypeAlias = dict[str, npt.NDArray[np.generic]]
-PRODUCTS: Final = 20_000_000  # stored values of a sparse product held at once: about 240 MB
+PRODUCTS: Final = 20_000_000  # stored values of a sparse product held at once, at most: about 240 MB
+CACHED: Final = 1_000_000  # where a block is cheap to begin: it stays in the cache, and its memory is used again
 
 
 def state(weights: sparse.csr_matrix) -> State:
@@ -57,16 +58,18 @@ def strongest(weights: Any, k: int) -> sparse.csr_matrix:
     return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix(weights.shape, dtype=np.float32)
 
 
-def within_bounds(cost: Longs) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of consecutive blocks of rows, each as long as what is stored for it stays below `PRODUCTS`.
+def within_bounds(cost: Longs, room: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of consecutive blocks of rows, each as long as what is stored for it stays within bounds.
 
     Args:
         cost: int64 [n_rows], an upper bound of what is stored for each row.
+        room: the bound, where it is to be smaller than `PRODUCTS`.
     """
+    room = min(room or PRODUCTS, PRODUCTS)
     total = np.concatenate([[0], np.cumsum(cost)])
     first = 0
     while first < len(cost):
-        last = max(first + 1, int(np.searchsorted(total, total[first] + PRODUCTS, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(total, total[first] + room, side="right")) - 1)
         yield first, last
         first = last
 
@@ -78,7 +81,7 @@ def by_rows(cost: Longs, build: Callable[[int, int], sparse.csr_matrix]) -> spar
         cost: int64 [n_rows], an upper bound of what is stored for each row while it is built.
         build: returns the rows [first, last), pruned.
     """
-    parts = [build(first, last) for first, last in within_bounds(cost)]
+    parts = [build(first, last) for first, last in within_bounds(cost, CACHED)]
     return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, 0), dtype=np.float32)
 
 
@@ -115,7 +118,7 @@ def retrieve(learnt: State, histories: Histories, strength: Floats, k: int, *, e
     reach = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[users.indices])])
     cost = np.minimum(np.diff(reach[users.indptr]), histories.n_items)
     parts = []
-    for first, last in within_bounds(cost):
+    for first, last in within_bounds(cost, CACHED):
         scores = (users[first:last] @ weights).tocsr()
         parts.append(topk.best_sparse(scores, k, seen=histories.rows(first, last) if exclude_seen else None))
     return topk.stack(parts, k)

@@ -52,7 +52,7 @@ def models(threads: int) -> dict[str, tuple[Retriever, tuple[str, ...]]]:
     """Return each source with the knobs that its peers have, and who these are."""
     return {
         "popular": (Popular(), ("rectools-popular",)),
-        "item_knn": (ItemKnn(max_history=ALL), ("implicit-cosine", "implicit-bm25")),
+        "item_knn": (ItemKnn(shrinkage=0.0, max_history=ALL), ("implicit-cosine", "implicit-bm25")),
         "user_knn": (UserKnn(max_history=ALL), ("implicit-user_knn",)),
         "ease": (Ease(max_history=ALL, max_items=50_000, num_threads=threads), ("rectools-ease",)),
         "pure_svd": (PureSvd(max_history=ALL, num_threads=threads), ("rectools-pure_svd",)),
