@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from pipelines.datasets.interactions import Histories
 from pipelines.retrieval import neighbours, topk
 
 
@@ -51,3 +52,42 @@ def test_the_strongest_weights_of_a_row_are_kept_with_their_sign(share):
             wanted = np.argsort(-np.abs(before), kind="stable")[: min(5, np.count_nonzero(before))]
             assert sorted(np.flatnonzero(row)) == sorted(wanted)
             assert (row[wanted] == before[wanted]).all()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_row_so_wide_that_it_is_looked_over_in_groups_first_gives_the_same(k):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        width = int(rng.integers(2, 5) * topk.GROUPS * k + rng.integers(0, 50))
+        scores = rng.integers(-3, 40, (5, width)).astype(np.float32)  # ties at the cut, some of them beyond the last group
+        scores[rng.random(scores.shape) < 0.1] = -np.inf
+        scores[rng.random(scores.shape) < 0.05] = np.nan
+        scores[3] = -np.inf
+        scores[4, : width - 1] = -np.inf
+        place, indptr = topk.contenders(scores, k)
+        assert len(place) < scores.size / 2, "most of the row is never ranked"
+        assert indptr[-1] == len(place)
+        assert (topk.best(scores, k).item == naive(np.nan_to_num(scores, nan=-np.inf, neginf=-np.inf), k)).all()
+
+
+def test_minus_zero_ties_with_zero():
+    assert topk.best(np.array([[-1.0, -0.0, 0.0, -0.0]], dtype=np.float32), 3).item.tolist() == [[1, 2, 3]]
+
+
+def test_what_a_user_met_is_left_out_of_a_sparse_row_however_its_values_lie(monkeypatch):
+    rng = np.random.default_rng(5)
+    dense = np.where(rng.random((30, 80)) < 0.3, rng.integers(1, 6, (30, 80)), 0).astype(np.float32)
+    rows = sparse.csr_matrix(dense)
+    for row in range(30):  # indices in falling order, as a product may leave them
+        own = slice(rows.indptr[row], rows.indptr[row + 1])
+        rows.indices[own], rows.data[own] = rows.indices[own][::-1].copy(), rows.data[own][::-1].copy()
+    rows.has_sorted_indices = False
+    length = rng.integers(0, 40, 30)
+    item = rng.integers(0, 80, length.sum()).astype(np.int32)
+    indptr = np.concatenate([[0], np.cumsum(length)])
+    seen = Histories(indptr, item, np.zeros(len(item), dtype=np.int64), np.zeros(len(item), dtype=np.float32), 80, 1)
+    hidden = np.where(dense > 0, dense, -np.inf)
+    hidden[seen.row_of_event(), item] = -np.inf
+    assert (topk.best_sparse(rows, 6, seen).item == naive(hidden, 6)).all()
+    monkeypatch.setattr(topk, "BLOCK", 200)
+    assert (topk.best_sparse(rows, 6, seen).item == naive(hidden, 6)).all()
