@@ -119,7 +119,7 @@ def learn(windows: Iterable[tuple[Mapping[str, Candidates], Labels]], seed: int)
 
 def worth(rank: Longs, constant: float) -> Doubles:
     """Return (constant + 1) / (constant + rank): 1 for the first of a list."""
-    value: Doubles = (constant + 1) / (constant + rank)
+    value: Doubles = (constant + 1) / (constant + rank.astype(np.float64))
     return value
 
 
