@@ -187,6 +187,7 @@ def test_scarce_things_have_named_pools(dags):
 def test_mapped_tasks_say_what_each_instance_works_on(dags):
     assert {name for name, task in tasks(dags).items() if task["mapped"]} == MAPPED
     assert all(tasks(dags)[name]["map_index_template"] for name in MAPPED)
+    assert tasks(dags)["reloop_train", "retrieve"]["map_index_template"] == "{{ task.op_kwargs['source'] }}"
 
 
 def test_no_task_runs_a_shell_or_a_template(dags):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stack import WORLD, small_settings
 
-from pipelines import cycle, publish
+from pipelines import config, cycle, publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.window import utc
 
@@ -114,6 +114,21 @@ def test_what_travels_between_tasks_is_small(walked):
     books.close()
     assert len(sizes) > 20
     assert max(sizes) <= 4096
+
+
+def test_every_source_is_a_task_of_its_own_that_bears_its_name(walked):
+    """What Airflow's pages show beside each mapped task of a training."""
+    import sqlite3
+
+    home, _ = walked
+    query = "SELECT run_id, rendered_map_index FROM task_instance WHERE dag_id = 'reloop_train' AND task_id = 'retrieve' AND map_index >= 0"
+    shown: dict[str, list[str]] = {}
+    with sqlite3.connect(home.airflow / "airflow.db") as books:
+        for run, name in books.execute(query):
+            shown.setdefault(run, []).append(name)
+    books.close()
+    assert shown
+    assert all(sorted(names) == sorted(config.load(home).retrieval.sources) for names in shown.values())
 
 
 def test_a_blocked_batch_stops_the_walk_and_names_task_error_and_hint(tmp_path: Path):
