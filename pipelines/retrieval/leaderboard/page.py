@@ -216,6 +216,7 @@ def plot(page: dict[str, Any]) -> str:
                 line["source"], (max(line["fit_cpu_seconds"], 1e-2), mean[n]), xytext=shift, textcoords="offset points", fontsize=7
             )
         right.set_xscale("log")
+        right.margins(x=0.15)
         right.set_xlabel("processor seconds of training")
         right.set_ylabel("NDCG@10")
         right.set_ylim(bottom=0)

@@ -6,7 +6,6 @@ The process writes `<folder>/<n>.npz` (item, score; a file a run), `trial.json` 
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -33,7 +32,7 @@ from pipelines.retrieval.biased_mf import BiasedMf
 from pipelines.retrieval.content import Content
 from pipelines.retrieval.neural.training import Training
 from pipelines.retrieval.popular_by_segment import PopularBySegment
-from pipelines.retrieval.protocol import Candidates, Retriever
+from pipelines.retrieval.protocol import Candidates, Demanding, Retriever
 from pipelines.retrieval.svdpp import SvdPp
 from pipelines.retrieval.together import Together
 from pipelines.window import utc
@@ -132,8 +131,11 @@ def _read(path: Path, run: dict[str, Any]) -> Run:
 
 def unfed(retriever: Retriever, known: Interactions) -> str | None:
     """Return what the data or this installation lacks that a source cannot do without; None where nothing."""
-    if isinstance(retriever, Training) and importlib.util.find_spec("jax") is None:
-        return "jax is not installed (the extra `neural`)"
+    if isinstance(retriever, Demanding):
+        try:
+            retriever.require()
+        except ReloopError as error:
+            return str(error)
     if isinstance(retriever, BiasedMf | SvdPp) and not ((known.event_type == c.EVENT_TYPES.index(c.RATING)) & ~np.isnan(known.value)).any():
         return "no event is a rating"
     if isinstance(retriever, Together) and not (known.event_type == c.EVENT_TYPES.index(retriever.event_type)).any():
@@ -201,8 +203,7 @@ def _work(job: dict[str, Any], folder: Path) -> None:
             if sum(run["costs"]["fit_cpu_seconds"] for run in told["runs"]) > GRID_SECONDS:
                 break  # what is dear to fit is taken as it is
     except ReloopError as error:
-        absent = isinstance(error.__cause__, ImportError)
-        told = {"status": "skipped" if absent else "failed", "reason": str(error), "runs": []}
+        told = {"status": "failed", "reason": str(error), "runs": []}
     publish.write_json(folder / "trial.json", told)
 
 

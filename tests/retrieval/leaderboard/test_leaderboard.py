@@ -1,6 +1,5 @@
 """The board in a shop whose right order can be worked out on paper, and what may not move it."""
 
-import importlib.util
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,7 +13,7 @@ from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.split import JUDGE
 from pipelines.errors import NotEnoughData, ReloopError, StateError
-from pipelines.retrieval import lineup
+from pipelines.retrieval import extras, lineup
 from pipelines.retrieval.leaderboard import board, data_sets, grids, trial
 from pipelines.retrieval.leaderboard.board import Plan
 from pipelines.window import utc
@@ -183,8 +182,10 @@ def test_a_source_is_told_apart_that_lacks_its_data_or_its_extra(shop, monkeypat
         assert trial.unfed(lineup.SOURCES[source], known) == reason
     named = known.items.set_column(known.items.column_names.index(c.TITLE), c.TITLE, pa.array(["lamp"] * 18))
     assert trial.unfed(lineup.SOURCES["content"], replace(known, items=named)) is None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert trial.unfed(lineup.SOURCES["sasrec"], known) == "jax is not installed (the extra `neural`)"
+    assert "none is set" in trial.unfed(lineup.SOURCES["text_embedding"], known)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    for source, extra in (("sasrec", "neural"), ("spark_als", "spark")):
+        assert f"pip install 'reloop[{extra}]'" in trial.unfed(lineup.SOURCES[source], known)
 
 
 def test_only_what_trains_for_long_has_a_budget():
