@@ -34,7 +34,7 @@ from pipelines.ranking.features import assemble
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Lists
-from pipelines.retrieval import blend, fitting, lineup, merging
+from pipelines.retrieval import blend, cold_users, fitting, lineup, merging
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
 from pipelines.window import utc
@@ -75,7 +75,7 @@ class TwoStage:
     def propose(self, users: Histories) -> Proposals:
         """Return the blended candidates of some histories, which must index this model's items."""
         lists = {name: model.retrieve(users, self.k_per_source, exclude_seen=self.exclude_seen) for name, model in self.retrievers.items()}
-        return proposals.of_blend(merging.merge(lists, self.k_blend, self.recipe))
+        return proposals.of_blend(merging.merge(cold_users.alone(lists), self.k_blend, self.recipe))
 
     def recommend(self, home: Home, user_ids: Ids, users: Histories, as_of: datetime, k: int) -> Lists:
         """Return the k best items for each user, in the order asked.

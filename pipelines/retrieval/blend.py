@@ -34,7 +34,7 @@ from pipelines.datasets.interactions import Ints, positions
 from pipelines.datasets.split import JUDGE
 from pipelines.datasets.universe import Universe
 from pipelines.evaluation import metrics
-from pipelines.retrieval import attribution, blend_weights, fitting, merging
+from pipelines.retrieval import attribution, blend_weights, cold_users, fitting, merging
 from pipelines.retrieval.blend_weights import Learnt
 from pipelines.retrieval.merging import RRF_CONSTANT, Blend, Recipe
 from pipelines.retrieval.protocol import Candidates
@@ -106,7 +106,7 @@ def _learnt(home: Home, as_of: datetime, world: Universe, settings: RetrievalSet
 
 
 def _lists(home: Home, as_of: datetime, world: Universe, fold: str, settings: RetrievalSettings) -> dict[str, Candidates]:
-    return {name: fitting.candidates(home, as_of, name, fold, world.digest) for name in settings.sources}
+    return cold_users.alone({name: fitting.candidates(home, as_of, name, fold, world.digest) for name in settings.sources})
 
 
 def _write(path: Path, lists: Mapping[str, Candidates], user: Ints, k: int, made: Recipe) -> tuple[Ints, int]:

@@ -11,7 +11,7 @@ fill what those leave empty, so that nobody gets an empty list while anything wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
@@ -32,6 +32,7 @@ from pipelines.retrieval.protocol import Candidates, Retriever
 from pipelines.retrieval.session_knn import SessionKnn
 
 SESSION, PREFERENCES, PROFILE, POPULAR = range(4)
+NAME: Final = "cold_users"  # in the line-up
 RUNGS: Final = ("session", "preferences", "profile", "popular")  # by the numbers above
 
 
@@ -81,7 +82,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ColdUsers:
-    """The ladder as a source; users with more than `max_events` liked events are left to the others.
+    """The ladder as a source; users with more than `max_events` liked events are left to the others (`alone`).
 
     Score of an item: the sum of weight / (60 + rank) over the lists that propose it (`merging`). Lists of item-kNN and
     session-kNN weigh 1, those of chosen groups 1, of what is described like chosen items `content_weight`, of
@@ -97,7 +98,7 @@ class ColdUsers:
         n_neighbours: of items, in baskets and by content.
     """
 
-    max_events: int = 5
+    max_events: int = 0
     common_weight: float = 0.3
     content_weight: float = 0.2
     prior: float = 1000.0
@@ -199,6 +200,22 @@ class ColdUsers:
             found[name].item[row, place] = item[row, column]
             found[name].score[row, place] = 1 / (1 + place)
         return found
+
+
+def alone(lists: Mapping[str, Candidates]) -> dict[str, Candidates]:
+    """Return the lists of a line-up with the ladder's users left to it: where `cold_users` proposes, nobody else does.
+
+    The ladder has weighed what little is known, and says which rung answered; lists for everybody would only blur it.
+    """
+    if NAME not in lists:
+        return dict(lists)
+    cold = (lists[NAME].item >= 0).any(axis=1, keepdims=True)
+    emptied = {
+        name: Candidates(np.where(cold, np.int32(-1), found.item), np.where(cold, np.float32(-np.inf), found.score))
+        for name, found in lists.items()
+        if name != NAME
+    }
+    return {name: emptied.get(name, found) for name, found in lists.items()}
 
 
 def leading(item: Ints, n_items: int, k: int) -> tuple[Longs, Longs, Longs]:

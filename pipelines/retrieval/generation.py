@@ -33,7 +33,7 @@ from pipelines.datasets.interactions import Dense, Histories
 from pipelines.datasets.universe import Universe
 from pipelines.errors import StateError
 from pipelines.publish import Manifest
-from pipelines.retrieval import blend, fitting, lineup, merging
+from pipelines.retrieval import blend, cold_users, fitting, lineup, merging
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
 from pipelines.window import micros
@@ -189,7 +189,9 @@ def _part(sources: Mapping[str, Retriever], histories: Histories, first: int, wa
     """Return the candidates of one block, whose first user is number `first` of all."""
     lists = {name: source.retrieve(histories, wanted.k_per_source, exclude_seen=wanted.exclude_seen) for name, source in sources.items()}
     user = np.arange(first, first + histories.n_users, dtype=np.int32)
-    tables = [blend.tabulate(merging.merge(some, wanted.k, wanted.recipe), user[rows]) for rows, some in merging.blocks(lists)]
+    tables = [
+        blend.tabulate(merging.merge(some, wanted.k, wanted.recipe), user[rows]) for rows, some in merging.blocks(cold_users.alone(lists))
+    ]
     return pa.concat_tables(tables)
 
 

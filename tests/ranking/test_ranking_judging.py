@@ -146,9 +146,5 @@ def test_cold_users_and_items_are_judged_on_every_list_against_the_baseline(eval
         assert set(found["lists"]) == {"served", "ranked", "blend", *SOURCES}
         assert 0 <= found["n_users"] <= truth.n_users
     table = pq.read_table(judging.folder(evaluated, AS_OF) / "per_user.parquet")
-    cold = table["slice__cold_users"].to_numpy()
-    assert report["cold"]["cold_users"]["n_users"] == cold.sum()
-    light = table["slice__light_users"].to_numpy()
-    assert light.any()
-    mean = table["ndcg_at_10__blend"].to_numpy()[light].mean()
-    assert report["cold"]["light_users"]["lists"]["blend"]["ndcg_at_10"] == pytest.approx(mean)
+    for name in ("cold_users", "light_users"):
+        assert report["cold"][name]["n_users"] == table[f"slice__{name}"].to_numpy().sum()

@@ -14,8 +14,10 @@ from pipelines import tables
 from pipelines.datasets import profiles
 from pipelines.datasets.interactions import Histories
 from pipelines.errors import ReloopError
-from pipelines.retrieval.cold_users import ColdUsers, Preferences
+from pipelines.retrieval import merging
+from pipelines.retrieval.cold_users import ColdUsers, Preferences, alone
 from pipelines.retrieval.popular_by_profile import PopularByProfile
+from pipelines.retrieval.protocol import Candidates
 
 N_ITEMS = 8
 
@@ -138,3 +140,12 @@ def test_values_multiply_and_dilution_takes_their_mean(shop):
 
 def test_a_field_of_too_many_values_is_no_kind_of_people(shop):
     assert PopularByProfile(max_values=1).fit(shop).state["values"].tolist() == []
+
+
+def test_in_a_line_up_the_ladders_users_are_left_to_it():
+    """Row 0 is a stranger whom the ladder answers, row 1 is known."""
+    ladders = Candidates(np.array([[4, 5], [-1, -1]], dtype=np.int32), np.array([[2, 1], [-np.inf, -np.inf]], dtype=np.float32))
+    others = Candidates(np.array([[1, 2], [3, 4]], dtype=np.int32), np.ones((2, 2), dtype=np.float32))
+    merged = merging.merge(alone({"popular": others, "cold_users": ladders}), 2)
+    assert merged.item.tolist() == [[4, 5], [3, 4]]
+    assert alone({"popular": others})["popular"] is others, "without the ladder nothing changes"
