@@ -40,7 +40,7 @@ class PopularByProfile:
     """
 
     prior: float = 1000.0
-    dilution: float = 0.0
+    dilution: float = 0.5
     window_days: float | None = None
     half_life_days: float | None = None
     n_kept: int = 2000
