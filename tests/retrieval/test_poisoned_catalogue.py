@@ -7,17 +7,20 @@ code, each of which must make one of these tests fail: they test the tests.
 import importlib
 import inspect
 import types
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ann_world import LAYOUTS, clustered, model, settings, visitors
-from retriever_contract import NOW, assert_well_formed
+from retriever_contract import NOW, assert_well_formed, everyone, world
 
 from pipelines.datasets.interactions import Histories
 from pipelines.errors import StateError
 from pipelines.retrieval import lineup
 from pipelines.retrieval.ann import keeping
 from pipelines.retrieval.ann.indexed import Indexed
+from pipelines.retrieval.content import Content
 
 KINDS = ("nan", "infinite", "zero", "duplicate")
 SHARES = (0.001, 0.01, 0.05, 0.5)
@@ -185,6 +188,43 @@ def test_lists_are_sound_in_small_and_exhausted_catalogues():
 
 def test_a_damaged_index_and_one_of_another_release_are_refused(tmp_path):
     check_kept(tmp_path)
+
+
+@pytest.mark.parametrize("source", sorted(lineup.SOURCES))
+def test_poisoned_state_of_any_source_is_refused_on_load(source, tmp_path):
+    for value in (np.nan, np.inf, -np.inf):
+        state = {"n_items": np.array([3]), "anything": np.array([1.0, value, 2.0], np.float32)}
+        lineup.save(tmp_path, source, replace(lineup.SOURCES[source], state=state))
+        with pytest.raises(StateError, match="anything: NaN or infinity"):
+            lineup.load(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["als", "bpr", "pure_svd", "nmf"])
+def test_lists_of_a_source_are_sound_over_a_catalogue_of_odd_ids_and_events(source):
+    rng = np.random.default_rng(0)
+    events = [(int(u), int(i), float(age), float(w)) for u, i, age, w in zip(rng.integers(0, 40, 900), rng.integers(0, 60, 900), rng.integers(1, 50, 900), rng.choice([0.0, 1.0, 1e6], 900), strict=True)]  # fmt: skip
+    known = world(events, 40, 62)
+    ids = np.sort(np.array([chr(0x1F300 + n) * (1 + 999 * (n % 7 == 0)) for n in range(61)] + [""]))
+    known = replace(known, item_ids=ids)
+    for kind in LAYOUTS:
+        fitted = Indexed(lineup.make(source, {"n_factors": 4}), settings(kind, max_bad_share=1.0)).fit(known)
+        for k in (1, 10, 200):
+            found = fitted.retrieve(everyone(known), k, exclude_seen=True)
+            assert_well_formed(found, 40, k, 62)
+            seen = everyone(known).matrix().toarray() > 0
+            assert not seen[np.arange(40)[:, None], found.item][found.item >= 0].any()
+            assert np.isin(found.item[found.item >= 0], known.item[known.weight > 0]).all()
+        assert (fitted.retrieve(everyone(known), 10, exclude_seen=False, blocked=np.ones(62, dtype=bool)).item == -1).all()
+
+
+def test_poisoned_titles_do_not_spoil_what_is_described_alike():
+    known = world([(0, 0, 1.0, 1.0)], 1, 12)
+    odd = ["green tea", "Green  TEA!", None, "", "nan", "\x00", "\u202e\ufeff", "🦄" * 1000, "tea " * 50_000, "'; drop", "-1", "green tea"]
+    columns = known.items.column_names
+    known = replace(known, items=known.items.set_column(columns.index("title"), "title", pa.array(odd)))
+    found = Content().fit(known).retrieve(everyone(known), 20, exclude_seen=True)
+    assert_well_formed(found, 1, 20, 12)
+    assert set(found.item[0][:2].tolist()) == {1, 11}, "the ones with the same words lead, then those of the same colour"
 
 
 # (module, what stands there, what is put in its place)
