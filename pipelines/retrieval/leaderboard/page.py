@@ -20,6 +20,7 @@ from rich.table import Table
 
 from pipelines import publish
 from pipelines.datasets.split import Fold
+from pipelines.evaluation import paired
 from pipelines.evaluation.paired import Interval
 from pipelines.retrieval.leaderboard.board import BASELINE, Board, Line
 from pipelines.retrieval.leaderboard.selection import Blended
@@ -170,7 +171,7 @@ def span(lower: float | None, upper: float | None) -> str:
 
 def difference(line: dict[str, Any], name: str) -> str:
     """Return a paired difference, starred where its interval leaves zero out."""
-    mean, lower, upper = line[name], line[f"{name}_lower"], line[f"{name}_upper"]
+    mean, lower, upper = (line.get(key) for key in (name, f"{name}_lower", f"{name}_upper"))
     if mean is None:
         return ""
     sure = lower is not None and upper is not None and (lower > 0 or upper < 0)
@@ -243,10 +244,14 @@ def line_ups(steps: list[tuple[Blended, Blended]]) -> list[dict[str, Any]]:
     return [{**blend(on_test), "validation": blend(on_validation)["test"]} for on_validation, on_test in steps]
 
 
-def blend(found: Blended) -> dict[str, Any]:
-    """Return what a line-up is worth as JSON values."""
+def blend(found: Blended, usual: Blended | None = None) -> dict[str, Any]:
+    """Return what a line-up is worth as JSON values, and how much more than another one, paired over users."""
     worth = {name: _number(value) for name, value in found.quality.items()}
-    return {"sources": list(found.sources), "test": worth, "seconds": _number(found.seconds, 2)}
+    page: dict[str, Any] = {"sources": list(found.sources), "test": worth, "seconds": _number(found.seconds, 2)}
+    if usual is not None and usual is not found:
+        for name, per_user in found.per_user.items():
+            page |= _bounds(f"{name}_more", paired.interval(per_user - usual.per_user[name]))
+    return page
 
 
 def choices(page: dict[str, Any]) -> Iterator[Table]:
@@ -256,10 +261,10 @@ def choices(page: dict[str, Any]) -> Iterator[Table]:
         tables["line-ups on the test window"] = page["blends"]
     for title, rows in tables.items():
         grid = Table(title=title)
-        for head in ("", "NDCG@10", "recall@150", "seconds", "sources"):
-            grid.add_column(head, justify="left" if head in {"", "sources"} else "right")
+        for head in ("", "NDCG@10", "more", "recall@150", "more", "seconds", "sources"):
+            grid.add_column(head, justify="left" if head in {"", "sources"} else "right", overflow="fold")
         for label, found in rows.items():
             worth = found["test"]
-            cells = (_text(worth["ndcg_at_10"], ".4f"), _text(worth["recall_at_150"], ".4f"), _text(found["seconds"], ".1f"))
-            grid.add_row(str(label), *cells, " ".join(found["sources"]))
+            cells = [text for name in worth for text in (_text(worth[name], ".4f"), difference(found, f"{name}_more"))]
+            grid.add_row(str(label), *cells, _text(found["seconds"], ".1f"), " ".join(found["sources"]))
         yield grid

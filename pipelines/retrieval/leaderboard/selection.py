@@ -25,11 +25,15 @@ QUALITIES: Final[dict[str, Quality]] = {
     "ndcg_at_10": lambda judged: metrics.ndcg(judged, 10),
     "recall_at_150": lambda judged: metrics.recall(judged, K_BLEND),
 }
+SETTINGS: Final = "the settings'"
 # Line-ups that are held against each other: that of the settings, and what it might be.
 LINE_UPS: Final[dict[str, tuple[str, ...]]] = {
-    "the settings'": RetrievalSettings().sources,
+    SETTINGS: RetrievalSettings().sources,
+    "with ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "ease", "als", "repeat"),
     "without ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "als", "repeat"),
     "without ease, als": ("popular", "popular_7d", "item_knn", "sequence_rules", "repeat"),
+    "graph_filter for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "graph_filter", "als", "repeat"),
+    "session_knn for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "session_knn", "als", "repeat"),
     "the gate's": (GatePolicy().baseline, *GatePolicy().incumbents),
 }
 

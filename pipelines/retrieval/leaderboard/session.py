@@ -40,8 +40,9 @@ def run(home: Home, name: str, plan: Plan, *, path: Path | None, as_of: str | No
     made = board.make(state, moment, plan, home.root / "tmp" / f"bench-{name}", turn)
     facts: dict[str, Any] = {"as_of": moment.isoformat(), "rows": data_sets.ingested(state), "neural_seconds": plan.seconds}
     line_ups = {**selection.LINE_UPS, "every source": tuple(made.lists[JUDGE])}
-    blends = {label: selection.compared(made, names) for label, names in line_ups.items()}
-    facts["blends"] = {label: page.blend(found) for label, found in blends.items() if found is not None}
+    blends = {label: found for label, names in line_ups.items() if (found := selection.compared(made, names)) is not None}
+    usual = blends.get(selection.SETTINGS)
+    facts["blends"] = {label: page.blend(found, usual) for label, found in blends.items()}
     if plan.validate:
         facts["line_ups"] = {
             by: page.line_ups(selection.forward(made, by, lambda what: tell(f"blending {what}", through))) for by in selection.QUALITIES
