@@ -146,18 +146,21 @@ class Union:
 
     def of_pairs(self, pairs: Longs) -> Self:
         """Return what was proposed of some pairs, ascending."""
-        length = np.diff(self.first, append=len(self.source))[pairs]
-        first = np.cumsum(length) - length
-        taken = np.arange(length.sum()) - np.repeat(first - self.first[pairs], length)
+        taken, length = self.proposals(pairs)
         return replace(
             self,
             row=self.row[pairs],
             item=self.item[pairs],
-            first=first,
+            first=np.cumsum(length) - length,
             source=self.source[taken],
             column=self.column[taken],
             proposers=self.proposers[pairs],
         )
+
+    def proposals(self, pairs: Longs) -> tuple[Longs, Longs]:
+        """Return the proposals of some pairs, those of a pair together, and how many each has."""
+        length = np.diff(self.first, append=len(self.source))[pairs]
+        return _spans(self.first[pairs], length)[0], length
 
     def of_sources(self, names: Collection[str]) -> Self:
         """Return what some of the sources propose, as if the others had never been asked; numbers of sources stay."""
@@ -200,24 +203,25 @@ class Union:
         if recipe.most:
             pairs = pairs[~self._surplus(recipe)]
         if recipe.least:
-            ordered, place = self._ordered(pairs, score, behind=~self._guaranteed(recipe))
-            pairs = np.sort(ordered[place < k])
-        ordered, place = self._ordered(pairs, score)
-        return ordered[place < k], place[place < k], score
+            pairs = np.sort(self._ordered(pairs, score, k, behind=~self._guaranteed(recipe))[0])
+        return *self._ordered(pairs, score, k), score
 
-    def _ordered(self, pairs: Longs, score: Floats, behind: npt.NDArray[np.bool_] | None = None) -> tuple[Longs, Longs]:
-        """Return some pairs (ascending) by (row, behind, -score, item), and the place of each within its row."""
-        begin = np.searchsorted(self.row[pairs], np.arange(self.n_rows))
+    def _ordered(self, pairs: Longs, score: Floats, k: int, behind: npt.NDArray[np.bool_] | None = None) -> tuple[Longs, Longs]:
+        """Return the first k of each row of some pairs (ascending), by (row, behind, -score, item), and the place of each."""
+        whole = len(pairs) == len(self.row)
+        row, value = (self.row, score) if whole else (self.row[pairs], score[pairs])
+        begin = np.searchsorted(row, np.arange(self.n_rows))
+        length = np.diff(begin, append=len(row))
+        within = np.arange(len(row)) - np.repeat(begin, length)
         # Positive floats are ordered as their bits are.
-        fall = ~score[pairs].view(np.uint32)
-        within = np.arange(len(pairs)) - begin[self.row[pairs]]
-        key = (self.row[pairs].astype(np.uint64) << np.uint64(53)) | (fall.astype(np.uint64) << np.uint64(20)) | within.astype(np.uint64)
+        fall = ~value.view(np.uint32)
+        key = (row.astype(np.uint64) << np.uint64(53)) | (fall.astype(np.uint64) << np.uint64(PLACE_BITS)) | within.astype(np.uint64)
         if behind is not None:
             key = key | (behind[pairs].astype(np.uint64) << np.uint64(52))
         key.sort()
-        start = begin[(key >> np.uint64(53)).astype(np.int64)]
-        ordered = pairs[start + (key & np.uint64((1 << PLACE_BITS) - 1)).astype(np.int64)]
-        return ordered, np.arange(len(pairs)) - start
+        at, place = _spans(begin, np.minimum(length, k))
+        first = np.repeat(begin, np.minimum(length, k)) + (key[at] & np.uint64((1 << PLACE_BITS) - 1)).astype(np.int64)
+        return first if whole else pairs[first], place
 
     def _guaranteed(self, recipe: Recipe) -> npt.NDArray[np.bool_]:
         """Return bool [n_pairs], whether a source that proposes the pair has it among as many of its best as are guaranteed."""
@@ -235,6 +239,12 @@ class Union:
                 begin = np.searchsorted(self.row[alone], np.arange(self.n_rows))
                 surplus[alone[order[np.arange(len(alone)) - begin[self.row[alone]] >= recipe.most[name]]]] = True
         return surplus
+
+
+def _spans(begin: Longs, length: Longs) -> tuple[Longs, Longs]:
+    """Return the numbers of each span, one span after the other, and the place of each within its span."""
+    place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    return np.repeat(begin, length) + place, place
 
 
 def blocks(lists: Mapping[str, Candidates]) -> Iterator[tuple[slice, dict[str, Candidates]]]:
@@ -282,11 +292,8 @@ def _merge(lists: Mapping[str, Candidates], k: int, recipe: Recipe) -> Blend:
     found.item[union.row[pairs], place] = union.item[pairs]
     found.score[union.row[pairs], place] = score[pairs]
 
-    cell = np.full(len(union.row), -1)
-    cell[pairs] = union.row[pairs] * k + place
-    cell = np.repeat(cell, np.diff(union.first, append=len(union.source)))
-    kept = np.flatnonzero(cell >= 0)
-    source, column, cell = union.source[kept], union.column[kept], cell[kept]
+    taken, length = union.proposals(pairs)
+    source, column, cell = union.source[taken], union.column[taken], np.repeat(union.row[pairs] * k + place, length)
     ranks, scores = np.full((2, len(lists), union.n_rows * k), np.nan, dtype=np.float32)
     ranks[source, cell] = column + 1
     given: Sequence[Candidates] = list(lists.values())
