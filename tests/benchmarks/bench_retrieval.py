@@ -60,8 +60,12 @@ def document(file: Path, boards: dict[str, dict[str, Any]]) -> None:
     for name, figures in boards.items():
         test = figures["test"]
         head = f"Test window {test['window']}: {test['users']:,} users, {test['positives']:,} positives; {figures['items']:,} items, "
-        head += f"{figures['events']:,} events before it. Knobs chosen on {figures['validation']['window']}."
-        table = f"<!-- board: {name} -->\n{head}\n\n{page.markdown(figures)}\n![{name}](leaderboard-{name}.svg)\n<!-- end -->"
+        tuned = any(len(tried) > 1 for tried in figures["tried"].values())
+        head += (
+            f"{figures['events']:,} events before it. Knobs: {'chosen on ' + figures['validation']['window'] if tuned else 'the defaults'}."
+        )
+        parts = (head, page.markdown(figures), f"![{name}](leaderboard-{name}.svg)\n", page.blends_markdown(figures))
+        table = f"<!-- board: {name} -->\n" + "\n".join(parts) + "<!-- end -->"
         text, found = re.subn(rf"<!-- board: {name} -->.*?<!-- end -->", lambda _, table=table: table, text, flags=re.DOTALL)
         if not found:
             raise SystemExit(f"{file}: no mark for {name}")

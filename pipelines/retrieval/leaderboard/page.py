@@ -129,7 +129,7 @@ def table(page: dict[str, Any]) -> Table:
     for head in heads:
         grid.add_column(head, justify="left" if head == "source" else "right", no_wrap=True)
     for line in measured(page):
-        grid.add_row(*cells(line, ".3g"), difference(line, "below_best"), difference(line, "above_popular"))
+        grid.add_row(*cells(line, "fit_seconds", ".3g"), difference(line, "below_best"), difference(line, "above_popular"))
     return grid
 
 
@@ -148,8 +148,8 @@ def others(page: dict[str, Any]) -> list[str]:
     return [f"{line['source']}: {line['status']}: {line['reason']}" for line in page["lines"] if line["ndcg_at_10"] is None]
 
 
-def cells(line: dict[str, Any], seconds: str) -> tuple[str, ...]:
-    """Return the columns of a line that both tables have."""
+def cells(line: dict[str, Any], clock: str, form: str) -> tuple[str, ...]:
+    """Return the columns of a line that both tables have; the clock is `fit_seconds` or `fit_cpu_seconds`."""
     return (
         line["source"],
         f"{line['ndcg_at_10']:.4f}",
@@ -157,7 +157,7 @@ def cells(line: dict[str, Any], seconds: str) -> tuple[str, ...]:
         _text(line["ndcg_at_10_known_users"], ".4f"),
         f"{line['recall_at_50']:.3f}",
         f"{line['coverage_at_10']:.3f}",
-        f"{line['fit_seconds']:{seconds}}",
+        f"{line[clock]:{form}}",
         f"{line['ms_per_user']:.3g}",
         f"{line['peak_mb']:.0f}",
         f"{line['ndcg_per_second']:.2g}",
@@ -184,11 +184,22 @@ def _text(value: float | None, form: str) -> str:
 
 def markdown(page: dict[str, Any]) -> str:
     """Return the lines as a Markdown table, and a sentence for each that has no figure."""
-    heads = ("source", "NDCG@10", "95%", "known users", "recall@50", "coverage", "fit s", "ms/user", "peak MB", "NDCG/s", "to popular")
+    heads = ("source", "NDCG@10", "95%", "known users", "recall@50", "coverage", "fit CPU s", "ms/user", "peak MB", "NDCG/s", "to popular")
     text = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
-    text += ["| " + " | ".join((*cells(line, ".2f"), difference(line, "above_popular"))) + " |" for line in measured(page)]
+    text += [
+        "| " + " | ".join((*cells(line, "fit_cpu_seconds", ".2f"), difference(line, "above_popular"))) + " |" for line in measured(page)
+    ]
     rest = others(page)
     return "\n".join([*text, *([""] if rest else []), *(f"- {sentence}" for sentence in rest)]) + "\n"
+
+
+def blends_markdown(page: dict[str, Any]) -> str:
+    """Return the line-ups of a page on the test window as a Markdown table."""
+    text = ["| line-up | NDCG@10 | more | recall@150 | more | CPU s | sources |", "|---|--:|--:|--:|--:|--:|---|"]
+    for label, found in page["blends"].items():
+        worth = [text for name, value in found["test"].items() for text in (_text(value, ".4f"), difference(found, f"{name}_more"))]
+        text.append("| " + " | ".join((label, *worth, _text(found["seconds"], ".1f"), " ".join(found["sources"]))) + " |")
+    return "\n".join(text) + "\n"
 
 
 def plot(page: dict[str, Any]) -> str:

@@ -132,3 +132,7 @@ def test_a_line_up_grows_by_what_a_source_adds_for_its_seconds_and_ends_when_not
     grown = page.line_ups(selection.forward(made, "ndcg_at_10"))
     assert [step["sources"] for step in grown] == [["even"], ["even", "odd"]]
     assert [grid.row_count for grid in page.choices({"line_ups": {"ndcg_at_10": grown}, "blends": {"one": grown[0]}})] == [2, 1]
+    apart = page.blend(selection.compared(made, ("even",)), selection.compared(made, ("even", "odd")))
+    assert (apart["ndcg_at_10_more"], apart["ndcg_at_10_more_upper"] < 0) == (-0.5, True)
+    table = page.blends_markdown({"blends": {"both": grown[1], "half": apart}})
+    assert "| half | 0.5000 | -.5000* | 0.5000 | -.5000* | 2.0 | even |" in table
