@@ -34,6 +34,7 @@ LINE_UPS: Final[dict[str, tuple[str, ...]]] = {
     "without ease, als": ("popular", "popular_7d", "item_knn", "sequence_rules", "repeat"),
     "graph_filter for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "graph_filter", "als", "repeat"),
     "trending for ease": ("popular", "popular_7d", "trending", "item_knn", "sequence_rules", "als", "repeat"),
+    "user_knn for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "user_knn", "als", "repeat"),
     "session_knn for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "session_knn", "als", "repeat"),
     "the gate's": (GatePolicy().baseline, *GatePolicy().incumbents),
 }
