@@ -71,7 +71,7 @@ TABLES = {
             Line("nmf", Nmf(max_history=5000)),
             Line("bpr", Bpr(max_history=5000), (0.6305, 0.3730)),
             Line("als", Als(n_factors=96, regularization=30.0, frequency_exponent=1.0, alpha=1.0), (0.7109, 0.4382), (0.72, 0.445)),
-            Line("ease", Ease(regularization=500.0, n_neighbours=4000, max_history=5000), (0.7192, 0.4494), (0.718, 0.449)),
+            Line("ease", Ease(regularization=1000.0, n_neighbours=4000, max_history=5000), (0.7192, 0.4494), (0.718, 0.449)),
             Line("graph_filter", GraphFilter(n_neighbours=4000, max_history=5000)),
         ),
     ),
@@ -98,7 +98,7 @@ TABLES = {
             Line("item_knn", ItemKnn(n_neighbours=400, shrinkage=0.0, max_history=5000), (0.1570, 0.1214)),
             Line(
                 "graph_filter",
-                GraphFilter(user_exponent=0.5, from_exponent=0.7, to_exponent=0.25, max_history=5000),
+                GraphFilter(user_exponent=0.7, from_exponent=0.9, to_exponent=0.175, power=1.3, n_neighbours=1000, max_history=5000),
                 (0.1862, 0.1563),
                 (0.186, None),
             ),
