@@ -53,7 +53,7 @@ class TestSparkAls(RetrieverContract):
         monkeypatch.setattr(spark_als, "_run", lambda folder, loopback: spark_job.main(folder))
 
     def make(self) -> Retriever:
-        return lineup.make(self.source, {"n_factors": 8, "n_epochs": 4, "n_blocks": 1, "regularization": 1.0})
+        return lineup.make(self.source, {"n_factors": 8, "n_epochs": 4, "n_blocks": 1, "regularization": 0.01})
 
 
 class TestRepeat(RetrieverContract):
