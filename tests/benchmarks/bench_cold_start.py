@@ -86,13 +86,16 @@ def on_items(task: Task, known: Interactions, cold: Any) -> dict[str, Any]:
         "popular": np.broadcast_to(liked + rng.random(len(cold)), (users.n_users, len(cold))).astype(np.float32),
         "content": (wanted @ vectors.T).toarray().astype(np.float32),
     }
+    model = ColdItems(num_threads=1).fit(known)
+    asked, _ = model.query_vectors(users)
+    items, proposed = model.item_vectors()
+    scores["cold_items"] = np.where(proposed, asked @ items.T, np.float32(-np.inf))
     found = {}
     for name, block in scores.items():
         block[:, ~cold] = -np.inf
         if task.exclude_seen:
             topk.hide_seen(block, users)
         found[name] = topk.best(block, K).item
-    found["cold_items"] = ColdItems(num_threads=1).fit(known).retrieve(users, K, exclude_seen=task.exclude_seen).item
     gain = slices.labels_on(cold, truth.item, truth.gain)
     told = users.lengths() > 0
     return {
