@@ -91,9 +91,11 @@ class Indexed:
         live[findings.items] = False
         if not np.isfinite(vector).all():  # what may not be proposed still takes part in the product
             vector = np.where(live[:, None], vector, np.float32(0))
-        users = _sampled(interactions, self.settings)
-        queries, told = self.model.query_vectors(users)
-        chosen = choosing.choose(name, vector, live, queries[told], self.settings, first=like)
+        queries = np.empty((0, vector.shape[1]), np.float32)
+        if not exact:
+            queries, told = self.model.query_vectors(_sampled(interactions, self.settings))
+            queries = queries[told]
+        chosen = choosing.choose(name, vector, live, queries, self.settings, first=like)
         facts = tuple(trial.facts() for trial in chosen.trials)
         built = Built(chosen.recall_at_100, chosen.n_queries, findings.facts(), facts, chosen.latency_ms, time.perf_counter() - began)
         return replace(self, index=chosen.index, built=built, place=None, added=None)
