@@ -115,12 +115,11 @@ def of_run(home: Home, as_of: datetime, *, users_at_once: int = USERS_AT_ONCE, t
     with cycle.stage(home, as_of, "generation") as record:
         world = universe.load(home, as_of)
         fitted = {name: fitting.folder(home, as_of, name) for name in settings.retrieval.sources}
-        for path in fitted.values():
-            publish.manifest(path, verify=True)
+        released = {name: publish.manifest(path, verify=True).digest for name, path in fitted.items()}
         wanted = Wanted(
             settings.retrieval.k_per_source, settings.retrieval.k_blend, settings.training.exclude_seen, blend.recipe(home, as_of)
         )
-        made_of = {"universe": world.digest, "users_at_once": users_at_once}
+        made_of = {"universe": world.digest, "released": released, "users_at_once": users_at_once}
         histories = everyone(world, as_of, settings.training, users_at_once)
         made = generate(
             folder(home, as_of),
