@@ -181,7 +181,7 @@ class Quota(Frozen):
 class RetrievalSettings(Frozen):
     """Which sources propose candidates, how many, and how their lists are blended."""
 
-    sources: tuple[str, ...] = ("popular", "popular_7d", "item_knn", "sequence_rules", "ease", "als", "repeat")
+    sources: tuple[str, ...] = ("popular", "popular_7d", "item_knn", "sequence_rules", "user_knn", "als", "repeat")
     parameters: dict[str, dict[str, Any]] = Field(default={})  # source -> knobs, over each model's own defaults
     k_per_source: int = 50
     k_blend: int = 150  # candidates a user after the blend

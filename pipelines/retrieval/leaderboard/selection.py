@@ -27,15 +27,13 @@ QUALITIES: Final[dict[str, Quality]] = {
 }
 SETTINGS: Final = "the settings'"
 # Line-ups that are held against each other: that of the settings, and what it might be.
+CORE: Final = ("popular", "popular_7d", "item_knn", "sequence_rules", "als", "repeat")
 LINE_UPS: Final[dict[str, tuple[str, ...]]] = {
     SETTINGS: RetrievalSettings().sources,
-    "with ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "ease", "als", "repeat"),
-    "without ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "als", "repeat"),
-    "without ease, als": ("popular", "popular_7d", "item_knn", "sequence_rules", "repeat"),
-    "graph_filter for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "graph_filter", "als", "repeat"),
-    "trending for ease": ("popular", "popular_7d", "trending", "item_knn", "sequence_rules", "als", "repeat"),
-    "user_knn for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "user_knn", "als", "repeat"),
-    "session_knn for ease": ("popular", "popular_7d", "item_knn", "sequence_rules", "session_knn", "als", "repeat"),
+    "ease for user_knn": (*CORE, "ease"),
+    "neither": CORE,
+    "graph_filter for user_knn": (*CORE, "graph_filter"),
+    "trending for user_knn": (*CORE, "trending"),
     "the gate's": (GatePolicy().baseline, *GatePolicy().incumbents),
 }
 
