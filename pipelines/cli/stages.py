@@ -225,7 +225,9 @@ def train(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = Non
     lambdarank.train(state, moment)
     judging.evaluate(state, moment)
     bundle.build(state, moment)
-    answer(as_json, "training", records_of(state, moment, "retrieval", "blend", "attribution", "training_set", "ranker", "ranking", "bundle"))
+    answer(
+        as_json, "training", records_of(state, moment, "retrieval", "blend", "attribution", "training_set", "ranker", "ranking", "bundle")
+    )
 
 
 def evaluate(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:

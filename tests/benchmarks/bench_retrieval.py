@@ -64,7 +64,7 @@ def document(file: Path, boards: dict[str, dict[str, Any]]) -> None:
         head += (
             f"{figures['events']:,} events before it. Knobs: {'chosen on ' + figures['validation']['window'] if tuned else 'the defaults'}."
         )
-        parts = (head, page.markdown(figures), f"![{name}](leaderboard-{name}.svg)\n", page.blends_markdown(figures))
+        parts = (f"{head}\n", page.markdown(figures), f"![{name}](leaderboard-{name}.svg)\n", page.blends_markdown(figures))
         table = f"<!-- board: {name} -->\n" + "\n".join(parts) + "<!-- end -->"
         text, found = re.subn(rf"<!-- board: {name} -->.*?<!-- end -->", lambda _, table=table: table, text, flags=re.DOTALL)
         if not found:

@@ -195,7 +195,7 @@ def markdown(page: dict[str, Any]) -> str:
 
 def blends_markdown(page: dict[str, Any]) -> str:
     """Return the line-ups of a page on the test window as a Markdown table."""
-    text = ["| line-up | NDCG@10 | more | recall@150 | more | CPU s | sources |", "|---|--:|--:|--:|--:|--:|---|"]
+    text = ["| line-up | NDCG@10 | more | recall@150 | more | seconds | sources |", "|---|--:|--:|--:|--:|--:|---|"]
     for label, found in page["blends"].items():
         worth = [text for name, value in found["test"].items() for text in (_text(value, ".4f"), difference(found, f"{name}_more"))]
         text.append("| " + " | ".join((label, *worth, _text(found["seconds"], ".1f"), " ".join(found["sources"]))) + " |")
