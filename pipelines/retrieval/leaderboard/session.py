@@ -40,7 +40,9 @@ def run(home: Home, name: str, plan: Plan, *, path: Path | None, as_of: str | No
     made = board.make(state, moment, plan, home.root / "tmp" / f"bench-{name}", turn)
     facts: dict[str, Any] = {"as_of": moment.isoformat(), "rows": data_sets.ingested(state), "neural_seconds": plan.seconds}
     line_ups = {**selection.LINE_UPS, "every source": tuple(made.lists[JUDGE])}
-    blends = {label: found for label, names in line_ups.items() if (found := selection.compared(made, names)) is not None}
+    # A source that was not asked is no source that could not answer: a line-up with it would be judged by what is left of it.
+    asked = {label: names for label, names in line_ups.items() if label == selection.SETTINGS or {*names} <= {*plan.sources}}
+    blends = {label: found for label, names in asked.items() if (found := selection.compared(made, names)) is not None}
     usual = blends.get(selection.SETTINGS)
     facts["blends"] = {label: page.blend(found, usual) for label, found in blends.items()}
     if plan.validate:
