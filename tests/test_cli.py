@@ -34,6 +34,7 @@ VERBS = [
     "promote",
     "monitor",
     "retrieval",
+    "bench",
     "stream",
     "simulate",
     "releases",
