@@ -219,7 +219,7 @@ class RetrieverContract:
         monkeypatch.setattr(topk, "BLOCK", 50)
         monkeypatch.setattr(neighbours, "PRODUCTS", 50)
         cut = self.make().fit(interactions).retrieve(everyone(interactions), 8, exclude_seen=True)
-        np.testing.assert_allclose(cut.score, whole.score, rtol=1e-4)
+        np.testing.assert_allclose(cut.score, whole.score, rtol=1e-4, atol=1e-6)  # BLAS rounds sums that cancel, too
         if not self.by_blas:
             assert (cut.item == whole.item).all()
 
