@@ -10,7 +10,7 @@ from shutil import which
 
 import numpy as np
 import pytest
-from retriever_contract import checkerboard, everyone, missing, random_world
+from retriever_contract import checkerboard, everyone, missing
 
 from pipelines.errors import ReloopError, StateError
 from pipelines.retrieval import als, lineup
@@ -80,10 +80,10 @@ def test_what_spark_says_when_it_fails_is_shown(tmp_path):
 
 @spark
 def test_the_state_is_that_of_als_and_means_the_same(monkeypatch):
-    """implicit, given MLlib's penalties, ends in the same scores: both minimise one loss, if from other first factors."""
+    """implicit, given MLlib's penalties, ends in the same scores: here the loss has one minimum, whatever the first factors."""
     monkeypatch.setattr(als, "STEP", 1.0001)
-    interactions = random_world(4)
-    model = SparkAls(**KNOBS, n_epochs=30, n_blocks=1)
+    interactions = checkerboard()
+    model = SparkAls(**KNOBS | {"regularization": 5.0}, n_epochs=30, n_blocks=1)
     by_spark, by_implicit = model.fit(interactions), Als.fit(model, interactions)
     assert {key: value.dtype for key, value in by_spark.state.items()} == {key: value.dtype for key, value in by_implicit.state.items()}
     assert {key: value.shape for key, value in by_spark.state.items()} == {key: value.shape for key, value in by_implicit.state.items()}
@@ -92,7 +92,8 @@ def test_the_state_is_that_of_als_and_means_the_same(monkeypatch):
     for fitted in (by_spark, by_implicit):
         users, _ = fitted.query_vectors(known)
         scores.append(users @ fitted.item_vectors()[0][item].T)
-    np.testing.assert_allclose(*scores, atol=0.05)
+    assert scores[0].max() > 0.8
+    np.testing.assert_allclose(*scores, atol=1e-3)
 
 
 def test_users_are_folded_in_with_the_penalty_they_would_have_in_the_fit(monkeypatch):
