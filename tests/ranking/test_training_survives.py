@@ -10,6 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 WHOLE = [
+    "attribution",
     "candidates",
     "evaluation",
     "ranker",
