@@ -20,6 +20,7 @@ from pipelines.retrieval.nmf import Nmf
 from pipelines.retrieval.popular import Popular
 from pipelines.retrieval.protocol import Retriever
 from pipelines.retrieval.pure_svd import PureSvd
+from pipelines.retrieval.sasrec import SasRec
 from pipelines.retrieval.sequence_rules import SequenceRules
 from pipelines.retrieval.session_knn import SessionKnn
 from pipelines.retrieval.user_knn import UserKnn
@@ -84,8 +85,26 @@ TABLES = {
             Line("popular", Popular(), (0.0364, 0.0179)),
             Line("bpr", Bpr(max_history=5000), (0.0740, 0.0377)),
             Line("ease", Ease(max_history=5000), (0.1099, 0.0544)),
-            Line("sequence_rules", SequenceRules(decay=0.7), (0.2788, 0.1611), (None, 0.161)),
+            Line("sequence_rules", SequenceRules(decay=0.75, popularity_exponent=0.15), (0.2788, 0.1611), (None, 0.161)),
             Line("session_knn", SessionKnn()),
+            # 72 minutes of one core.
+            Line(
+                "sasrec",
+                SasRec(
+                    n_epochs=24,
+                    patience=24,
+                    max_history=200,
+                    n_factors=128,
+                    n_heads=1,
+                    n_negatives=0,
+                    dropout=0.25,
+                    batch_size=32,
+                    decay=0.02,
+                    validation="last",
+                ),
+                (0.3058, 0.1779),
+                (None, 0.178),
+            ),
         ),
     ),
     "gowalla": Table(
