@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Longs
+from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import factors, ratings, topk
-from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.ratings import RatingModel
 
 
 @dataclass(frozen=True)
-class BiasedMf:
+class BiasedMf(RatingModel):
     """Rating of item i by user u: mean + b_u + b_i + p_u' q_i (Koren, Bell, Volinsky, IEEE Computer 2009, eq. 4).
 
     Learnt by alternating ridge regressions; a row of n ratings is regularised by n * regularization (ALS-WR; Zhou
@@ -34,6 +34,8 @@ class BiasedMf:
         seed: of the first factors.
         num_threads: of the matrix products.
     """
+
+    name: ClassVar[str] = "biased_mf"
 
     n_factors: int = 32
     regularization: float = 0.15
@@ -64,30 +66,7 @@ class BiasedMf:
         }
         return replace(self, state=state)
 
-    def predict(self, histories: Histories, row: Longs, item: npt.NDArray[np.integer]) -> Floats:
-        """Return float32 [n], the ratings that the users of some rows would give some items; the item's mean for a user without ratings."""
-        state = topk.checked("biased_mf", self.state, histories)
-        bias, mean = state["bias"].astype(np.float32), state["mean"].astype(np.float32)
-        users, _ = self._fold_in(histories)
-        predicted: Floats = np.einsum("nf,nf->n", users[row], state["factor"].astype(np.float32)[item]) + bias[item] + mean
-        return predicted
-
-    def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
-        """Return the items that the user would rate highest; none for a user without ratings."""
-        users, told = self.query_vectors(histories)
-        items, known = self.item_vectors()
-        return factors.retrieve(users, items, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
-
-    def item_vectors(self) -> tuple[Floats, Bools]:
-        """Return the items' q, a 1 that meets b_u, and their means; and which items may be proposed."""
-        return ratings.placed("biased_mf", self.state)
-
-    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
-        """Return the users' p, b_u, and a 1 that meets an item's mean; and who gave a rating."""
-        users, told = self._fold_in(histories)
-        return np.column_stack([users, np.ones(len(users), dtype=np.float32)]), told
-
-    def _fold_in(self, histories: Histories) -> tuple[Floats, Bools]:
+    def folded_in(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return float32 [n_users, n_factors + 1], p and b, and whether the user gave a rating."""
         state = topk.checked("biased_mf", self.state, histories)
         users = ratings.given(histories, state["mean"].astype(np.float32))

@@ -54,14 +54,6 @@ class NeuMf(Training):
     dropout: float = 0.1
     state: Params | None = field(default=None, repr=False, compare=False)
 
-    def fit(self, interactions: Interactions) -> Self:
-        """Return a fitted copy.
-
-        Raises:
-            ReloopError: JAX is missing, the loss is no longer a number, or the architecture or loss is unknown.
-        """
-        return self.resume(interactions, None)
-
     def resume(self, interactions: Interactions, checkpoint: Path | None) -> Self:
         """Return a fitted copy, going on from a checkpoint where there is one of this very training."""
         if self.architecture not in ARMS or self.loss not in {"bce", "softmax"}:

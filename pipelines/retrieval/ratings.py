@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,48 @@ from scipy import sparse
 from pipelines import columns as c
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Longs
 from pipelines.retrieval import factors, topk
+from pipelines.retrieval.protocol import Candidates
 
 RATING: Final = c.EVENT_TYPES.index(c.RATING)
+
+
+class RatingModel:
+    """What models of ratings share: mean + b_i + (p, b_u)' (q_i, 1) for users who are solved from their history.
+
+    Their state: factor float32 [n_items, n_factors + 1], q and a 1 that meets b_u; bias float32 [n_items]; mean float32
+    [1]; known bool [n_items], whether the item was liked.
+    """
+
+    name: ClassVar[str]
+    state: dict[str, npt.NDArray[np.generic]] | None
+    num_threads: int
+
+    def folded_in(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return float32 [n_users, n_factors + 1], p and b, and whether anything places the user."""
+        raise NotImplementedError
+
+    def predict(self, histories: Histories, row: Longs, item: npt.NDArray[np.integer]) -> Floats:
+        """Return float32 [n], the ratings that the users of some rows would give some items; the item's mean where nothing places the user."""
+        state = topk.checked(self.name, self.state, histories)
+        bias, mean = state["bias"].astype(np.float32), state["mean"].astype(np.float32)
+        users, _ = self.folded_in(histories)
+        predicted: Floats = np.einsum("nf,nf->n", users[row], state["factor"].astype(np.float32)[item]) + bias[item] + mean
+        return predicted
+
+    def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
+        """Return the items that the user would rate highest; none where nothing places the user."""
+        users, told = self.query_vectors(histories)
+        items, known = self.item_vectors()
+        return factors.retrieve(users, items, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
+
+    def item_vectors(self) -> tuple[Floats, Bools]:
+        """Return the items' q, a 1 that meets b_u, and their means; and which items may be proposed."""
+        return placed(self.name, self.state)
+
+    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
+        """Return the users' p, b_u, and a 1 that meets an item's mean; and who is placed by anything."""
+        users, told = self.folded_in(histories)
+        return np.column_stack([users, np.ones(len(users), dtype=np.float32)]), told
 
 
 def learnt_from(interactions: Interactions) -> tuple[sparse.csr_matrix, np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints, Longs
 from pipelines.retrieval import factors, ratings, topk
-from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.ratings import RatingModel
 
 HELD: Final = 250_000_000  # numbers of the users' normal equations held at once, 1 GB; of more, they are made anew in each step
 
 
 @dataclass(frozen=True)
-class SvdPp:
+class SvdPp(RatingModel):
     """Rating of item i by user u: mean + b_u + b_i + q_i' (p_u + |N(u)|^-1/2 * sum of y_j over N(u)) (Koren, KDD 2008, eq. 15).
 
     N(u) is whatever u met: views and purchases count as well as ratings, and a user who rated nothing is still
@@ -40,6 +40,8 @@ class SvdPp:
         seed: of the first factors.
         num_threads: of the matrix products.
     """
+
+    name: ClassVar[str] = "svdpp"
 
     n_factors: int = 32
     regularization: float = 0.15
@@ -128,30 +130,7 @@ class SvdPp:
             explained[some] += np.einsum("nf,nf->n", z[row[some]], q[users.indices[some]])
         return ratings.ridge(ratings.less(users, explained), q, self.regularization, self.bias_regularization)
 
-    def predict(self, histories: Histories, row: Longs, item: npt.NDArray[np.integer]) -> Floats:
-        """Return float32 [n], the ratings that the users of some rows would give some items; the item's mean for a user without events."""
-        state = topk.checked("svdpp", self.state, histories)
-        bias, mean = state["bias"].astype(np.float32), state["mean"].astype(np.float32)
-        users, _ = self._fold_in(histories)
-        predicted: Floats = np.einsum("nf,nf->n", users[row], state["factor"].astype(np.float32)[item]) + bias[item] + mean
-        return predicted
-
-    def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
-        """Return the items that the user would rate highest; none for a user who met nothing that was met by those who rate."""
-        users, told = self.query_vectors(histories)
-        items, known = self.item_vectors()
-        return factors.retrieve(users, items, known, histories, k, exclude_seen=exclude_seen, num_threads=self.num_threads, told=told)
-
-    def item_vectors(self) -> tuple[Floats, Bools]:
-        """Return the items' q, a 1 that meets b_u, and their means; and which items may be proposed."""
-        return ratings.placed("svdpp", self.state)
-
-    def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
-        """Return the users' p + z, b_u, and a 1 that meets an item's mean; and who is placed by anything."""
-        users, told = self._fold_in(histories)
-        return np.column_stack([users, np.ones(len(users), dtype=np.float32)]), told
-
-    def _fold_in(self, histories: Histories) -> tuple[Floats, Bools]:
+    def folded_in(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return float32 [n_users, n_factors + 1], p + z and b, and whether anything places the user."""
         state = topk.checked("svdpp", self.state, histories)
         q, bias = state["factor"].astype(np.float32)[:, :-1], state["bias"].astype(np.float32)

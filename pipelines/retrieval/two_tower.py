@@ -59,14 +59,6 @@ class TwoTower(Training):
     dropout: float = 0.1
     state: Params | None = field(default=None, repr=False, compare=False)
 
-    def fit(self, interactions: Interactions) -> Self:
-        """Return a fitted copy.
-
-        Raises:
-            ReloopError: JAX is missing, or the loss is no longer a number.
-        """
-        return self.resume(interactions, None)
-
     def resume(self, interactions: Interactions, checkpoint: Path | None) -> Self:
         """Return a fitted copy, going on from a checkpoint where there is one of this very training."""
         steps = sequences.learnt_from(interactions)

@@ -40,7 +40,7 @@ def test_each_row_is_the_ridge_regression_on_the_other_side():
     rng = np.random.default_rng(2)
     known = rated([(u, i, 1, float(rng.integers(1, 6))) for u in range(20) for i in range(12) if rng.random() < 0.5], 20, 12)
     model = BiasedMf(n_factors=3, n_epochs=2).fit(known)
-    found, told = model._fold_in(everyone(known))
+    found, told = model.folded_in(everyone(known))
     assert told.all()
     for user in (0, 7, 19):
         mine = known.user == user

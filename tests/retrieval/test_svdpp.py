@@ -49,7 +49,7 @@ def test_what_was_met_places_the_user_by_the_root_of_how_much(some):
 
 def test_taste_and_bias_of_a_user_are_the_ridge_regression_on_what_is_left(some):
     model = SvdPp(n_factors=3, n_epochs=2).fit(some)
-    found, told = model._fold_in(everyone(some))
+    found, told = model.folded_in(everyone(some))
     assert told.all()
     z = met(some) @ model.state["implicit"]
     for user in (0, 7, 14):
@@ -98,7 +98,7 @@ def test_every_round_lowers_the_loss(some):
     losses = []
     for n_epochs in (1, 2, 4, 8, 16):
         model = SvdPp(n_factors=3, n_epochs=n_epochs, n_steps=50).fit(some)
-        found, _ = model._fold_in(everyone(some))
+        found, _ = model.folded_in(everyone(some))
         z = met(some) @ model.state["implicit"]
         error = model.predict(everyone(some), some.user.astype(np.int64), some.item) - some.value
         loss = (error**2).sum() + model.regularization * (

@@ -64,14 +64,6 @@ class SequenceModel(Training):
         """
         ...
 
-    def fit(self, interactions: Interactions) -> Self:
-        """Return a fitted copy.
-
-        Raises:
-            ReloopError: JAX is missing, or the loss is no longer a number.
-        """
-        return self.resume(interactions, None)
-
     def resume(self, interactions: Interactions, checkpoint: Path | None) -> Self:
         """Return a fitted copy, going on from a checkpoint where there is one of this very training."""
         steps = sequences.learnt_from(interactions)

@@ -16,12 +16,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines import publish
+from pipelines.datasets.interactions import Interactions
 from pipelines.errors import ReloopError
 from pipelines.retrieval.neural import backend
 from pipelines.retrieval.neural.backend import Array, Params
@@ -75,6 +76,19 @@ class Training:
             ReloopError: JAX or optax is not installed.
         """
         backend.require(type(self).__name__)
+
+    def fit(self, interactions: Interactions) -> Self:
+        """Return a fitted copy.
+
+        Raises:
+            ReloopError: JAX is missing, a knob has no such value, or the loss is no longer a number.
+        """
+        return self.resume(interactions, None)
+
+    @abstractmethod
+    def resume(self, interactions: Interactions, checkpoint: Path | None) -> Self:
+        """Return a fitted copy, going on from a checkpoint where there is one of this very training."""
+        ...
 
     @abstractmethod
     def objective(self, params: Array, data: Array, batch: Array, key: Array) -> Array:
