@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mlflow
 import pytest
 from trained_shop import SECOND
 
@@ -42,7 +41,7 @@ def test_a_cycle_is_a_run_a_part_and_logging_it_again_changes_nothing(fresh: Hom
     assert retrieval[f"item_knn-{day}"].data.metrics["share_of_hits_alone"] == worth["item_knn"]["share_of_hits_alone"]
 
     runs.log_cycle(fresh, SECOND)
-    table = mlflow.load_table("sources.json", run_ids=[blended.info.run_id])
+    table = tracking.client(fresh).load_table(blended.info.experiment_id, "sources.json", run_ids=[blended.info.run_id])
     assert dict(zip(table["source"], table["contribution"], strict=True)) == pytest.approx(
         {source: row["contribution"] for source, row in worth.items()}
     )

@@ -364,7 +364,7 @@ def test_a_world_can_be_driven_by_taste_or_by_popularity() -> None:
 
     usual = of_best_sellers()
     assert of_best_sellers(taste=2.0, feedback=0.0) < 0.95 * usual
-    assert of_best_sellers(taste=0.1, feedback=2.0, herd=0.8) > 2 * usual
+    assert of_best_sellers(taste=0.1, feedback=2.0, herd=0.8) > 1.5 * usual
 
 
 def test_most_users_come_back() -> None:
