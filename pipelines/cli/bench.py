@@ -34,8 +34,10 @@ def retrieval(
     sources: Annotated[
         list[str] | None, typer.Option("--source", help="Only this source; may be repeated. Default: the whole line-up.")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0, help="Training budget of each neural source; 0: its epochs.")] = 60.0,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds after which a source is given up.")] = 1800.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, max=1_000_000, help="Training budget of each neural source; 0: its epochs.")
+    ] = 60.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, max=1_000_000, help="Seconds after which a source is given up.")] = 1800.0,
     tune: Annotated[bool, typer.Option("--tune", help="Choose knobs of the cheap sources on the validation window.")] = False,
     line_up: Annotated[bool, typer.Option("--line-up", help="Also grow the line-up that is worth most for its seconds.")] = False,
     as_of: Annotated[str | None, typer.Option("--as-of", help="Of `lake`: the end of the test window; default: of its last day.")] = None,
@@ -56,6 +58,8 @@ def retrieval(
     if path is None and data_set in DATA_SETS and DATA_SETS[data_set].file:
         path = Path(os.environ.get("RELOOP_REAL_DATA", REPOSITORY.parent / "shared" / "data")) / DATA_SETS[data_set].file
     names = tuple(dict.fromkeys(sources)) if sources else tuple(lineup.SOURCES)
+    for name in names:
+        lineup.make(name)  # an unknown one is refused before a data set is read
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

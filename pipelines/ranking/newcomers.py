@@ -18,6 +18,7 @@ from pipelines.datasets.interactions import Bools, Histories, Ids, Interactions,
 from pipelines.evaluation.metrics import Doubles
 from pipelines.ranking.exploration import ClickRates, explore
 from pipelines.ranking.protocol import Lists
+from pipelines.retrieval.ann.indexed import Indexed
 from pipelines.retrieval.cold_items import ColdItems, for_sale
 from pipelines.retrieval.cold_users import leading
 from pipelines.retrieval.protocol import Retriever
@@ -76,15 +77,16 @@ def explored(
     n_items = len(item_ids)
     fresh = new_items(known, policy)
     model = retrievers.get("cold_items")
-    cold_items = model if isinstance(model, ColdItems) else None
+    inner = model.model if isinstance(model, Indexed) else model
+    cold_items = inner if isinstance(inner, ColdItems) else None
     nothing = np.zeros(n_items)
     seen_so_far = (nothing if impressions is None else impressions, nothing if clicks is None else clicks)
     rates = ClickRates.learnt(*seen_so_far, expected_rates(cold_items, n_items, policy), policy.prior_strength)
     listed: Ints = positions(lists.item_ids.ravel(), item_ids).reshape(lists.item_ids.shape).astype(np.int32)
     wanted = policy.cards() * len(policy.slots)
     personal = np.empty((users.n_users, 0), dtype=np.int32)
-    if cold_items is not None:
-        personal = cold_items.retrieve(users, 2 * wanted, exclude_seen=exclude_seen).item
+    if model is not None:
+        personal = model.retrieve(users, 2 * wanted, exclude_seen=exclude_seen).item
     common = _most_promising(fresh, rates, wanted + listed.shape[1])
     pool = pools(personal, common, listed, wanted, fresh=fresh, seen=users if exclude_seen else None)
     found = explore(listed, pool, policy, user_ids=list(lists.user_ids), request_ids=request_ids, rates=rates)

@@ -211,15 +211,7 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
     settings = config.load(home)
     world = universe.load(home, as_of)
     ranker = lambdarank.trained(home, as_of)
-    blended = publish.manifest(blend.folder(home, as_of)).facts
-    asked = {name: blended.get(name) for name in ("sources", "k_per_source", "k_blend")}
-    wanted = {
-        "sources": list(settings.retrieval.sources),
-        "k_per_source": settings.retrieval.k_per_source,
-        "k_blend": settings.retrieval.k_blend,
-    }
-    if asked != wanted:
-        raise StateError("candidates", found=f"of other settings: {asked}", allowed=str(wanted), hint="blend again, and what follows")
+    blend.check_settings(home, as_of, settings.retrieval)
     retrievers = {}
     for name in settings.retrieval.sources:
         publish.manifest(fitting.folder(home, as_of, name), verify=True)

@@ -39,7 +39,7 @@ from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics, paired
 from pipelines.evaluation.metrics import Doubles
-from pipelines.retrieval import fitting
+from pipelines.retrieval import cold_users, fitting
 from pipelines.retrieval.merging import Recipe, Union, blocks, gains
 from pipelines.retrieval.protocol import Candidates
 from pipelines.window import utc
@@ -83,7 +83,7 @@ def judge(lists: Mapping[str, Candidates], truth: Labels, k: int, recipe: Recipe
     recall, without = [np.zeros(0)], {name: [np.zeros(0)] for name in lists}
     counted = np.zeros((3, len(lists), 2), dtype=np.int64)
     for rows, some in blocks(lists):
-        union, labels = Union.of(some), truth.take(np.arange(rows.start, rows.stop))
+        union, labels = Union.of(cold_users.alone(some)), truth.take(np.arange(rows.start, rows.stop))
         pairs, _, _ = union.chosen(recipe, k)
         hit = gains(union, labels)[pairs] > 0
         proposers = union.proposers[pairs]
@@ -95,7 +95,10 @@ def judge(lists: Mapping[str, Candidates], truth: Labels, k: int, recipe: Recipe
         counted[2] += len(pairs), hit.sum()
         recall.append(recall_of(union, labels, k, recipe))
         for name, found in without.items():
-            found.append(recall_of(union.of_sources([other for other in lists if other != name]), labels, k, recipe))
+            others = {other: some[other] for other in lists if other != name}
+            # Without the ladder its users are everybody's again.
+            left = Union.of(others) if name == cold_users.NAME else union.of_sources(list(others))
+            found.append(recall_of(left, labels, k, recipe))
     return Judgement(
         np.concatenate(recall),
         {name: np.concatenate(found) for name, found in without.items()},

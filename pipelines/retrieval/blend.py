@@ -33,6 +33,7 @@ from pipelines.datasets import universe
 from pipelines.datasets.interactions import Ints, positions
 from pipelines.datasets.split import JUDGE
 from pipelines.datasets.universe import Universe
+from pipelines.errors import StateError
 from pipelines.evaluation import metrics
 from pipelines.retrieval import attribution, blend_weights, cold_users, fitting, merging
 from pipelines.retrieval.blend_weights import Learnt
@@ -86,6 +87,19 @@ def recipe_of(settings: RetrievalSettings, learnt: Learnt | None) -> Recipe:
         {name: quota.most for name, quota in settings.quotas.items() if quota.most is not None},
         learnt.constant if learnt else RRF_CONSTANT,
     )
+
+
+def check_settings(home: Home, as_of: datetime, settings: RetrievalSettings) -> None:
+    """Check that a run was blended from the sources, and to the lengths, that the settings name now.
+
+    Raises:
+        StateError: it was not, or was not blended.
+    """
+    names = ("sources", "k_per_source", "k_blend")
+    facts = publish.manifest(folder(home, as_of)).facts
+    made, wanted = {name: facts.get(name) for name in names}, {name: settings.model_dump(mode="json")[name] for name in names}
+    if made != wanted:
+        raise StateError("candidates", found=f"of other settings: {made}", allowed=str(wanted), hint="blend again, and what follows")
 
 
 def recipe(home: Home, as_of: datetime) -> Recipe:

@@ -113,6 +113,7 @@ def of_run(home: Home, as_of: datetime, *, users_at_once: int = USERS_AT_ONCE, t
     """
     settings = config.load(home)
     with cycle.stage(home, as_of, "generation") as record:
+        blend.check_settings(home, as_of, settings.retrieval)
         world = universe.load(home, as_of)
         fitted = {name: fitting.folder(home, as_of, name) for name in settings.retrieval.sources}
         released = {name: publish.manifest(path, verify=True).digest for name, path in fitted.items()}

@@ -109,12 +109,12 @@ def save(folder: Path, name: str, retriever: Retriever) -> None:
     """Write a fitted source into a folder that is being published: knobs.json and state.npz, no pickle; its index beside them.
 
     Raises:
-        StateError: the source was not fitted, or one with an index holds NaN or infinity.
+        StateError: the source was not fitted, or holds NaN or infinity.
     """
     if isinstance(retriever, Indexed):
         keeping.save(folder, retriever)
         retriever = retriever.model
-        _check_finite(f"retriever {name}", retriever.state or {})
+    _check_finite(f"retriever {name}", retriever.state or {})
     if retriever.state is None:
         raise StateError(f"retriever {name}", found="not fitted", allowed="a fitted copy")
     knobs = {knob.name: getattr(retriever, knob.name) for knob in fields(cast("Any", retriever)) if knob.name != "state"}

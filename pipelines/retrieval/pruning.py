@@ -22,7 +22,7 @@ from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics, paired
 from pipelines.evaluation.metrics import Doubles
-from pipelines.retrieval import attribution, fitting, lineup
+from pipelines.retrieval import attribution, cold_users, fitting, lineup
 from pipelines.retrieval.attribution import CONFIDENCE, Row
 from pipelines.retrieval.merging import Recipe, Union, blocks
 from pipelines.retrieval.protocol import Candidates
@@ -50,7 +50,7 @@ class Judged:
         """Return float64 [n_users], recall of the blend of some sources."""
         found = [np.zeros(0)]
         for rows, some in blocks(self.lists):
-            union = Union.of(some).of_sources(sources)
+            union = Union.of(cold_users.alone({name: some[name] for name in sources}))
             found.append(attribution.recall_of(union, self.truth.take(np.arange(rows.start, rows.stop)), self.k, self.recipe))
         return np.concatenate(found)
 

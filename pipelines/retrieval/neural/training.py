@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from pipelines import publish
 from pipelines.datasets.interactions import Interactions
-from pipelines.errors import ReloopError
+from pipelines.errors import ReloopError, StateError
 from pipelines.retrieval.neural import backend
 from pipelines.retrieval.neural.backend import Array, Params
 
@@ -74,7 +74,11 @@ class Training:
 
         Raises:
             ReloopError: JAX or optax is not installed.
+            StateError: the budget or the batches are no numbers of theirs.
         """
+        least = {"seconds": 0.0, "n_epochs": 0, "batch_size": 1}
+        if wrong := {name: getattr(self, name) for name, least_of in least.items() if not getattr(self, name) >= least_of}:
+            raise StateError(type(self).__name__, found=str(wrong), allowed=f"at least {least}", hint="see retrieval.parameters")
         backend.require(type(self).__name__)
 
     def fit(self, interactions: Interactions) -> Self:
@@ -174,10 +178,13 @@ class _Run:
         in_time = True
         while in_time and now.final < 0 and now.epoch < self.learner.n_epochs and now.since_best < self.learner.patience:
             in_time = self._epoch(everything=judge is None)
+            if self.learner.seconds and not now.step:
+                name, budget = type(self.learner).__name__, f"seconds = {self.learner.seconds:g}"
+                raise ReloopError(name, found=f"no step done within {budget}", allowed="a budget for one step", hint="raise seconds")
             reached = None if judge is None else judge(_numpy(now.params))
             log.info("%s: epoch %d, %.0f s, validation %s", type(self.learner).__name__, now.epoch + 1, self._spent(), reached)
             if reached is None or reached > now.best_quality:
-                now.best, now.best_quality, now.since_best = now.params, reached or now.best_quality, 0
+                now.best, now.best_quality, now.since_best = now.params, now.best_quality if reached is None else reached, 0
                 now.best_epoch = now.epoch
             else:
                 now.since_best += 1

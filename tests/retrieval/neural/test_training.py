@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipelines.errors import ReloopError
+from pipelines.errors import ReloopError, StateError
 from pipelines.retrieval.neural import training
 from pipelines.retrieval.neural.training import Material, Training, train
 
@@ -134,3 +134,14 @@ def test_without_jax_the_error_names_the_extra(missing, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ReloopError, match=r"pip install 'reloop\[neural\]'"):
         train(Line(), FIRST, material(), None)
+
+
+@pytest.mark.parametrize("knobs", [{"seconds": -1.0}, {"seconds": float("nan")}, {"batch_size": 0}, {"n_epochs": -1}])
+def test_a_budget_that_is_none_is_refused_before_anything_is_read(knobs):
+    with pytest.raises(StateError, match="at least"):
+        Line(**knobs).require()
+
+
+def test_a_training_that_never_made_a_step_is_not_handed_out():
+    with pytest.raises(ReloopError, match="no step done within seconds = 1e-09"):
+        train(Line(seconds=1e-9), FIRST, material(), None)
