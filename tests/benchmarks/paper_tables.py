@@ -16,6 +16,8 @@ from pipelines.retrieval.bpr import Bpr
 from pipelines.retrieval.ease import Ease
 from pipelines.retrieval.graph_filter import GraphFilter
 from pipelines.retrieval.item_knn import ItemKnn
+from pipelines.retrieval.lightgcn import LightGcn
+from pipelines.retrieval.neumf import NeuMf
 from pipelines.retrieval.nmf import Nmf
 from pipelines.retrieval.popular import Popular
 from pipelines.retrieval.protocol import Retriever
@@ -74,6 +76,22 @@ TABLES = {
             Line("als", Als(n_factors=96, regularization=30.0, frequency_exponent=1.0, alpha=1.0), (0.7109, 0.4382), (0.72, 0.445)),
             Line("ease", Ease(regularization=1000.0, n_neighbours=4000, max_history=5000), (0.7192, 0.4494), (0.718, 0.449)),
             Line("graph_filter", GraphFilter(n_neighbours=4000, max_history=5000)),
+            Line(
+                "neumf",
+                NeuMf(
+                    n_epochs=20,
+                    patience=5,
+                    learning_rate=2e-3,
+                    batch_size=16,
+                    n_negatives=16,
+                    max_history=400,
+                    dropout=0.2,
+                    validation="last",
+                    n_validation=500,
+                ),
+                (0.7093, 0.4349),
+                (0.709, 0.435),
+            ),
         ),
     ),
     "sequences": Table(
@@ -120,6 +138,12 @@ TABLES = {
                 GraphFilter(user_exponent=0.7, from_exponent=0.9, to_exponent=0.175, power=1.3, n_neighbours=1000, max_history=5000),
                 (0.1862, 0.1563),
                 (0.186, None),
+            ),
+            Line(
+                "lightgcn",
+                LightGcn(n_epochs=40, patience=8, n_negatives=2048, validation="last", n_validation=2000),
+                (0.1823, 0.1554),
+                (0.182, None),
             ),
         ),
     ),
