@@ -191,10 +191,15 @@ def test_a_damaged_index_and_one_of_another_release_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("source", sorted(lineup.SOURCES))
-def test_poisoned_state_of_any_source_is_refused_on_load(source, tmp_path):
+def test_poisoned_state_of_any_source_is_neither_published_nor_loaded(source, tmp_path):
     for value in (np.nan, np.inf, -np.inf):
-        state = {"n_items": np.array([3]), "anything": np.array([1.0, value, 2.0], np.float32)}
-        lineup.save(tmp_path, source, replace(lineup.SOURCES[source], state=state))
+        sound = {"n_items": np.array([3]), "anything": np.array([1.0, 0.0, 2.0], np.float32)}
+        poisoned = {**sound, "anything": np.array([1.0, value, 2.0], np.float32)}
+        with pytest.raises(StateError, match="anything: NaN or infinity"):
+            lineup.save(tmp_path / "never", source, replace(lineup.SOURCES[source], state=poisoned))
+        assert not (tmp_path / "never").exists()
+        lineup.save(tmp_path, source, replace(lineup.SOURCES[source], state=sound))
+        np.savez(tmp_path / "state.npz", **poisoned)
         with pytest.raises(StateError, match="anything: NaN or infinity"):
             lineup.load(tmp_path)
 

@@ -99,6 +99,5 @@ def test_unknown_sources_and_knobs_are_named():
 def test_state_with_a_nan_is_refused(tmp_path):
     fitted = Popular().fit(world([(0, 0, 1, 1.0)], 1, 1))
     fitted.state["score"][0] = np.nan
-    lineup.save(tmp_path, "popular", fitted)
     with pytest.raises(StateError, match="score: NaN"):
-        lineup.load(tmp_path)
+        lineup.save(tmp_path, "popular", fitted)
