@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
@@ -28,9 +29,10 @@ class RatingModel:
     state: dict[str, npt.NDArray[np.generic]] | None
     num_threads: int
 
+    @abstractmethod
     def folded_in(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return float32 [n_users, n_factors + 1], p and b, and whether anything places the user."""
-        raise NotImplementedError
+        ...
 
     def predict(self, histories: Histories, row: Longs, item: npt.NDArray[np.integer]) -> Floats:
         """Return float32 [n], the ratings that the users of some rows would give some items; the item's mean where nothing places the user."""

@@ -10,11 +10,12 @@ import pytest
 
 from pipelines import columns as c
 from pipelines import tables
-from pipelines.config import ExplorationPolicy
+from pipelines.config import ExplorationPolicy, IndexSettings
 from pipelines.datasets import newness, profiles
 from pipelines.datasets.interactions import Histories, Interactions
 from pipelines.ranking import newcomers
 from pipelines.ranking.protocol import Lists
+from pipelines.retrieval.ann.indexed import Indexed
 from pipelines.retrieval.cold_items import ColdItems
 from pipelines.window import utc
 
@@ -99,9 +100,10 @@ def test_only_new_items_that_the_list_lacks_take_the_slots(known):
     assert (found.score == lists(200).score).all()
 
 
-def test_cold_items_decides_who_is_asked_first(known):
-    """Whoever likes ebony has the ebony newcomer as the favoured card; ivory's lovers the ivory one."""
-    model = ColdItems(max_events=5, n_factors=2).fit(known)
+@pytest.mark.parametrize("wrapped", [lambda model: model, lambda model: Indexed(model, IndexSettings(kind="flat"))])
+def test_cold_items_decides_who_is_asked_first(known, wrapped):
+    """Whoever likes ebony has the ebony newcomer as the favoured card; ivory's lovers the ivory one; behind an index, too."""
+    model = wrapped(ColdItems(max_events=5, n_factors=2)).fit(known)
     ivory = replace(asking(2), item=np.array([0, 1], dtype=np.int32))
     found = newcomers.explored(
         lists(2), item_ids=ITEM_IDS, users=ivory, known=known, retrievers={"cold_items": model}, policy=policy(epsilon=0.0),

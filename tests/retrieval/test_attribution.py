@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.datasets.labels import Labels
 from pipelines.evaluation import metrics
-from pipelines.retrieval import attribution, merging
+from pipelines.retrieval import attribution, merging, pruning
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Candidates
 
@@ -62,6 +62,18 @@ def test_without_a_source_is_as_if_it_had_never_been_asked_whatever_the_recipe()
         judged = metrics.judge(rest.item, truth.indptr, truth.item, truth.gain)
         np.testing.assert_array_equal(without, metrics.recall(judged, 9))
     assert (found.recall != found.without["b"]).any()
+
+
+def test_users_of_the_ladder_are_judged_by_the_blend_that_they_get():
+    """The ladder answers user 0 with 9, wrongly, so nobody else is asked; without it user 0 would get 1 of a. User 1 has a history."""
+    lists = {"a": source([1], [3]), "cold_users": source([9], [-1])}
+    wanted = labels([1], [3])
+    found = {row["source"]: row for row in attribution.rows(lists, wanted, 2, Recipe(), 7)}
+    assert found["cold_users"]["contribution"] == -0.5
+    assert found["a"]["contribution"] == 0.5
+    judged = pruning.Judged(lists, wanted, Recipe(), 2)
+    assert judged.recall(["a", "cold_users"]).tolist() == [0, 1]
+    assert judged.recall(["a"]).tolist() == [1, 1]
 
 
 def test_blocks_of_users_add_up(monkeypatch):

@@ -14,9 +14,6 @@ from pipelines.retrieval.neural.training import Training
 class Knobs(Training):
     """Nothing but knobs."""
 
-    def objective(self, params, data, batch, key):
-        raise NotImplementedError
-
 
 def steps(*rows: list[int], at: list[int] | None = None, n_items: int = 10) -> Sequences:
     item = np.array([item for row in rows for item in row], dtype=np.int32)
