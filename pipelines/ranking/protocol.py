@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
@@ -27,6 +28,13 @@ class RankingRows:
         gain: float32 [n], graded relevance, 0 where the user ignored the candidate.
         group: int32 [n_groups], rows of each list; they tile the rows in order and sum to n.
         window: int32 [n_groups], which training window a list is from; 0 is the oldest.
+        position: int32 [n], the place at which the user was shown the item, 1 is the top, 0 where it was not shown; None where
+            nobody was shown anything.
+        weight: float32 [n], positive and finite: how many rows a row stands for, the inverse of the probability that it is here
+            with this label. Of a positive, one over the probability that its place was looked at; of an ignored
+            candidate that was drawn by lot, one over the share that was drawn. None where every row stands for itself.
+        outcomes: float32 [n] each, what exactly the user did, by name: `view`, `add_to_cart`, `purchase` are 0 or 1, `value` is
+            money in shop currency (0 without a purchase). Empty where only the gain is known.
     """
 
     features: Floats
@@ -34,29 +42,89 @@ class RankingRows:
     gain: Floats
     group: Ints
     window: Ints
+    position: Ints | None = None
+    weight: Floats | None = None
+    outcomes: Mapping[str, Floats] = field(default_factory=dict)
 
     def of_windows(self, chosen: npt.NDArray[np.bool_]) -> RankingRows:
         """Return the lists for which `chosen` [n_groups] holds, in their order."""
         rows = np.repeat(chosen, self.group)
-        return RankingRows(self.features[rows], self.names, self.gain[rows], self.group[chosen], self.window[chosen])
+        return RankingRows(
+            self.features[rows],
+            self.names,
+            self.gain[rows],
+            self.group[chosen],
+            self.window[chosen],
+            None if self.position is None else self.position[rows],
+            None if self.weight is None else self.weight[rows],
+            {name: column[rows] for name, column in self.outcomes.items()},
+        )
+
+    def newest(self) -> npt.NDArray[np.bool_]:
+        """Return bool [n_groups], the lists of the newest window; none where there is one window only: nothing is held out then."""
+        newest = self.window == self.window.max(initial=0)
+        return np.zeros(len(newest), np.bool_) if newest.all() else newest
 
 
 class Ranker(Protocol):
     """A model that puts a user's candidates in order.
 
     A ranker is a frozen dataclass: its knobs are its fields, what it learnt is `state`, which is
-    None until fitted. Scores of different users are not comparable.
+    None until fitted. Scores of different users are not comparable. `rankers` names and keeps them.
     """
 
     def fit(self, rows: RankingRows) -> Self:
-        """Return a fitted copy; deterministic for the same rows and knobs."""
+        """Return a fitted copy; deterministic for the same rows and knobs.
+
+        Raises:
+            StateError: there is nothing to learn from.
+        """
         ...
 
-    def score(self, features: Floats) -> npt.NDArray[np.float64]:
-        """Return float64 [n], higher is better, for features [n, n_features] in the order it was fitted with.
+    def score(self, features: Floats, group: Ints | None = None) -> npt.NDArray[np.float64]:
+        """Return float64 [n], higher is better, for features [n, n_features] in the order of `features`.
+
+        A score depends on its own list alone, whatever other lists are asked beside it.
+
+        Args:
+            group: int [n_groups], rows of each list, for rankers that compare a list's candidates; None: all rows are one list.
 
         Raises:
             StateError: the ranker was not fitted, or the matrix has another width.
+        """
+        ...
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Return the features it reads, in the order of the matrix."""
+        ...
+
+    @property
+    def importance(self) -> dict[str, float]:
+        """Return the share of each feature in what it learnt, largest first, adding up to 1; empty where there is none to tell."""
+        ...
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Return how much it learnt: `trees`, or `weights`."""
+        ...
+
+    def dump(self) -> dict[str, bytes]:
+        """Return what it learnt as files by name, in formats that cannot execute (LightGBM text, npz, JSON); the same state, the same bytes.
+
+        Raises:
+            StateError: the ranker was not fitted.
+        """
+        ...
+
+    def restore(self, files: Mapping[str, bytes], names: tuple[str, ...]) -> Self:
+        """Return a copy that learnt what `dump` wrote; the caller has compared the bytes with their digests.
+
+        Args:
+            names: the features it was fitted with.
+
+        Raises:
+            StateError: the files hold something else.
         """
         ...
 
