@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipelines import misfit
 from pipelines.errors import StateError
+from pipelines.rerank_policies import RerankSettings
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 
@@ -297,6 +298,7 @@ class Settings(Frozen):
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     ranking: RankingSettings = RankingSettings()
+    rerank: RerankSettings = RerankSettings()
     exploration: ExplorationPolicy = ExplorationPolicy()
     gate: GatePolicy = GatePolicy()
     drift: DriftPolicy = DriftPolicy()

@@ -44,6 +44,7 @@ class Histories:
         as_of: microseconds UTC; every `at` is before it.
         rating: float32 [n_events], NaN where the event is no rating; None where the caller has none.
         users: what is known of each user, a row each (`profiles.USERS`); None where nothing is.
+        event_type: int8 [n_events], position in `columns.EVENT_TYPES`; None where the caller does not say.
     """
 
     indptr: Longs
@@ -54,6 +55,7 @@ class Histories:
     as_of: int
     rating: Floats | None = None
     users: pa.Table | None = None
+    event_type: Bytes | None = None
 
     @property
     def n_users(self) -> int:
@@ -76,6 +78,7 @@ class Histories:
             self.as_of,
             None if self.rating is None else self.rating[begin:end],
             None if self.users is None else self.users.slice(first, last - first),
+            None if self.event_type is None else self.event_type[begin:end],
         )
 
     def row_of_event(self) -> Longs:
@@ -269,6 +272,7 @@ def histories(interactions: Interactions, user_ids: Ids, as_of: datetime | None 
         as_of=until,
         rating=np.where(interactions.event_type[take] == c.EVENT_TYPES.index(c.RATING), interactions.value[take], np.float32(np.nan)),
         users=None if interactions.users is None else profiles.taken(interactions.users, known),
+        event_type=interactions.event_type[take],
     )
 
 
@@ -298,4 +302,5 @@ def moved(known: Histories, place: Longs, n_items: int) -> Histories:
         as_of=known.as_of,
         rating=None if known.rating is None else known.rating[kept],
         users=known.users,
+        event_type=None if known.event_type is None else known.event_type[kept],
     )
