@@ -55,9 +55,25 @@ class Bpr:
         """Return a fitted copy."""
         users = neighbours.user_item(interactions, interactions.weight, self.max_history)
         users.data[:] = 1
+        known = factors.known_items(interactions)
+        learnt = self.learnt(users, known)
+        state = {
+            "n_items": np.array([len(known)]),
+            "factor": np.column_stack([learnt["factor"], learnt["bias"]]) * known[:, None],
+            "history": learnt["history"] * known[:, None],
+            "known": known,
+        }
+        return replace(self, state=state)
+
+    def learnt(self, users: sparse.csr_matrix, known: Bools) -> dict[str, Floats]:
+        """Return `history` p and `factor` q, float32 [n_items, n_factors], and `bias` b, float32 [n_items].
+
+        Args:
+            users: [n_users, n_items], 1 where a user liked an item.
+            known: bool [n_items], the items to draw from.
+        """
         users.sort_indices()
         rng = np.random.default_rng(self.seed)
-        known = factors.known_items(interactions)
         size = (users.shape[1], self.n_factors)
         learnt = {
             "history": (0.1 / self.n_factors**0.5 * rng.standard_normal(size)).astype(np.float32),
@@ -68,13 +84,7 @@ class Bpr:
         with threadpool_limits(self.num_threads):
             if users.nnz:
                 self._train(users, np.flatnonzero(known).astype(np.int32), learnt, rng)
-        state = {
-            "n_items": np.array([len(known)]),
-            "factor": np.column_stack([learnt["factor"], learnt["bias"]]) * known[:, None],
-            "history": learnt["history"] * known[:, None],
-            "known": known,
-        }
-        return replace(self, state=state)
+        return learnt
 
     def _train(
         self, users: sparse.csr_matrix, drawn_from: npt.NDArray[np.int32], learnt: dict[str, Floats], rng: np.random.Generator

@@ -29,8 +29,8 @@ class LightGcn(Training):
     LightGCN's vectors of users at layer 0 are left out, so that a user is nothing but its items:
     I = mean over l of (A'A)^l E for the items, A I for the users, which a request computes for
     a user never seen from the items it met. Each round of A'A is two of the paper's layers. While
-    learning, what a pair adds to its own prediction is taken off again (A_ui I_i), else the model
-    would learn to recognise what it was handed.
+    learning, the pairs of a batch are taken out of the graph, else the model would learn to
+    recognise what it was handed: a user reaches its own item along every path back to itself.
 
     The loss is a softmax of cosines against items drawn uniformly for the batch, or BPR on one of
     them a pair (Rendle et al., UAI 2009), as in the paper. State: vector float32 [n_items,
@@ -47,11 +47,11 @@ class LightGcn(Training):
 
     n_epochs: int = 30
     learning_rate: float = 5e-3
-    batch_size: int = 8192
+    batch_size: int = 4096
     n_factors: int = 64
     n_rounds: int = 1
     loss: str = "softmax"
-    temperature: float = 0.15
+    temperature: float = 0.08
     n_negatives: int = 1024
     regularization: float = 1e-4
     state: Params | None = field(default=None, repr=False, compare=False)
@@ -75,12 +75,15 @@ class LightGcn(Training):
         judged = sequences.split(steps, self)
         fit = graph if judged is None else _graph(judged.fit)
         learner, some = replace(self, state=None), np.flatnonzero(known)
+        data = _padded(graph, fit, len(params["item"]))
+        place_of_fit = np.flatnonzero(data["user.fit"])
 
         def batches(rng: np.random.Generator, everything: bool) -> Iterable[Batch]:
             pairs = (graph if everything else fit).tocoo()
             lonely = np.bincount(pairs.row, minlength=pairs.shape[0]) < 2  # without its only item, nothing is known of a user
             kept = ~lonely[pairs.row]
-            arrays = {"user": pairs.row[kept], "item": pairs.col[kept], "own": pairs.data[kept]}
+            place = np.arange(graph.nnz) if everything else place_of_fit
+            arrays = {"user": pairs.row[kept], "item": pairs.col[kept], "pair": place[kept].astype(np.int32)}
             for batch in sequences.shuffled(arrays, self.batch_size, rng):
                 negative = some[rng.integers(0, len(some), self.n_negatives)].astype(np.int32)
                 yield batch | {"negative": negative, "everything": np.array(everything)}
@@ -92,7 +95,6 @@ class LightGcn(Training):
                 cast("Split", judged),
             )
 
-        data = _padded(graph, fit, len(params["item"]))
         made_of = (steps.indptr, steps.item, steps.at)
         return train(learner, params, Material(batches, None if judged is None else quality, data, made_of), checkpoint)
 
@@ -109,13 +111,13 @@ class LightGcn(Training):
         """Return the mean loss of a batch of pairs."""
         from jax import numpy as jnp
 
-        to_users, to_items = _products(data, batch["everything"], len(data["user.indptr"]) - 1, len(params["item"]))
+        to_users, to_items = _products(data, batch, len(data["user.indptr"]) - 1, len(params["item"]))
         item, layer = params["item"], params["item"]
         for _ in range(self.n_rounds):
             layer = to_items(to_users(layer))
             item = item + layer
         chosen = item[batch["item"]]
-        user = to_users(item)[batch["user"]] - batch["own"][:, None] * chosen
+        user = to_users(item)[batch["user"]]
         if self.loss == "bpr":
             other = item[batch["negative"][backend.jax().random.randint(key, batch["item"].shape, 0, self.n_negatives)]]
             size = (params["item"][batch["item"]] ** 2).sum(axis=1)
@@ -196,16 +198,18 @@ def _padded(graph: sparse.csr_matrix, fit: sparse.csr_matrix, rows: int) -> Batc
         data[f"{name}.indices"] = np.concatenate([matrix.indices, np.zeros(extra, dtype=np.int32)]).astype(np.int32)
         data[f"{name}.all"] = np.where(there, graph.data[place], np.float32(0))
         data[f"{name}.fit"] = np.where(there, of_fit[place], np.float32(0))
+        data[f"{name}.of"] = np.argsort(place[: graph.nnz]).astype(np.int32)
     return data
 
 
-def _products(data: Array, everything: Array, n_users: int, n_items: int) -> tuple[Any, Any]:
+def _products(data: Array, batch: Array, n_users: int, n_items: int) -> tuple[Any, Any]:
     """Return the functions x -> A x and x -> A' x; the gradient of each is the other, so nothing is scattered."""
     jax = backend.jax()
     from jax.experimental import sparse as jsparse
 
     def stored(name: str, shape: tuple[int, int]) -> Any:
-        value = jax.numpy.where(everything, data[f"{name}.all"], data[f"{name}.fit"])
+        value = jax.numpy.where(batch["everything"], data[f"{name}.all"], data[f"{name}.fit"])
+        value = value.at[data[f"{name}.of"][batch["pair"]]].set(0)
         return jsparse.BCSR((value, data[f"{name}.indices"], data[f"{name}.indptr"]), shape=shape)
 
     graph, transposed = stored("user", (n_users, n_items)), stored("item", (n_items, n_users))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints
 from pipelines.errors import StateError
 from pipelines.retrieval import topk
+from pipelines.retrieval.bpr import Bpr
 from pipelines.retrieval.neural import layers, sequences
 from pipelines.retrieval.neural.backend import Array, Params
 from pipelines.retrieval.neural.sequences import Sequences, Split
@@ -28,7 +30,8 @@ class NeuMf(Training):
 
     In place of a vector per user stands the sum of vectors of its items over the root of their number,
     less the item that is asked for (Kabbur et al., KDD 2013): p = (sum over j in H, j != i, of q_j) / sqrt(|H - i|).
-    GMF scores w' (p * e_i), MLP a tower over (p, e_i) whose layers halve; NeuMF adds the two.
+    GMF scores w' (p * e_i) + b_i, MLP a tower over (p, e_i) whose layers halve; NeuMF adds the two. As in the
+    paper (section 3.4.1) the GMF half begins from factors learnt alone, here by `bpr`, and the tower from no say at all.
 
     It scores candidates (`score`). Asked for candidates of its own, it scores the whole catalogue up
     to `n_shortlist` items, and above that what its GMF half, a plain inner product, puts highest;
@@ -40,16 +43,18 @@ class NeuMf(Training):
         max_history: newest steps that a user is made of.
         loss: `bce`, as in the paper, or `softmax` of the item against those drawn with it.
         n_negatives: items drawn uniformly for each step that is learnt.
+        pretrain_epochs: passes of `bpr` over what is learnt from, from which the GMF half begins; 0 for random factors.
         n_shortlist: items that are scored a user, at most.
         dropout: share of values dropped in the tower while training.
     """
 
     batch_size: int = 32
-    architecture: str = "neumf"
+    architecture: Literal["neumf", "gmf", "mlp"] = "neumf"
     n_factors: int = 32
     max_history: int = 200
-    loss: str = "softmax"
+    loss: Literal["softmax", "bce"] = "softmax"
     n_negatives: int = 8
+    pretrain_epochs: int = 20
     n_shortlist: int = 1000
     dropout: float = 0.1
     state: Params | None = field(default=None, repr=False, compare=False)
@@ -63,7 +68,10 @@ class NeuMf(Training):
         known = np.bincount(steps.item, minlength=steps.n_items) > 0
         params = self._first(np.random.default_rng([self.seed, 0]), sequences.table_rows(steps.n_items))
         if (steps.lengths() > 1).any():
-            params = self._train(params, steps, known, checkpoint)
+            judged = sequences.split(steps, self)
+            if "gmf" in ARMS[self.architecture] and self.pretrain_epochs:
+                self._pretrain(params, steps if judged is None else judged.fit, known)
+            params = self._train(params, steps, judged, known, checkpoint)
         return replace(self, state={"n_items": np.array([steps.n_items]), "known": known, **params})
 
     def _first(self, rng: np.random.Generator, rows: int) -> Params:
@@ -72,15 +80,29 @@ class NeuMf(Training):
             for side in ("history", "item"):
                 params[f"{arm}.{side}"] = (0.2 * rng.standard_normal((rows, d))).astype(np.float32)
         if "gmf" in ARMS[self.architecture]:
-            params["gmf.out"] = np.ones(d, dtype=np.float32)
+            params |= {"gmf.out": np.ones(d, dtype=np.float32), "gmf.bias": np.zeros(rows, dtype=np.float32)}
         if "mlp" in ARMS[self.architecture]:
             params |= {"mlp.of_user": layers.dense(rng, d, d), "mlp.of_item": layers.dense(rng, d, d)}
             params |= {"mlp.shift0": np.zeros(d, np.float32), "mlp.shift1": np.zeros(d // 2, np.float32)}
             params |= {"mlp.deep": layers.dense(rng, d, d // 2), "mlp.out": layers.dense(rng, d // 2, 1)}
         return params
 
-    def _train(self, params: Params, steps: Sequences, known: npt.NDArray[np.bool_], checkpoint: Path | None) -> Params:
-        judged = sequences.split(steps, self)
+    def _pretrain(self, params: Params, steps: Sequences, known: npt.NDArray[np.bool_]) -> None:
+        """Put the factors that `bpr` learns into the GMF half, and silence the tower beside it."""
+        users = sparse.csr_matrix(
+            (np.ones(len(steps.item), dtype=np.float32), steps.item, steps.indptr), (len(steps.lengths()), steps.n_items)
+        )
+        users.sum_duplicates()
+        users.data[:] = 1
+        alone = Bpr(n_factors=self.n_factors, n_epochs=self.pretrain_epochs, seed=self.seed, num_threads=1).learnt(users, known)
+        for name, learnt in (("history", "history"), ("item", "factor"), ("bias", "bias")):
+            params[f"gmf.{name}"][: steps.n_items] = alone[learnt]
+        if "mlp.out" in params:
+            params["mlp.out"][:] = 0
+
+    def _train(
+        self, params: Params, steps: Sequences, judged: Split | None, known: npt.NDArray[np.bool_], checkpoint: Path | None
+    ) -> Params:
         some = np.flatnonzero(known)
 
         def batches(rng: np.random.Generator, everything: bool) -> Iterable[Batch]:
@@ -133,7 +155,7 @@ class NeuMf(Training):
         """
         total = xp.zeros((), dtype=np.float32)
         if "gmf" in users:
-            total = total + ((users["gmf"] * params["gmf.out"]) * params["gmf.item"][item]).sum(axis=-1)
+            total = total + ((users["gmf"] * params["gmf.out"]) * params["gmf.item"][item]).sum(axis=-1) + params["gmf.bias"][item]
         if "mlp" in users:
             # The first layer over (p, e) is a sum of one over each, so neither is computed twice.
             of_item = (params["mlp.item"] @ params["mlp.of_item"])[item]
@@ -199,6 +221,9 @@ class NeuMf(Training):
         asked = steps.newest(self.max_history)
         if len(some) <= size or "gmf" not in ARMS[self.architecture]:
             return np.broadcast_to(some, (len(asked), len(some)))
-        users = (params["gmf.history"][asked] * (asked != steps.pad)[:, :, None]).sum(axis=1) * params["gmf.out"]
-        scores = users @ params["gmf.item"][some].T
+        there = asked != steps.pad
+        users = (params["gmf.history"][asked] * there[:, :, None]).sum(axis=1) * params["gmf.out"]
+        users = users / np.sqrt(np.maximum(there.sum(axis=1, keepdims=True), 1))
+        # As the score itself, but for the item's own part of the history, which is seldom there.
+        scores = users @ params["gmf.item"][some].T + params["gmf.bias"][some]
         return some[np.argpartition(-scores, size - 1, axis=1)[:, :size]]

@@ -11,6 +11,7 @@ from retriever_contract import NOW, everyone, world
 from pipelines.datasets.interactions import Histories
 from pipelines.retrieval import gru4rec, lightgcn
 from pipelines.retrieval.bert4rec import Bert4Rec
+from pipelines.retrieval.bpr import Bpr
 from pipelines.retrieval.gru4rec import Gru4Rec
 from pipelines.retrieval.lightgcn import LightGcn
 from pipelines.retrieval.neumf import NeuMf
@@ -113,13 +114,27 @@ def test_lightgcn_adds_up_items_over_the_graph_for_a_user_never_seen():
 
 def test_neumf_takes_the_item_it_is_asked_for_out_of_the_history():
     """GMF with q = e = (1, 1, 0), (0, 1, 1), (0, 1, 0) and a history of the first two."""
-    fitted = NeuMf(architecture="gmf", n_factors=3, n_epochs=0).fit(world([(0, 0, 2.0, 1.0), (0, 1, 1.0, 1.0), (1, 2, 1.0, 1.0)], 2, 3))
+    fitted = NeuMf(architecture="gmf", n_factors=3, n_epochs=0, pretrain_epochs=0).fit(
+        world([(0, 0, 2.0, 1.0), (0, 1, 1.0, 1.0), (1, 2, 1.0, 1.0)], 2, 3)
+    )
     table = np.zeros((128, 3), dtype=np.float32)
     table[:3] = [[1, 1, 0], [0, 1, 1], [0, 1, 0]]
     fitted.state.update({"gmf.history": table, "gmf.item": table})
     asked = Histories(np.array([0, 2]), np.array([0, 1], np.int32), np.array([1, 2]), np.ones(2, np.float32), 3, NOW)
     # Item 0: q_1 . e_0 / 1 = 1. Item 1: q_0 . e_1 / 1 = 1. Item 2: (q_0 + q_1) . e_2 / sqrt 2 = 2 / sqrt 2.
     np.testing.assert_allclose(fitted.score(asked, np.array([[0, 1, 2, -1]], np.int32)), [[1, 1, 2**0.5, -np.inf]], rtol=1e-6)
+
+
+def test_neumf_begins_as_the_factors_learnt_alone():
+    rng = np.random.default_rng(3)
+    interactions = world([(user, int(rng.integers(9)), 9.0 - step, 1.0) for user in range(30) for step in range(5)], 30, 9)
+    begun = NeuMf(n_factors=4, n_epochs=0, n_validation=0, pretrain_epochs=3, seed=5).fit(interactions)
+    met = lightgcn._pairs(sequences.learnt_from(interactions))
+    alone = Bpr(n_factors=4, n_epochs=3, seed=5).learnt(met, np.asarray(met.sum(axis=0)).ravel() > 0)
+    asked = Histories(np.array([0, 2]), np.array([0, 1], np.int32), np.array([1, 2]), np.ones(2, np.float32), 9, NOW)
+    wanted = alone["history"][:2].sum(axis=0) / 2**0.5 @ alone["factor"].T + alone["bias"]
+    np.testing.assert_allclose(begun.score(asked, np.arange(2, 9, dtype=np.int32)[None])[0], wanted[2:], rtol=1e-5)
+    assert np.ptp(wanted) > 0
 
 
 def test_a_two_tower_reads_profiles_and_descriptions():
