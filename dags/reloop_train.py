@@ -59,8 +59,9 @@ def reloop_train() -> None:
     @task
     def sources() -> list[str]:
         from pipelines import config
+        from pipelines.retrieval import lineup
 
-        return list(config.load(config.Home.from_environment()).retrieval.sources)
+        return list(lineup.chosen(config.load(config.Home.from_environment()).retrieval))
 
     @task(pool=TRAINING, map_index_template="{{ task.op_kwargs['source'] }}", execution_timeout=timedelta(hours=4))
     def retrieve(source: str, as_of: str) -> None:
@@ -91,10 +92,12 @@ def reloop_train() -> None:
     @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
     def rank(as_of: str) -> None:
         from pipelines.config import Home
-        from pipelines.ranking import lambdarank
+        from pipelines.ranking import training
+        from pipelines.registry import bundle
         from pipelines.window import utc
 
-        lambdarank.train(Home.from_environment(), utc(as_of))
+        home = Home.from_environment()
+        training.train(home, utc(as_of), bundle.to_join(home, utc(as_of)))
 
     @task(pool=TRAINING)
     def evaluate(as_of: str) -> None:

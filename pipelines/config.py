@@ -11,7 +11,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,6 +20,10 @@ from pipelines.errors import StateError
 from pipelines.rerank_policies import RerankSettings
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
+# The groups of the ranker's features, in the order of its matrix (docs/ranking/features.md).
+FeatureGroup = Literal["retrieval", "standardised", "embedding", "stored", "contact", "price", "content", "request", "encoding"]
+FEATURE_GROUPS: Final[tuple[FeatureGroup, ...]] = get_args(FeatureGroup)
+MAX_SOURCES: Final = 63  # a finished list has a bit for each (uint64), and one for exploration
 
 
 @dataclass(frozen=True)
@@ -182,15 +186,29 @@ class Quota(Frozen):
 class RetrievalSettings(Frozen):
     """Which sources propose candidates, how many, and how their lists are blended."""
 
-    sources: tuple[str, ...] = ("popular", "popular_7d", "item_knn", "sequence_rules", "user_knn", "als", "repeat")
+    sources: tuple[str, ...] = Field(
+        default=("popular", "popular_7d", "item_knn", "sequence_rules", "user_knn", "als", "repeat"), min_length=1
+    )
     parameters: dict[str, dict[str, Any]] = Field(default={})  # source -> knobs, over each model's own defaults
-    k_per_source: int = 50
-    k_blend: int = 150  # candidates a user after the blend
+    k_per_source: int = Field(default=50, ge=1)
+    k_blend: int = Field(default=150, ge=1)  # candidates a user after the blend
     blend: Literal["learned", "rrf"] = "learned"  # weights learnt on the ranker's windows, or those below
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default={})  # of `rrf`; a source that is not named has 1
     quotas: dict[str, Quota] = Field(default={})
-    min_contribution: float = 0.005  # recall that a source must plausibly add to the blend, else `retrieval prune` names it
+    min_contribution: float = Field(
+        default=0.005, ge=0
+    )  # recall that a source must plausibly add to the blend, else `retrieval prune` names it
     index: IndexSettings = IndexSettings()
+
+    @model_validator(mode="after")
+    def _has_sources(self) -> Self:
+        if twice := sorted({name for name in self.sources if self.sources.count(name) > 1}):
+            raise ValueError(f"retrieval.sources names {twice} more than once")
+        if len(self.sources) > MAX_SOURCES:
+            raise ValueError(f"retrieval.sources has {len(self.sources)}, a list has room for {MAX_SOURCES}")
+        if self.weights and not any(self.weights.get(name, 1.0) > 0 for name in self.sources):
+            raise ValueError("retrieval.weights are 0 for every source: nothing would be proposed")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -210,16 +228,26 @@ class RetrievalSettings(Frozen):
 
 
 class RankingSettings(Frozen):
-    """LightGBM lambdarank; deterministic for a given seed and thread count."""
+    """What puts candidates in order, and the rows it learns from; deterministic for a given seed and thread count."""
 
-    learning_rate: float = 0.05
-    num_leaves: int = 15
-    n_rounds: int = 150
-    min_data_in_leaf: int = 50
-    negatives_per_user: int = 60  # ignored candidates kept for training, a seeded uniform sample; judging uses them all
-    min_training_lists: int = 100  # users with a positive among their candidates; below it the blend is served as it is
-    num_threads: int = 2
-    seed: int = 7
+    ranker: str = "lambdarank"  # see pipelines/ranking/rankers.py
+    parameters: dict[str, dict[str, Any]] = Field(default={})  # ranker -> knobs, over its own defaults and those below
+    baselines: tuple[str, ...] = ("logistic", "rrf")  # judged beside the ranker on the same lists, which it must beat
+    learning_rate: float = Field(default=0.05, gt=0, le=1)  # these four are of all trees
+    num_leaves: int = Field(default=15, ge=2, le=131_072)
+    n_rounds: int = Field(default=150, ge=1)
+    min_data_in_leaf: int = Field(default=50, ge=0)
+    features: tuple[FeatureGroup, ...] = FEATURE_GROUPS  # groups of columns; what each is worth is in docs/ranking/features.md
+    encoding_smoothing: float = Field(default=50.0, gt=0)  # candidates that the mean of all is worth against a key's own
+    negatives: Literal["shown", "sampled"] = "shown"  # which ignored candidates come first: those that were shown, where that is logged
+    negatives_per_user: int = 60  # ignored candidates kept for training, the rest a seeded uniform sample; judging uses them all
+    place_bias: float = Field(default=0.0, ge=0, le=2)  # a place p is looked at with probability p ** -place_bias; 0 is as if all were
+    in_memory_gb: float = Field(default=6.0, gt=0)  # of features; more lie in a file that is mapped, under the state folder
+    min_training_lists: int = Field(
+        default=100, ge=1
+    )  # users with a positive among their candidates; below it the blend is served as it is
+    num_threads: int = Field(default=2, ge=1, le=1024)
+    seed: int = Field(default=7, ge=0, lt=2**31)
 
 
 class ExplorationPolicy(Frozen):

@@ -113,7 +113,9 @@ def _lake(home: Home) -> Finding:
 
 
 def _settings(home: Home) -> Finding:
-    config.load(home)
+    from pipelines.ranking import rankers
+
+    rankers.chosen(config.load(home).ranking)
     return Finding("settings", ok=True, text="every section and knob is known")
 
 
@@ -124,10 +126,10 @@ def _sources(home: Home) -> Finding:
 
     settings = config.load(home).retrieval
     wrong: list[str] = []
-    for name in settings.sources:
+    for name in dict.fromkeys((*settings.sources, *settings.parameters)):
         try:
             retriever = lineup.make(name, settings.parameters.get(name))
-            if isinstance(retriever, Demanding):
+            if name in settings.sources and isinstance(retriever, Demanding):
                 retriever.require()
         except ReloopError as error:
             wrong.append(str(error))

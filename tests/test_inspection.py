@@ -18,3 +18,15 @@ def test_a_source_that_cannot_be_fitted_here_is_found_with_the_extra_to_install(
     assert "source 'sasrek': unknown" in found.text
     settings.write_text('[retrieval]\nsources = ["popular"]\n')
     assert str({finding.name: finding for finding in inspection.examine(home)}["retrieval sources"]) == "ok: 1 that can be fitted here"
+
+
+def test_a_knob_that_cannot_be_and_a_misspelt_source_among_the_parameters_are_found(home: Home):
+    home.root.mkdir(parents=True)
+    (home.root / "reloop.toml").write_text(
+        '[retrieval]\nsources = ["popular"]\n[retrieval.parameters.alz]\nalpha = 1\n[retrieval.parameters.als]\nn_factors = 0\n'
+    )
+    found = {finding.name: finding for finding in inspection.examine(home)}["retrieval sources"]
+    assert not found.ok
+    assert "source 'alz': unknown" in found.text
+    assert "did you mean 'als'?" in found.text
+    assert "source 'als': knob n_factors: 0; expected a whole number at least 1" in found.text

@@ -72,6 +72,8 @@ def run(
     """Run the whole loop through the Dags, cycle after cycle, and print what each one did."""
     from pipelines import run as running
     from pipelines import summary
+    from pipelines.ranking import rankers
+    from pipelines.retrieval import lineup
     from pipelines.sources import normalising
 
     state = home_at(home)
@@ -80,6 +82,8 @@ def run(
     warmup = warmup_days if warmup_days is not None or not simulated else 56
     span = _span(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
     settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
+    rankers.chosen(settings.ranking)
+    lineup.chosen(settings.retrieval)  # a knob out of its range is refused before anything is read
     planned = running.plan(request, span, settings, step_days=step_days, warmup_days=warmup, batch_days=batch_days)
     results = running.execute(state, planned, settings, out)
     if as_json:
@@ -213,16 +217,16 @@ def features(
 
 def train(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Train retrievers and ranker as of a day, evaluate them, and register the bundle as challenger."""
-    from pipelines.ranking import judging, lambdarank, training_set
+    from pipelines.ranking import judging, training, training_set
     from pipelines.registry import bundle
-    from pipelines.retrieval import blend, fitting
+    from pipelines.retrieval import blend, fitting, lineup
 
     state, moment = home_at(home), utc(as_of)
-    for source in config.load(state).retrieval.sources:
+    for source in lineup.chosen(config.load(state).retrieval):
         fitting.fit(state, moment, source)
     blend.blend(state, moment)
     training_set.build(state, moment)
-    lambdarank.train(state, moment)
+    training.train(state, moment, bundle.to_join(state, moment))
     judging.evaluate(state, moment)
     bundle.build(state, moment)
     answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Longs
+from pipelines.knobs import Range
 from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -44,7 +45,7 @@ class Als:
     """
 
     n_factors: int = 64
-    regularization: float = 10.0
+    regularization: Annotated[float, Range(0, above=True)] = 10.0
     frequency_exponent: float = 0.0
     alpha: float = 4.0
     n_epochs: int = 15

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from scipy import sparse
 
 from pipelines import columns as c
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints, Longs
+from pipelines.knobs import Range
 from pipelines.retrieval import factors, neighbours, popular, topk
 from pipelines.retrieval.als import Als
 from pipelines.retrieval.content import tfidf
@@ -53,7 +54,7 @@ class ColdItems:
     rate_weight: float = 1.5
     half_life_days: float = 14.0
     n_factors: int = 64
-    regularization: float = 10.0
+    regularization: Annotated[float, Range(0, above=True)] = 10.0
     alpha: float = 4.0
     n_epochs: int = 15
     seed: int = 7

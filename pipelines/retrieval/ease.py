@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions
 from pipelines.errors import ReloopError
+from pipelines.knobs import Range
 from pipelines.retrieval import neighbours, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -38,7 +39,7 @@ class Ease:
         num_threads: of the matrix inversion.
     """
 
-    regularization: float = 500.0
+    regularization: Annotated[float, Range(0, above=True)] = 500.0
     max_items: int = 20_000
     n_neighbours: int = 400
     recency_half_life_days: float = 14.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Histories, Interactions
+from pipelines.knobs import Range
 from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
 
@@ -46,7 +47,7 @@ class GraphFilter:
     from_exponent: float = 0.5
     to_exponent: float = 0.5
     power: float = 1.0
-    n_factors: int = 0
+    n_factors: Annotated[int, Range(0, 4096)] = 0
     low_pass: float = 0.3
     seed: int = 7
     num_threads: int = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class ItemKnn:
         max_history: newest events of a user that are compared.
     """
 
-    similarity: str = "cosine"
+    similarity: Literal["cosine", "jaccard"] = "cosine"
     n_neighbours: int = 200
     shrinkage: float = 10.0
     half_life_days: float = 90.0

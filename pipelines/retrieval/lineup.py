@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -11,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import columns as c
-from pipelines import publish
+from pipelines import knobs, publish
+from pipelines.config import RetrievalSettings
 from pipelines.errors import StateError
 from pipelines.retrieval.als import Als
 from pipelines.retrieval.ann import keeping
@@ -86,23 +89,33 @@ SOURCES: Final[dict[str, Retriever]] = {
 }
 
 
-def make(name: str, knobs: dict[str, Any] | None = None) -> Retriever:
+def make(name: str, given: Mapping[str, Any] | None = None) -> Retriever:
     """Return an unfitted source with some knobs changed.
 
     Raises:
-        StateError: no source has that name, or it has no such knob.
+        StateError: no source has that name, or a knob is unknown, of another type, or out of its range.
     """
     if name not in SOURCES:
         raise StateError(
-            f"source {name!r}", found="unknown", allowed=f"one of {list(SOURCES)}", hint="see retrieval.sources in the settings"
+            f"source {name!r}",
+            found="unknown",
+            allowed=f"one of {list(SOURCES)}",
+            hint=f"did you mean {near[0]!r}?"
+            if (near := get_close_matches(name, SOURCES, n=1))
+            else "see retrieval.sources in the settings",
         )
-    prototype = cast("Any", SOURCES[name])
-    known = [knob.name for knob in fields(prototype) if knob.name != "state"]
-    if unknown := sorted(set(knobs or {}) - set(known)):
-        raise StateError(
-            f"source {name!r}", found=f"knobs {unknown}", allowed=f"some of {known}", hint="see retrieval.parameters in the settings"
-        )
-    return cast("Retriever", replace(prototype, **(knobs or {})))
+    return knobs.changed(f"source {name!r}", SOURCES[name], given or {}, where="retrieval.parameters")
+
+
+def chosen(settings: RetrievalSettings) -> dict[str, Retriever]:
+    """Return the sources that the settings name, unfitted; the knobs of all others are checked, too.
+
+    Raises:
+        StateError: a source is unknown, or a knob is unknown, of another type, or out of its range.
+    """
+    for name in settings.parameters:
+        make(name, settings.parameters[name])
+    return {name: make(name, settings.parameters.get(name)) for name in settings.sources}
 
 
 def save(folder: Path, name: str, retriever: Retriever) -> None:
@@ -117,8 +130,8 @@ def save(folder: Path, name: str, retriever: Retriever) -> None:
     _check_finite(f"retriever {name}", retriever.state or {})
     if retriever.state is None:
         raise StateError(f"retriever {name}", found="not fitted", allowed="a fitted copy")
-    knobs = {knob.name: getattr(retriever, knob.name) for knob in fields(cast("Any", retriever)) if knob.name != "state"}
-    publish.write_json(folder / "knobs.json", {"source": name, "knobs": knobs})
+    kept = {knob: getattr(retriever, knob) for knob in knobs.of(type(retriever))}
+    publish.write_json(folder / "knobs.json", {"source": name, "knobs": kept})
     with publish.replacing(folder / "state.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **{key: retriever.state[key] for key in sorted(retriever.state)})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ class Together:
         window: newest steps of a history that ask.
     """
 
-    event_type: str = c.PURCHASE
+    event_type: Literal["view", "click", "add_to_cart", "purchase", "rating"] = c.PURCHASE
     gap_minutes: float = 60.0
     min_baskets: int = 1
     shrinkage: float = 2.0

@@ -124,8 +124,14 @@ def test_settings_become_the_recipe():
         ({"quotas": {"ease": {"least": 60}}}, "asked for 50"),
         ({"quotas": {"ease": {"least": 5, "most": 4}}}, "below its least"),
         ({"k_blend": 50, "quotas": {"ease": {"least": 30}, "popular": {"least": 30}}}, "guarantee 60 places"),
+        ({"blend": "rrf", "weights": {"ease": 0.0, "popular": 0.0}}, "0 for every source"),
+        ({"sources": ()}, "sources"),
+        ({"sources": ("popular", "ease", "popular")}, r"names \['popular'\] more than once"),
+        ({"sources": tuple(f"s{n}" for n in range(64))}, "has 64, a list has room for 63"),
+        ({"k_blend": 0}, "k_blend"),
+        ({"k_per_source": 0}, "k_per_source"),
     ],
 )
-def test_weights_and_quotas_that_cannot_hold_are_refused_by_name(knobs, complaint):
+def test_a_line_up_that_cannot_hold_is_refused_by_name(knobs, complaint):
     with pytest.raises(ValueError, match=complaint):
         RetrievalSettings(**{"sources": ("popular", "ease"), **knobs})

@@ -1,9 +1,13 @@
 """Weights that can be worked out by hand, one source at a time."""
 
+from typing import Literal, get_origin
+
 import numpy as np
 import pytest
 from retriever_contract import everyone, world
 
+from pipelines import knobs
+from pipelines.config import RetrievalSettings
 from pipelines.errors import ReloopError, StateError
 from pipelines.retrieval import ease, lineup, neighbours
 from pipelines.retrieval.ease import Ease
@@ -94,6 +98,26 @@ def test_unknown_sources_and_knobs_are_named():
     with pytest.raises(StateError, match=r"knobs \['lambda'\]; expected some of \['regularization'"):
         lineup.make("ease", {"lambda": 3})
     assert lineup.make("ease", {"regularization": 3.0}) == Ease(regularization=3.0)
+
+
+def test_every_number_among_the_knobs_has_a_range_that_holds_its_default():
+    seen = 0
+    for name, source in lineup.SOURCES.items():
+        assert lineup.make(name, {knob: getattr(source, knob) for knob in knobs.of(type(source))}) == source
+        for knob, (kind, within) in knobs.of(type(source)).items():
+            assert within is not None or kind in {str, bool} or get_origin(kind) is Literal, f"{name}.{knob}"
+            seen += within is not None
+    assert seen > 100
+
+
+def test_a_setting_that_names_no_source_or_an_impossible_knob_is_refused_for_sources_outside_the_line_up_too():
+    with pytest.raises(StateError, match=r"source 'alz': unknown.*did you mean 'als'"):
+        lineup.chosen(RetrievalSettings(sources=("popular",), parameters={"alz": {"n_factors": 8}}))
+    with pytest.raises(StateError, match="source 'als': knob n_factors: 0"):
+        lineup.chosen(RetrievalSettings(sources=("popular",), parameters={"als": {"n_factors": 0}}))
+    with pytest.raises(StateError, match="source 'populist': unknown"):
+        lineup.chosen(RetrievalSettings(sources=("populist",)))
+    assert list(lineup.chosen(RetrievalSettings(sources=("ease", "popular")))) == ["ease", "popular"]
 
 
 def test_state_with_a_nan_is_refused(tmp_path):

@@ -7,12 +7,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias, cast
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints
+from pipelines.knobs import Range
 from pipelines.retrieval import topk
 from pipelines.retrieval.neural import backend, layers, losses, sequences
 from pipelines.retrieval.neural.backend import Array, Params
@@ -44,8 +45,8 @@ class SequenceModel(Training):
     n_factors: int = 64
     max_history: int = 50
     dropout: float = 0.2
-    loss: str = "softmax"
-    n_negatives: int = 512
+    loss: Literal["softmax", "gbce"] = "softmax"
+    n_negatives: Annotated[int, Range(0, 2**31 - 1)] = 512
     calibration: float = 0.75
     state: Params | None = field(default=None, repr=False, compare=False)
 

@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from pipelines import publish
 from pipelines.datasets.interactions import Interactions
 from pipelines.errors import ReloopError, StateError
+from pipelines.knobs import Range
 from pipelines.retrieval.neural import backend
 from pipelines.retrieval.neural.backend import Array, Params
 
@@ -55,7 +56,7 @@ class Training:
         seed: of the first parameters, the batches and the dropout.
     """
 
-    n_epochs: int = 20
+    n_epochs: Annotated[int, Range(0, 2**31 - 1)] = 20
     seconds: float = 0.0
     patience: int = 5
     learning_rate: float = 1e-3
@@ -63,7 +64,7 @@ class Training:
     decay: float = 0.1
     weight_decay: float = 0.0
     batch_size: int = 128
-    validation: str = "time"
+    validation: Literal["time", "last"] = "time"
     validation_share: float = 0.05
     n_validation: int = 1000
     final_epochs: int = 1
@@ -176,6 +177,8 @@ class _Run:
         """Run the epochs that are left and return the best parameters."""
         now, judge = self.now, self.material.quality
         in_time = True
+        if judge is not None and not now.step:  # what a training began with, pretrained perhaps, may prove the best
+            now.best_quality = judge(_numpy(now.params))
         while in_time and now.final < 0 and now.epoch < self.learner.n_epochs and now.since_best < self.learner.patience:
             in_time = self._epoch(everything=judge is None)
             if self.learner.seconds and not now.step:
