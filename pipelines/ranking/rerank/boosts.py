@@ -23,8 +23,6 @@ def apply(lists: Ranked, goods: Goods, _users: Histories, policy: BoostPolicy, d
 
     A place is filled with the best of those that may have come so far, so nothing sinks below what the rises of others cost.
     """
-    if not len(goods):
-        return lists
     value = np.where(lists.listed, lists.relevance() + boost(goods, policy)[lists.item], -np.inf)
     n, m = lists.item.shape
     rows, chosen = np.arange(n), np.full((n, min(depth, m)), -1, np.int64)

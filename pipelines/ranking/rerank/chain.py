@@ -91,7 +91,7 @@ def steps(lists: Ranked, goods: Goods, users: Histories, settings: RerankSetting
         rule: Any = RULES[name]
         if name in {"mmr", "dpp"}:
             rule = partial(rule, compared=settings.likeness)
-        after = rule(lists, goods, users, getattr(settings, name), settings.depth) if lists.item.size else lists
+        after = rule(lists, goods, users, getattr(settings, name), settings.depth) if lists.listed.any() else lists
         yield Step(name, lists, after)
         lists = after
 

@@ -29,6 +29,4 @@ def protected(goods: Goods, policy: ExposurePolicy) -> Bools:
 
 def apply(lists: Ranked, goods: Goods, _users: Histories, policy: ExposurePolicy, depth: int) -> Ranked:
     """Return the lists with the policy's quota of items that are protected."""
-    if not len(goods):
-        return lists
     return greedy.with_quotas(lists, [(protected(goods, policy)[lists.item] & lists.listed, policy.share)], depth)

@@ -53,7 +53,7 @@ def tastes(users: Histories, code: Ints, half_life_days: float | None) -> Double
     weight = users.weight.astype(np.float64)
     if half_life_days is not None:
         weight = weight * 0.5 ** ((users.as_of - users.at) / (newness.DAY_US * half_life_days))
-    of = code[users.item] if len(code) else np.empty(0, np.int32)
+    of = code[users.item]
     known = of >= 0
     key = users.row_of_event()[known] * max(n_codes, 1) + of[known]
     total = np.bincount(key, weight[known], users.n_users * n_codes).reshape(users.n_users, n_codes)
@@ -74,8 +74,6 @@ def calibrated(lists: Ranked, code: Ints, taste: Doubles, *, trade_off: float, d
         trade_off, dilution: t, and Steck's alpha.
     """
     n, m = lists.item.shape
-    if not m or not len(code):
-        return lists
     group, rows = codes(lists, code), np.arange(n)
     known = group >= 0
     p = np.where(known, taste[rows[:, None], np.maximum(group, 0)], 0.0) if taste.shape[1] else np.zeros((n, m))

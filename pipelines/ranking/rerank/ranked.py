@@ -107,6 +107,6 @@ def codes(lists: Ranked, code: Ints) -> Ints:
     Args:
         code: int32 [n_items], -1 where unknown.
     """
-    of = code[lists.item] if len(code) else np.full(lists.item.shape, -1, np.int32)
+    of = code[lists.item]
     own = -2 - np.arange(lists.item.shape[1], dtype=np.int32)
     return np.where(lists.listed & (of >= 0), of, own).astype(np.int32)
