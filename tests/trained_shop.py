@@ -15,7 +15,7 @@ from typing import Final
 from pipelines import config, lake
 from pipelines.config import Home
 from pipelines.features import build, store
-from pipelines.ranking import judging, lambdarank, training_set
+from pipelines.ranking import judging, training, training_set
 from pipelines.registry import bundle
 from pipelines.retrieval import blend, fitting
 from pipelines.sources.request import World
@@ -58,7 +58,7 @@ def train(home: Home, as_of: object) -> int:
         fitting.fit(home, moment, source)
     blend.blend(home, moment)
     training_set.build(home, moment)
-    lambdarank.train(home, moment)
+    training.train(home, moment)
     judging.evaluate(home, moment)
     return bundle.build(home, moment)
 

@@ -2,8 +2,9 @@
 
     training/<as_of>/evaluation/
         per_user.parquet   user_id, ndcg_at_10__served, ndcg_at_10__ranked, ndcg_at_10__blend and
-                           ndcg_at_10__<source> in [0, 1], slice__<name> bool for light, heavy and cold users; a row for everyone
+                           ndcg_at_10__<source or baseline> in [0, 1], slice__<name> bool for light, heavy and cold users; a row for everyone
                            with a positive in the window, sorted by user_id
+        reliability.svg    what the ranker promised against what happened, where its scores are probabilities
         metrics.json       every metric of the served list and of its rivals, the slices, what is served; `cold` holds every
                            list's quality for users and items of whom little was known, against the baseline of the gate
 
@@ -35,14 +36,17 @@ from pipelines.datasets.split import JUDGE
 from pipelines.evaluation import cold, metrics, paired, slices, spread
 from pipelines.evaluation.metrics import Doubles, Judged
 from pipelines.evaluation.slices import Mask
-from pipelines.ranking import proposals, two_stage
+from pipelines.ranking import calibration, proposals, reliability_plot, training, two_stage
 from pipelines.ranking.context import Context, catalogue, gather
+from pipelines.ranking.features import assemble
 from pipelines.ranking.proposals import Proposals
+from pipelines.ranking.protocol import Probable, Ranker
 from pipelines.ranking.two_stage import BLEND, RANKED, TwoStage
 from pipelines.retrieval import blend, fitting
 
 K: Final = 10
 SERVED: Final = "served"
+RELIABILITY_FILE: Final = "reliability.svg"
 CUTOFFS: Final = (10, 50)
 
 
@@ -81,8 +85,9 @@ def evaluate(home: Home, as_of: datetime) -> None:
             context = gather(home, proposed, users, user_ids=truth.user_ids, item_ids=world.item_ids, as_of=fold.cutoff)
 
         lists = {name: fitting.candidates(home, as_of, name, JUDGE, world.digest).item for name in settings.retrieval.sources}
-        lists |= {name: _list(model, name, proposed, context, truth.n_users) for name in (BLEND, *([RANKED] if model.ranker else []))}
+        lists |= _orders(model, training.baselines(home, as_of), proposed, context, truth.n_users)
         decision = decide({name: _ndcg(item, truth) for name, item in lists.items()}, settings.retrieval.sources, settings)
+        promised = _reliability(model.ranker, proposed, context, truth)
         lists[SERVED] = lists[decision["serves"]]
 
         past_users = np.bincount(
@@ -98,6 +103,7 @@ def evaluate(home: Home, as_of: datetime) -> None:
         report = {
             **decision,
             **_own(per_user[SERVED]["ndcg_at_10"], settings),
+            "calibration": promised,
             "slices": _sliced(
                 lists[SERVED], per_user[SERVED]["ndcg_at_10"], truth, users=groups, items=slices.items(past_users), settings=settings
             ),
@@ -125,6 +131,10 @@ def evaluate(home: Home, as_of: datetime) -> None:
             columns |= {f"ndcg_at_10__{name}": table["ndcg_at_10"] for name, table in sorted(per_user.items())}
             publish.write_parquet(out / "per_user.parquet", pa.table(columns | {f"slice__{name}": rows for name, rows in groups.items()}))
             publish.write_json(out / "metrics.json", report)
+            if promised:
+                publish.write_text(
+                    out / RELIABILITY_FILE, reliability_plot.svg(promised, f"{settings.ranking.ranker}, {fold.cutoff:%Y-%m-%d}")
+                )
 
 
 def _judged(item: Ints, truth: Labels) -> Judged:
@@ -152,10 +162,22 @@ def _sliced(
     return found
 
 
-def _list(model: TwoStage, serves: str, proposed: Proposals, context: Context | None, n_users: int) -> Ints:
-    """Return int32 [n_users, k_blend], the whole list of candidates in one order."""
-    model = replace(model, serves=serves)
-    return proposed.ranked(model.order(proposed, context), n_users, model.k_blend)[0]
+def _orders(model: TwoStage, baselines: dict[str, Ranker], proposed: Proposals, context: Context | None, n_users: int) -> dict[str, Ints]:
+    """Return int32 [n_users, k_blend] by name, the whole list of candidates in each order: the blend's, the ranker's, the baselines'."""
+    scored = {BLEND: replace(model, serves=BLEND).order(proposed, None)}
+    if model.ranker and context:
+        rankers = {RANKED: model.ranker, **baselines}
+        scored |= dict(zip(rankers, two_stage.scores(list(rankers.values()), proposed, context), strict=True))
+    return {name: proposed.ranked(score, n_users, model.k_blend)[0] for name, score in scored.items()}
+
+
+def _reliability(ranker: Ranker | None, proposed: Proposals, context: Context | None, truth: Labels) -> dict[str, Any] | None:
+    """Return how far the ranker's probabilities can be believed on the judged window; None where it tells none that can be checked."""
+    teller: object = ranker  # of two unrelated protocols mypy holds that nothing can satisfy both
+    if ranker is None or context is None or not isinstance(teller, Probable) or teller.told() != "":
+        return None
+    parts = [teller.probability(two_stage.chosen(*assemble(context, block), ranker)) for block in proposed.blocks()]
+    return calibration.reliability(np.concatenate([np.zeros(0), *parts]), proposed.gains(truth) > 0)
 
 
 def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], settings: Settings) -> dict[str, Any]:
@@ -169,6 +191,14 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], settings: Setting
     ranked = ndcg.get(RANKED, ndcg[BLEND])
     difference = paired.interval(ranked - ndcg[best], settings.gate.confidence, settings.training.seed)
     reasons = []
+    beaten = {}
+    for name in (name for name in ndcg if name not in {*sources, BLEND, RANKED}):
+        against = paired.interval(ranked - ndcg[name], settings.gate.confidence, settings.training.seed)
+        beaten[name] = {
+            "ndcg_at_10": means[name], "difference": known(against.mean), "lower": known(against.lower), "upper": known(against.upper),
+        }  # fmt: skip
+        if not against.lower > 0:
+            reasons.append(f"the ranked list does not beat the baseline {name}: lower bound {against.lower:+.4f}")
     if RANKED not in ndcg:
         serves, why = BLEND, "there was too little to train a ranker"
     elif not difference.lower > 0:
@@ -185,6 +215,7 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], settings: Setting
         "difference": known(difference.mean),
         "difference_lower": known(difference.lower),
         "difference_upper": known(difference.upper),
+        "baselines": beaten,
         "serves": serves,
         "reasons": reasons,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,16 @@ from pipelines.datasets.interactions import Floats, Ids, Ints
 def schema_hash(names: tuple[str, ...]) -> str:
     """Return the identity of an ordered list of features: sha256 over the names, one a line, all float32."""
     return hashlib.sha256("".join(f"{name}:float32\n" for name in names).encode()).hexdigest()
+
+
+def source_columns(names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return where the score and the rank of each source stand among some features.
+
+    A source is whatever has both a `_score` and a `_rank`, but for the blend of the sources.
+    """
+    at = {name: place for place, name in enumerate(names)}
+    ranked = [name.removesuffix("_rank") for name in names if name.endswith("_rank") and name != "blend_rank"]
+    return [(at[f"{source}_score"], at[f"{source}_rank"]) for source in ranked if f"{source}_score" in at]
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,10 @@ class RankingRows:
     outcomes: Mapping[str, Floats] = field(default_factory=dict)
 
     def of_windows(self, chosen: npt.NDArray[np.bool_]) -> RankingRows:
-        """Return the lists for which `chosen` [n_groups] holds, in their order."""
-        rows = np.repeat(chosen, self.group)
+        """Return the lists for which `chosen` [n_groups] holds, in their order; lists that follow each other are not copied."""
+        picked = np.flatnonzero(np.repeat(chosen, self.group))
+        first, last = (int(picked[0]), int(picked[-1]) + 1) if len(picked) else (0, 0)
+        rows = slice(first, last) if last - first == len(picked) else picked
         return RankingRows(
             self.features[rows],
             self.names,
@@ -129,6 +141,23 @@ class Ranker(Protocol):
         ...
 
 
+@runtime_checkable
+class Probable(Protocol):
+    """A ranker whose scores can be read as probabilities."""
+
+    def told(self) -> str | None:
+        """Return what the probability is of, a column of `RankingRows.outcomes`; "" is any gain at all; None where none was calibrated."""
+        ...
+
+    def probability(self, features: Floats) -> npt.NDArray[np.float64]:
+        """Return float64 [n] in [0, 1], the calibrated probability that a candidate is taken.
+
+        Raises:
+            StateError: not fitted, another number of features, or nothing was held out to calibrate on.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Lists:
     """Finished rankings, best first.
@@ -137,7 +166,7 @@ class Lists:
         user_ids: str [n].
         item_ids: str [n, k]; "" pads a list that has fewer.
         score: float32 [n, k], not increasing along a row; -inf where padded.
-        sources: uint32 [n, k], bit s is set where `source_names[s]` proposed the item.
+        sources: uint64 [n, k], bit s is set where `source_names[s]` proposed the item.
         source_names: the retrievers; and `exploration`, where places were drawn for.
         propensity: float64 [n, k], with what probability the item came to stand there (`exploration`), NaN where padded; None
             where nothing is drawn.
@@ -146,7 +175,7 @@ class Lists:
     user_ids: Ids
     item_ids: npt.NDArray[np.str_]
     score: Floats
-    sources: npt.NDArray[np.uint32]
+    sources: npt.NDArray[np.uint64]
     source_names: tuple[str, ...]
     propensity: npt.NDArray[np.float64] | None = None
 

@@ -4,7 +4,7 @@
     <folder>/items.parquet          item_id in the order of the dense ids
     <folder>/two_stage.json         how lists are blended, order of the sources, what is served
     <folder>/retrieval/<source>/    as `retrieval.lineup` saves it
-    <folder>/ranker/                as `lambdarank` saves it; missing where there was too little to learn from
+    <folder>/ranker/                as `ranking.rankers` saves it; missing where there was too little to learn from
 
 All of it loads without pickle, and nothing is parsed before its digest was found right.
 """
@@ -12,6 +12,7 @@ All of it loads without pickle, and nothing is parsed before its digest was foun
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -28,12 +29,11 @@ from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Floats, Histories, Ids, histories, load, strings
 from pipelines.errors import StateError
-from pipelines.ranking import lambdarank, newcomers, proposals
+from pipelines.ranking import newcomers, proposals, rankers, training
 from pipelines.ranking.context import Context, gather
 from pipelines.ranking.features import assemble
-from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.proposals import Proposals
-from pipelines.ranking.protocol import Lists
+from pipelines.ranking.protocol import Lists, Ranker
 from pipelines.retrieval import blend, cold_users, fitting, lineup, merging
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
@@ -60,7 +60,7 @@ class TwoStage:
 
     item_ids: Ids
     retrievers: dict[str, Retriever]
-    ranker: LambdaRank | None
+    ranker: Ranker | None
     k_per_source: int
     k_blend: int
     exclude_seen: bool
@@ -118,8 +118,7 @@ class TwoStage:
             return proposed.blend_score.astype(np.float64)
         if self.ranker is None or context is None:
             raise StateError("two-stage model", found="no features to rank by", allowed="those its ranker reads")
-        scores = [self.ranker.score(chosen(*assemble(context, block), self.ranker)) for block in proposed.blocks()]
-        return np.concatenate([np.zeros(0), *scores])
+        return scores([self.ranker], proposed, context)[0]
 
     def listed(self, user_ids: Ids, proposed: Proposals, score: npt.NDArray[np.float64], k: int) -> Lists:
         """Return the k best candidates of each user with their ids and sources."""
@@ -147,7 +146,7 @@ class TwoStage:
             "exclude_seen": self.exclude_seen,
             "serves": self.serves,
             "recipe": self.recipe.to_json(),
-            "ranker": self.ranker is not None,
+            "ranker": rankers.name_of(self.ranker) if self.ranker else None,
         }
         with publish.folder(path, {}) as out:
             publish.write_json(out / "two_stage.json", facts)
@@ -156,7 +155,7 @@ class TwoStage:
                 (out / "retrieval" / name).mkdir(parents=True)
                 lineup.save(out / "retrieval" / name, name, model)
             if self.ranker:
-                self.ranker.save(out / "ranker")
+                rankers.save(out / "ranker", self.ranker)
 
     @classmethod
     def load(cls, path: Path) -> TwoStage:
@@ -170,7 +169,7 @@ class TwoStage:
         return cls(
             item_ids=strings(pq.read_table(path / "items.parquet")[c.ITEM_ID]),
             retrievers={name: lineup.load(path / "retrieval" / name) for name in facts["sources"]},
-            ranker=LambdaRank.load(path / "ranker") if facts["ranker"] else None,
+            ranker=rankers.load(path / "ranker") if facts["ranker"] else None,
             k_per_source=facts["k_per_source"],
             k_blend=facts["k_blend"],
             exclude_seen=facts["exclude_seen"],
@@ -180,7 +179,17 @@ class TwoStage:
         )
 
 
-def chosen(matrix: Floats, names: tuple[str, ...], ranker: LambdaRank) -> Floats:
+def scores(models: Sequence[Ranker], proposed: Proposals, context: Context) -> list[npt.NDArray[np.float64]]:
+    """Return float64 [n] for each ranker, what it scores the candidates; features are made once for all, a block of lists at a time."""
+    parts: list[list[npt.NDArray[np.float64]]] = [[np.zeros(0)] for _ in models]
+    for block in proposed.blocks():
+        matrix, names = assemble(context, block)
+        for part, ranker in zip(parts, models, strict=True):
+            part.append(ranker.score(chosen(matrix, names, ranker), np.diff(block.starts()).astype(np.int32)))
+    return [np.concatenate(part) for part in parts]
+
+
+def chosen(matrix: Floats, names: tuple[str, ...], ranker: Ranker) -> Floats:
     """Return the columns that a ranker reads, in its order; features that came later are left out.
 
     Raises:
@@ -210,7 +219,7 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
     """
     settings = config.load(home)
     world = universe.load(home, as_of)
-    ranker = lambdarank.trained(home, as_of)
+    ranker = training.trained(home, as_of)
     blend.check_settings(home, as_of, settings.retrieval)
     retrievers = {}
     for name in settings.retrieval.sources:

@@ -27,9 +27,11 @@ from pipelines.config import REPOSITORY, Home
 from pipelines.datasets import universe
 from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
-from pipelines.ranking import judging, two_stage
+from pipelines.ranking import judging, rankers, two_stage
+from pipelines.ranking.ensemble import Ensemble
+from pipelines.ranking.protocol import Ranker
 from pipelines.ranking.two_stage import TwoStage
-from pipelines.registry import population, tracking
+from pipelines.registry import population, releases, tracking
 from pipelines.window import utc
 
 FACTS_FILE: Final = "bundle.json"
@@ -95,6 +97,24 @@ def reference(home: Home, digest: str) -> population.Profile:
     return population.Profile.from_json(json.loads((checked(home, digest) / REFERENCE_FILE).read_text(encoding="utf-8")))
 
 
+def to_join(home: Home, as_of: datetime) -> Ranker | None:
+    """Return the champion's ranker for this training's to be joined with; None unless the settings ask for `ensemble`.
+
+    It is that of the newest release of an earlier cycle, so that a rerun after its own promotion joins what it joined before.
+
+    Raises:
+        StateError: the bundle was changed.
+    """
+    if config.load(home).ranking.ranker != Ensemble.name:
+        return None
+    now = releases.pointer(home)
+    for digest in (now.digest, now.previous_digest):
+        if digest is not None and utc(facts(home, digest)["as_of"]) < utc(as_of):
+            path = checked(home, digest) / MODEL_FOLDER / "ranker"
+            return rankers.load(path) if path.is_dir() else None
+    return None
+
+
 def build(home: Home, as_of: datetime) -> int:
     """Assemble the bundle of a training run and register it as `challenger`; return its model version.
 
@@ -117,7 +137,7 @@ def _assemble(home: Home, as_of: datetime) -> Path:
     model = two_stage.of_run(home, as_of, serves=judging.served(home, as_of))
     metrics = json.loads((judging.folder(home, as_of) / "metrics.json").read_text(encoding="utf-8"))
     learnt = [fold for fold in world.folds if fold.name != JUDGE]
-    importance = model.ranker.state.gain if model.ranker and model.ranker.state else {}
+    importance = model.ranker.importance if model.ranker else {}
     profile = population.profile(home, learnt[-1].cutoff, importance, settings.drift)
     described = {
         "as_of": utc(as_of).isoformat(),

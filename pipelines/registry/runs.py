@@ -123,7 +123,8 @@ def log_cycle(home: Home, as_of: datetime) -> None:
     ranked = cycle.records(home, as_of, "ranker") + cycle.records(home, as_of, "ranking") + cycle.records(home, as_of, "training_set")
     if ranked:
         merged = {record["stage"]: _figures(record) for record in ranked}
-        log(home, RANKING, as_of, "lambdarank", {**merged.pop("ranking", {}), **merged})
+        name = str(merged.get("ranker", {}).get("ranker", "lambdarank"))
+        log(home, RANKING, as_of, name, {**merged.pop("ranking", {}), **merged})
     gates, drifts = cycle.records(home, as_of, "gate"), cycle.records(home, as_of, "drift")
     if gates or drifts or cycle.records(home, as_of, "bundle"):
         parts = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import StateError
-from pipelines.ranking import lambdarank
+from pipelines.ranking import rankers, trees
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.protocol import RankingRows, schema_hash
 
@@ -93,10 +93,10 @@ def test_no_rows_are_refused():
 
 
 def test_a_saved_ranker_scores_the_same_to_the_last_bit_and_loads_without_pickle(fitted, tmp_path):
-    fitted.save(tmp_path)
+    rankers.save(tmp_path, fitted)
     seen = []
     sys.addaudithook(lambda event, _: seen.append(event) if event == "pickle.find_class" else None)
-    loaded = LambdaRank.load(tmp_path)
+    loaded = rankers.load(tmp_path)
     assert seen == []
     features = world(seed=11).features
     assert np.array_equal(loaded.score(features), fitted.score(features))
@@ -106,8 +106,8 @@ def test_a_saved_ranker_scores_the_same_to_the_last_bit_and_loads_without_pickle
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "missing"])
 def test_a_damaged_model_never_reaches_the_native_parser(fitted, tmp_path, damage, monkeypatch):
-    fitted.save(tmp_path)
-    model = tmp_path / lambdarank.MODEL_FILE
+    rankers.save(tmp_path, fitted)
+    model = tmp_path / trees.MODEL_FILE
     raw = bytearray(model.read_bytes())
     if damage == "truncate":
         model.write_bytes(raw[: len(raw) // 2])
@@ -120,15 +120,15 @@ def test_a_damaged_model_never_reaches_the_native_parser(fitted, tmp_path, damag
         model.unlink()
     monkeypatch.setattr(lightgbm, "Booster", lambda **_: pytest.fail("parsed a damaged model"))
     with pytest.raises(StateError, match=r"sha256|No such file"):
-        LambdaRank.load(tmp_path)
+        rankers.load(tmp_path)
 
 
 def test_features_in_another_order_are_refused(fitted, tmp_path):
-    fitted.save(tmp_path)
-    file = tmp_path / lambdarank.FEATURES_FILE
+    rankers.save(tmp_path, fitted)
+    file = tmp_path / rankers.RANKER_FILE
     file.write_text(file.read_text().replace('"noise"', '"temporary"').replace('"hiss"', '"noise"').replace('"temporary"', '"hiss"'))
-    with pytest.raises(StateError, match="schema hash"):
-        LambdaRank.load(tmp_path)
+    with pytest.raises(StateError, match="sha256"):
+        rankers.load(tmp_path)
 
 
 def test_the_schema_hash_knows_order_and_word_boundaries():

@@ -14,13 +14,13 @@ from pipelines.config import Settings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import positions
 from pipelines.evaluation import metrics
-from pipelines.ranking import judging, lambdarank, training_set, two_stage
+from pipelines.ranking import judging, training, training_set, two_stage
 
 
 @pytest.fixture(scope="module")
 def evaluated(shop):
     training_set.build(shop, AS_OF)
-    lambdarank.train(shop, AS_OF)
+    training.train(shop, AS_OF)
     judging.evaluate(shop, AS_OF)
     return shop
 
@@ -66,9 +66,9 @@ def test_evaluating_twice_gives_the_same_bytes(evaluated):
 
 
 def test_training_twice_gives_the_same_bytes(evaluated):
-    before = publish.manifest(lambdarank.folder(evaluated, AS_OF))
-    lambdarank.train(evaluated, AS_OF)
-    assert publish.manifest(lambdarank.folder(evaluated, AS_OF), verify=True) == before
+    before = publish.manifest(training.folder(evaluated, AS_OF))
+    training.train(evaluated, AS_OF)
+    assert publish.manifest(training.folder(evaluated, AS_OF), verify=True) == before
 
 
 def test_the_report_holds_every_metric_of_every_order(evaluated):
@@ -84,16 +84,16 @@ def test_with_too_few_lists_there_is_no_ranker_and_the_record_says_so(evaluated,
     scarce = ample.model_copy(update={"ranking": ample.ranking.model_copy(update={"min_training_lists": 10**6})})
     with monkeypatch.context() as patched:
         patched.setattr(config, "load", lambda _: scarce)
-        lambdarank.train(evaluated, AS_OF)
+        training.train(evaluated, AS_OF)
         judging.evaluate(evaluated, AS_OF)
-    assert lambdarank.trained(evaluated, AS_OF) is None
+    assert training.trained(evaluated, AS_OF) is None
     assert not record(evaluated, "ranker")["trained"]
     assert "the blend is served" in record(evaluated, "ranker")["reasons"][0]
     found = record(evaluated, "ranking")
     assert found["serves"] == "blend"
     assert "too little" in found["reasons"][0]
     assert two_stage.of_run(evaluated, AS_OF).ranker is None
-    lambdarank.train(evaluated, AS_OF)
+    training.train(evaluated, AS_OF)
     judging.evaluate(evaluated, AS_OF)
 
 

@@ -14,7 +14,7 @@ from pipelines import config
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Histories, histories, positions
 from pipelines.errors import StateError
-from pipelines.ranking import lambdarank, newcomers, proposals, training_set, two_stage
+from pipelines.ranking import newcomers, proposals, training, training_set, trees, two_stage
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.retrieval import blend
@@ -23,7 +23,7 @@ from pipelines.retrieval import blend
 @pytest.fixture(scope="module")
 def run(shop):
     training_set.build(shop, AS_OF)
-    lambdarank.train(shop, AS_OF)
+    training.train(shop, AS_OF)
     return shop
 
 
@@ -127,7 +127,7 @@ def test_saving_twice_gives_the_same_bytes_and_never_sweeps_away_other_files(mod
 
 
 @pytest.mark.parametrize(
-    "file", ["ranker/model.txt", "ranker/features.json", "items.parquet", "two_stage.json", "retrieval/item_knn/state.npz"]
+    "file", ["ranker/model.txt", "ranker/ranker.json", "items.parquet", "two_stage.json", "retrieval/item_knn/state.npz"]
 )
 @pytest.mark.parametrize("damage", ["flip", "truncate", "missing"])
 def test_a_damaged_model_is_refused_before_anything_is_parsed(model, tmp_path, monkeypatch, file, damage):
@@ -152,7 +152,7 @@ def test_a_ranker_that_reads_a_feature_nobody_makes_is_refused(run, model, judge
 
 
 def test_features_made_after_training_are_left_out():
-    ranker = LambdaRank(state=lambdarank.Fitted("", ("b", "a"), {}, None))
+    ranker = LambdaRank(state=trees.Fitted("", ("b", "a"), {}, None))
     matrix = np.array([[1.0, 2.0, 3.0]], np.float32)
     assert two_stage.chosen(matrix, ("a", "new", "b"), ranker).tolist() == [[3.0, 1.0]]
 

@@ -26,14 +26,14 @@ from ranking_world import AS_OF, SOURCES, stock
 from pipelines import publish
 from pipelines.config import Home
 from pipelines.datasets import universe
-from pipelines.ranking import judging, lambdarank, training_set
+from pipelines.ranking import judging, training, training_set
 from pipelines.retrieval import blend, fitting
 
 STAGES: dict[str, Callable[[Home], None]] = {
     **{f"fit {source}": lambda home, source=source: fitting.fit(home, AS_OF, source) for source in SOURCES},
     "blend": lambda home: blend.blend(home, AS_OF),
     "training_set": lambda home: training_set.build(home, AS_OF),
-    "rank": lambda home: lambdarank.train(home, AS_OF),
+    "rank": lambda home: training.train(home, AS_OF),
     "evaluate": lambda home: judging.evaluate(home, AS_OF),
 }
 
