@@ -71,7 +71,7 @@ RANGES: Final[dict[str, Range]] = {
     "baseline_days": _DAYS, "gap_minutes": Range(0, 1e7, above=True), "half_life_days": _HALF_LIFE, "recency_half_life_days": _HALF_LIFE,
     "window_days": _DAYS,
     # weights
-    "alpha": _MORE, "backward": _WEIGHT, "bias_regularization": _MORE, "common_weight": _WEIGHT, "content_weight": _WEIGHT,
+    "k1": _MORE, "alpha": _MORE, "backward": _WEIGHT, "bias_regularization": _MORE, "common_weight": _WEIGHT, "content_weight": _WEIGHT,
     "implicit_regularization": _WEIGHT, "loan_events": _WEIGHT, "loan_rate": _WEIGHT, "low_pass": _WEIGHT, "prior": _MORE,
     "rate_weight": _WEIGHT, "regularization": _WEIGHT, "shrinkage": _WEIGHT, "weight_decay": _WEIGHT,
     # exponents and the like
@@ -79,7 +79,7 @@ RANGES: Final[dict[str, Range]] = {
     "power": Range(0, 100, above=True), "sharpness": Range(0, 100), "temperature": Range(0, above=True), "to_exponent": _EXPONENT,
     "user_exponent": _EXPONENT,
     # shares
-    "calibration": _SHARE, "decay": _SHARE, "dilution": _SHARE, "distance_decay": _SHARE, "dropout": _DROPPED, "last_share": _SHARE,
+    "b": _SHARE,     "calibration": _SHARE, "decay": _SHARE, "dilution": _SHARE, "distance_decay": _SHARE, "dropout": _DROPPED, "last_share": _SHARE,
     "learning_rate": _SOME, "masked_share": _SOME, "validation_share": _DROPPED,
 }  # fmt: skip
 

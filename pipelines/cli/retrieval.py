@@ -66,7 +66,7 @@ def sources(as_of: RunOption = None, as_json: JsonOption = False, home: HomeOpti
 @app.command()
 def prune(
     as_of: RunOption = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Judge on so many of the newest training runs together.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Judge on so many training runs together: this one and those before it.")] = 1,
     write: Annotated[bool, typer.Option("--write", help="Put the sources that stay into reloop.toml of the state folder.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,

@@ -92,7 +92,7 @@ def explored(
     found = explore(listed, pool, policy, user_ids=list(lists.user_ids), request_ids=request_ids, rates=rates)
     shown = lists.item_ids.astype(np.result_type(lists.item_ids, item_ids))
     shown[found.explored] = item_ids[found.item[found.explored]]
-    sources = np.where(found.explored, np.uint32(1) << np.uint32(len(lists.source_names)), lists.sources).astype(np.uint32)
+    sources = np.where(found.explored, np.uint64(1) << np.uint64(len(lists.source_names)), lists.sources)
     return replace(lists, item_ids=shown, sources=sources, source_names=(*lists.source_names, SOURCE), propensity=found.propensity)
 
 

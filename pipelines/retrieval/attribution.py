@@ -20,7 +20,7 @@ stand in the run's records. `load` lays both side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -211,6 +211,31 @@ def runs(home: Home) -> list[datetime]:
     """Return the moments of the training runs that have a table, oldest first."""
     found = home.training.glob(f"*/attribution/{publish.MANIFEST}")
     return sorted(utc(datetime.strptime(path.parent.parent.name, "%Y-%m-%dT%H%M%S")) for path in found)  # noqa: DTZ007 - utc() adds it
+
+
+def up_to(home: Home, as_of: datetime | None, n_runs: int, sources: Sequence[str]) -> dict[datetime, dict[str, Row]]:
+    """Return the tables of some runs by source, oldest first: of the run at a moment (by default the newest) and those before it.
+
+    They go back as long as runs have all of some sources, and no further than was asked; no other table is read.
+
+    Raises:
+        StateError: there is no such run, or it lacks one of the sources.
+    """
+    last = newest(home, as_of)
+    found: dict[datetime, dict[str, Row]] = {}
+    for run in reversed([run for run in runs(home) if run <= last]):
+        table = {row["source"]: row for row in load(home, run)}
+        if len(found) == n_runs or not set(sources) <= set(table):
+            break
+        found[run] = table
+    if not found:
+        raise StateError(
+            f"training run {last:%Y-%m-%d}",
+            found=f"no table of {sorted(set(sources) - {row['source'] for row in load(home, last)})}",
+            allowed="all sources of the settings",
+            hint="run `reloop train` with them first, or name an earlier run with --as-of",
+        )
+    return dict(reversed(found.items()))
 
 
 def newest(home: Home, until: datetime | None = None) -> datetime:

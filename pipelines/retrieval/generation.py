@@ -12,8 +12,6 @@ was made: a generation that was killed goes on behind its last part and ends in 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +32,7 @@ from pipelines.datasets.universe import Universe
 from pipelines.errors import StateError
 from pipelines.publish import Manifest
 from pipelines.retrieval import blend, cold_users, fitting, lineup, merging
+from pipelines.retrieval.ann import keeping
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
 from pipelines.window import micros
@@ -88,13 +87,13 @@ def generate(
     if not sources:
         raise StateError("generation", found="no source", allowed="at least one", hint="see retrieval.sources in the settings")
     plan = {
-        "sources": {name: _digest(name, retriever) for name, retriever in sources.items()},
+        "sources": {name: keeping.digest(retriever) for name, retriever in sources.items()},
         "wanted": asdict(wanted) | {"recipe": wanted.recipe.to_json()},
         "made_of": dict(made_of),
     }
     with publish.locked(target.with_name(f".{target.name}.lock")):
-        if _started(target, plan) and (target / publish.MANIFEST).is_file():
-            return publish.manifest(target)
+        if _started(target, plan) and (done := _finished(target)) is not None:
+            return done
         n_users, names = 0, []
         for number, histories in enumerate(blocks):
             names.append(f"part-{number:06}.parquet")
@@ -158,31 +157,36 @@ def candidates(target: Path) -> Iterator[pa.Table]:
     """Yield the parts of a finished generation in the order of their users.
 
     Raises:
-        StateError: it was not finished.
+        StateError: it was not finished, or a part is not what was written.
     """
-    for name in sorted(publish.manifest(target).files):
+    for name in sorted(publish.manifest(target, verify=True).files):
         if name != PLAN:
             yield pq.read_table(target / name)
 
 
-def _digest(name: str, retriever: Retriever) -> str:
-    """Return the sha256 of a fitted source: its knobs and its arrays."""
-    if retriever.state is None:
-        raise StateError(f"source {name!r}", found="not fitted", allowed="a fitted copy")
-    digest = hashlib.sha256(repr(retriever).encode())
-    for key, array in sorted(retriever.state.items()):
-        digest.update(f"{key}{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def _started(target: Path, plan: dict[str, Any]) -> bool:
     """Tell whether the folder holds parts of this very plan; if it does not, make it an empty one that does."""
-    if (target / PLAN).is_file() and json.loads((target / PLAN).read_text(encoding="utf-8")) == json.loads(publish.to_json(plan)):
+    if (target / PLAN).is_file() and (target / PLAN).read_bytes() == publish.to_json(plan).encode():
         return True
     shutil.rmtree(target, ignore_errors=True)
     publish.write_json(target / PLAN, plan)
     return False
+
+
+def _finished(target: Path) -> Manifest | None:
+    """Return the manifest of a finished generation; where a part is not what was written, it goes, with the manifest, to be made again."""
+    if not (target / publish.MANIFEST).is_file():
+        return None
+    done = publish.manifest(target)
+    damaged = [
+        name for name, said in done.files.items() if not (target / name).is_file() or publish.digest(target / name) != said["sha256"]
+    ]
+    if not damaged:
+        return done
+    (target / publish.MANIFEST).unlink()
+    for name in damaged:
+        (target / name).unlink(missing_ok=True)
+    return None
 
 
 def _part(sources: Mapping[str, Retriever], histories: Histories, first: int, wanted: Wanted) -> pa.Table:

@@ -129,24 +129,16 @@ def advise(home: Home, as_of: datetime | None = None, n_runs: int = 1) -> Advice
     last source that answers a user of whom nothing is known.
 
     Args:
-        as_of: the newest run that counts; the newest of all when None.
-        n_runs: runs to judge on, fewer where fewer had all these sources.
+        as_of: of the newest run that counts; the newest of all when None.
+        n_runs: runs to judge on, it and those before it; fewer where an earlier one lacks a source.
 
     Raises:
-        StateError: no run up to then had all the sources of the settings.
+        StateError: there is no such run, or it lacks a source of the settings.
     """
     settings = config.load(home)
     sources = settings.retrieval.sources
-    moments = [run for run in attribution.runs(home) if as_of is None or run <= utc(as_of)]
-    tables = {run: {row["source"]: row for row in attribution.load(home, run)} for run in moments}
-    fitting_runs = [run for run in moments if set(sources) <= set(tables[run])][-n_runs:]
-    if not fitting_runs:
-        raise StateError(
-            "training runs",
-            found=f"{len(moments)} with a table of sources, none with all of {list(sources)}",
-            allowed="at least one",
-            hint="run `reloop train` first",
-        )
+    tables = attribution.up_to(home, None if as_of is None else utc(as_of), n_runs, sources)
+    fitting_runs = list(tables)
     newest, table = fitting_runs[-1], tables[fitting_runs[-1]]
     judged = [_judged(home, run, sources) for run in fitting_runs]
     for_gate = {settings.gate.baseline, *settings.gate.incumbents}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any, Final
 
 from pipelines import columns as c
@@ -13,6 +15,9 @@ from pipelines.streaming.bus import Message, encode
 
 FLUSH_SECONDS: Final = 30.0
 SESSION_SECONDS: Final = 6.0
+CLOSE_SECONDS: Final = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class Kafka:
@@ -139,10 +144,18 @@ class Kafka:
             return behind
 
     def close(self) -> None:
-        """Leave the group; uncommitted messages go to the members that stay."""
-        if self._consumer is not None:
-            self._consumer.close()
+        """Leave the group; uncommitted messages go to the members that stay.
+
+        librdkafka's close waits without end where the group is being balanced just then, so it is given some
+        seconds. A member that did not get to say goodbye is missed by the group after `SESSION_SECONDS`.
+        """
+        if (consumer := self._consumer) is not None:
             self._consumer = None
+            leaving = Thread(target=consumer.close, name="kafka-close", daemon=True)
+            leaving.start()
+            leaving.join(CLOSE_SECONDS)
+            if leaving.is_alive():
+                log.warning("%s: not left within %g s; the group misses this member in %g s", self.name, CLOSE_SECONDS, SESSION_SECONDS)
 
     def _subscribed(self) -> Any:
         if self._consumer is None:

@@ -63,7 +63,7 @@ def lists(n=3):
         user_ids=np.array([f"u{row:02}" for row in range(n)]),
         item_ids=np.tile(np.array(["i0", "i4", ""]), (n, 1)),
         score=np.tile(np.array([2.0, 1.0, -np.inf], dtype=np.float32), (n, 1)),
-        sources=np.tile(np.array([1, 1, 0], dtype=np.uint32), (n, 1)),
+        sources=np.tile(np.array([1, 1, 0], dtype=np.uint64), (n, 1)),
         source_names=("popular",),
     )
 
@@ -98,6 +98,14 @@ def test_only_new_items_that_the_list_lacks_take_the_slots(known):
     assert (found.item_ids[:, 2] == "").all()
     assert found.sources_of(0, 0) == ("exploration",)
     assert (found.score == lists(200).score).all()
+
+
+def test_forty_sources_and_exploration_are_told_apart(known):
+    many = replace(lists(50), source_names=tuple(f"s{n}" for n in range(40)), sources=np.full((50, 3), 1 << 39, dtype=np.uint64))
+    asked = {"item_ids": ITEM_IDS, "users": asking(50), "known": known, "retrievers": {}, "exclude_seen": False}
+    found = newcomers.explored(many, policy=policy(), request_ids=[f"r{row}" for row in range(50)], **asked)
+    assert found.sources_of(0, 0) == ("s39",)
+    assert found.sources_of(0, 1) == ("exploration",)
 
 
 @pytest.mark.parametrize("wrapped", [lambda model: model, lambda model: Indexed(model, IndexSettings(kind="flat"))])

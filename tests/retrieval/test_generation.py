@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 from pipelines import config, publish
 from pipelines.cli import app
+from pipelines.config import IndexSettings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories
 from pipelines.errors import StateError
 from pipelines.retrieval import blend, generation, lineup, merging
+from pipelines.retrieval.ann import keeping
+from pipelines.retrieval.ann.indexed import Indexed
 from pipelines.retrieval.generation import Wanted
 
 WANTED = Wanted(k_per_source=5, k=8, exclude_seen=True)
@@ -81,6 +84,34 @@ def test_a_finished_generation_is_not_made_again(shop, tmp_path):
     _, sources, known = shop
     first = generation.generate(tmp_path / "all", sources, blocks(known), WANTED, {})
     assert generation.generate(tmp_path / "all", sources, Killed([], 0), WANTED, {}) == first, "the histories are not even read"
+
+
+def test_a_finished_part_that_was_damaged_is_made_again_and_never_handed_out(shop, tmp_path):
+    _, sources, known = shop
+    first = generation.generate(tmp_path / "all", sources, blocks(known), WANTED, {})
+    whole = bytes_of(tmp_path / "all")
+    for damaged in ("part-000001.parquet", generation.PLAN):
+        (tmp_path / "all" / damaged).write_bytes(whole[damaged][:-1] + b"?")
+        with pytest.raises(StateError, match="bytes that differ"):
+            list(generation.candidates(tmp_path / "all"))
+        assert generation.generate(tmp_path / "all", sources, blocks(known), WANTED, {}) == first
+        assert bytes_of(tmp_path / "all") == whole
+
+
+def test_a_source_whose_index_was_changed_is_another_source(shop):
+    """Indexes over one model that differ in an item that was taken out, or put in, or where it stands, do not answer alike."""
+    interactions, _, known = shop
+
+    def fitted():
+        model = lineup.make("als", {"n_factors": 8, "n_epochs": 1})
+        return Indexed(model, IndexSettings(kind="flat", max_bad_share=1)).fit(interactions)
+
+    indexed = fitted()
+    assert keeping.digest(indexed) == keeping.digest(fitted()), "and not of when it was built"
+    changed = [indexed.without(np.array([item]), known) for item in (2, 3)]
+    changed += [indexed.with_items(np.array([3]), np.full((1, 8), value, np.float32), known) for value in (0.5, 0.25)]
+    changed += [indexed.grown(interactions.item_ids, np.unique([*interactions.item_ids, new])) for new in ("a", "z")]
+    assert len({keeping.digest(made) for made in (indexed, *changed)}) == 7
 
 
 @pytest.mark.parametrize("change", ["wanted", "source", "knob", "histories"])

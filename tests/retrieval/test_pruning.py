@@ -15,6 +15,7 @@ from pipelines.errors import StateError
 from pipelines.retrieval import attribution, pruning
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.pruning import Advice, Judged
+from pipelines.window import utc
 
 
 def world(n_users=300, seed=0):
@@ -125,6 +126,28 @@ def test_a_run_is_judged_as_it_was_published(run_home):  # noqa: F811
     assert pruned.exit_code == (0 if said.drop else 1)
     assert json.loads(pruned.output)["setting"] == said.setting()
     assert all(name in attribution.text(run_home, AS_OF) for name in table)
+
+
+def test_the_run_of_a_moment_is_one_rule_and_no_more_tables_are_read_than_are_judged_on(home, monkeypatch):
+    """Five weekly runs; the third lacks a source: from the fifth two runs go back that far, from the second two, from the third none."""
+    days = [utc(f"2025-01-{day:02}") for day in (1, 8, 15, 22, 29)]
+    read = []
+    monkeypatch.setattr(attribution, "runs", lambda home: days)
+
+    def load(home, run):
+        read.append(run)
+        return [{"source": name} for name in (("a",) if run == days[2] else ("a", "b"))]
+
+    monkeypatch.setattr(attribution, "load", load)
+    assert list(attribution.up_to(home, None, 1, ["a", "b"])) == days[4:]
+    assert len(read) <= 2
+    assert list(attribution.up_to(home, None, 5, ["a", "b"])) == days[3:]
+    assert list(attribution.up_to(home, days[1], 5, ["a", "b"])) == days[:2]
+    assert list(attribution.up_to(home, None, 3, ["a"])) == days[2:]
+    with pytest.raises(StateError, match=r"2025-01-15: no table of \['b'\]"):
+        attribution.up_to(home, days[2], 5, ["a", "b"])
+    with pytest.raises(StateError, match="2025-01-16"):
+        attribution.up_to(home, utc("2025-01-16"), 5, ["a"])
 
 
 def test_pruning_changes_the_settings_only_when_told_to(run_home):  # noqa: F811

@@ -29,6 +29,24 @@ def test_cosine_is_shared_over_norms_plus_shrinkage():
     np.testing.assert_allclose(found, [[0, 2 / 5, one, 0], [2 / 5, 0, one, 0], [one, one, 0, 0], [0, 0, 0, 0]], rtol=1e-6)
 
 
+def test_weightings_are_those_of_paper():
+    """Three items, w = 1 but for one 4. User 0 met a (4) and b: idf log(3/3) = 0. User 1 met b alone: log(3/2). User 2 met a: log(3/2)."""
+    events = [(0, 0, 1, 4.0), (0, 1, 1, 1.0), (1, 1, 1, 1.0), (2, 0, 1, 1.0), (3, 0, 1, 4.0)]
+    users = neighbours.user_item(known := world(events, 4, 3), known.weight, 400)
+    idf = np.log(3 / 2)
+    np.testing.assert_allclose(ItemKnn(weighting="tfidf")._weighted(users), [0, 0, idf, idf, 2 * idf], rtol=1e-6)
+    # lengths: a 9, b 2, c 0; mean 11/3
+    a, b = 2 * (0.5 + 0.5 * 9 * 3 / 11), 2 * (0.5 + 0.5 * 2 * 3 / 11)
+    wanted = [0, 0, 3 / (1 + b) * idf, 3 / (1 + a) * idf, 12 / (4 + a) * idf]
+    np.testing.assert_allclose(ItemKnn(weighting="bm25", k1=2.0, b=0.5)._weighted(users), wanted, rtol=1e-6)
+
+
+def test_a_dot_product_is_the_shared_weight_itself():
+    events = [(0, 0, 1, 4.0), (0, 1, 1, 1.0), (1, 0, 1, 1.0), (1, 1, 1, 1.0)]
+    found = weights(ItemKnn(similarity="dot", half_life_days=1e9).fit(world(events, 2, 2)))
+    np.testing.assert_allclose(found, [[0, 3], [3, 0]], rtol=1e-6)
+
+
 def test_rules_count_what_follows_and_fade_with_the_steps():
     # a, b (a run of two), c: b follows a at once, c follows b at once and a after two steps
     events = [(0, 0, 4, 1.0), (0, 1, 3, 1.0), (0, 1, 2, 1.0), (0, 2, 1, 1.0), (1, 2, 2, 1.0), (1, 0, 1, 1.0)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -192,6 +194,20 @@ def test_a_publisher_whose_clock_is_ahead_does_not_set_the_clock_of_kafka(kafka_
     assert ahead.flush(30) == 0
     (message,) = taken(bus, 1)
     assert message.published_us <= time.time_ns() // 1000
+    bus.close()
+
+
+def test_leaving_a_group_that_is_being_balanced_is_given_up_and_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """The stand-in closes as librdkafka does in a rebalance that never ends: not before it may."""
+    bus = connect("kafka://127.0.0.1:1", topic="t", group="g", consumer="a")
+    monkeypatch.setattr("pipelines.streaming.kafka.CLOSE_SECONDS", 0.2)
+    may = threading.Event()
+    monkeypatch.setattr(bus, "_consumer", SimpleNamespace(close=may.wait), raising=False)
+    began = time.monotonic()
+    bus.close()
+    assert time.monotonic() - began < 5
+    assert "not left within 0.2 s" in caplog.text
+    may.set()
     bus.close()
 
 

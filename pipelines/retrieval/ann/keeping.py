@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from pipelines import publish
 from pipelines.config import IndexSettings
@@ -49,6 +50,31 @@ def release(model: Retriever) -> str:
     return content.hexdigest()
 
 
+def digest(retriever: Retriever) -> str:
+    """Return the sha256 of all that a fitted source answers from: its release, and of an index the layout and what it holds beside.
+
+    Raises:
+        StateError: it was not fitted.
+    """
+    if not isinstance(retriever, Indexed) or retriever.index is None:
+        return release(retriever)
+    index = retriever.index
+    content = hashlib.sha256(publish.to_json([release(retriever.model), asdict(index.plan), index.effort, index.length]).encode())
+    for name, array in sorted(_arrays(retriever, index).items()):
+        content.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    if index.structure is not None:
+        content.update(faiss.serialize_index(index.structure).data)
+    return content.hexdigest()
+
+
+def _arrays(indexed: Indexed, index: Index) -> dict[str, npt.NDArray[np.generic]]:
+    """Return what an index may propose, where it stands, and the vectors that are not the model's."""
+    added = np.empty(0, dtype=np.int64) if indexed.added is None else indexed.added
+    place = np.arange(index.n_items) if indexed.place is None else indexed.place
+    return {"live": index.live, "item_of": index.item_of, "place": place, "added": added, "vector": index.vector[added]}
+
+
 def save(folder: Path, indexed: Indexed) -> None:
     """Write an index into a folder that is being published; its model is saved by `lineup`.
 
@@ -61,10 +87,8 @@ def save(folder: Path, indexed: Indexed) -> None:
     if index.structure is not None:
         written[STRUCTURE] = faiss.serialize_index(index.structure).tobytes()
     if index.structure is not None or indexed.added is not None or indexed.place is not None or indexed.built.left_out:
-        added = np.empty(0, dtype=np.int64) if indexed.added is None else indexed.added
         file = io.BytesIO()
-        place = np.arange(index.n_items) if indexed.place is None else indexed.place
-        np.savez(file, allow_pickle=False, live=index.live, item_of=index.item_of, place=place, added=added, vector=index.vector[added])
+        np.savez(file, allow_pickle=False, **_arrays(indexed, index))
         written[ITEMS] = file.getvalue()
     for name, content in written.items():
         with publish.replacing(folder / name) as temporary:

@@ -67,10 +67,28 @@ def named(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
+def check(name: str, path: Path | None, as_of: str | None) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        ReloopError: no such data set; a path for one that has no file, or a moment for one that has its own.
+    """
+    if (name == LAKE or not named(name).file) and path is not None:
+        files = [other for other, known in DATA_SETS.items() if known.file]
+        raise ReloopError(f"--path for data set {name}", found=str(path), allowed=f"none; files have {', '.join(files)}")
+    if name != LAKE and as_of is not None:
+        raise ReloopError(
+            f"--as-of for data set {name}",
+            found=as_of,
+            allowed=f"none: it is judged at its end; {LAKE!r} has a moment",
+            hint=f"--dataset {LAKE}",
+        )
+
+
 def prepare(root: Path, name: str, path: Path | None, tell: Callable[[str], None] = lambda _: None) -> tuple[Home, datetime]:
     """Return the state folder of a data set, ingested to its end, and the moment after its last day.
 
-    What is ingested already is not read again.
+    What is ingested already is not read again; a second process waits while it is.
 
     Args:
         root: where such folders lie; each request has its own.
@@ -92,11 +110,12 @@ def prepare(root: Path, name: str, path: Path | None, tell: Callable[[str], None
     knobs = f"[training]\nhorizon_days = {chosen.horizon_days}\nranker_windows = 1\nmax_users_per_window = 1000000\n"
     if not settings.is_file() or settings.read_text(encoding="utf-8") != knobs:
         publish.write_text(settings, knobs)
-    whole = plan.span(home, request)
-    end = min(whole.end, whole.start + timedelta(days=chosen.days)) if chosen.source is Source.SIMULATED else whole.end
-    for window in plan.windows(home, request, end=end, batch_days=BATCH_DAYS):
-        tell(f"{name}: ingesting {window}")
-        _ingest(home, request, window)
+    with publish.locked(root / f".{home.root.name}.lock"):
+        whole = plan.span(home, request)
+        end = min(whole.end, whole.start + timedelta(days=chosen.days)) if chosen.source is Source.SIMULATED else whole.end
+        for window in plan.windows(home, request, end=end, batch_days=BATCH_DAYS):
+            tell(f"{name}: ingesting {window}")
+            _ingest(home, request, window)
     return home, end
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,19 @@ from pipelines.retrieval.leaderboard import board, data_sets, page, selection
 from pipelines.retrieval.leaderboard.board import Plan
 
 Tell = Callable[[str, int], None]
+
+
+@contextmanager
+def _scratch(root: Path, name: str) -> Iterator[Path]:
+    """Yield a folder of this process, since another may be at the same board; what dead ones left is swept."""
+    for left in root.glob(f"{name}.*"):
+        if not Path(f"/proc/{left.name.rpartition('.')[2]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    mine = root / f"{name}.{os.getpid()}"
+    try:
+        yield mine
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
 
 
 def run(home: Home, name: str, plan: Plan, *, path: Path | None, as_of: str | None, tell: Tell) -> dict[str, Any]:
@@ -24,8 +40,9 @@ def run(home: Home, name: str, plan: Plan, *, path: Path | None, as_of: str | No
         tell: is told what is being done, and how many sources are through.
 
     Raises:
-        ReloopError: no such data set, no file, or too short a history.
+        ReloopError: no such data set, no file, a path or moment that has no meaning there, or too short a history.
     """
+    data_sets.check(name, path, as_of)
     through = -1
 
     def turn(source: str) -> None:
@@ -37,7 +54,8 @@ def run(home: Home, name: str, plan: Plan, *, path: Path | None, as_of: str | No
         state, moment = data_sets.own(home, as_of)
     else:
         state, moment = data_sets.prepare(home.root / "bench", name, path, lambda what: tell(what, 0))
-    made = board.make(state, moment, plan, home.root / "tmp" / f"bench-{name}", turn)
+    with _scratch(home.root / "tmp", f"bench-{name}") as scratch:
+        made = board.make(state, moment, plan, scratch, turn)
     facts: dict[str, Any] = {"as_of": moment.isoformat(), "rows": data_sets.ingested(state), "neural_seconds": plan.seconds}
     line_ups = {**selection.LINE_UPS, "every source": tuple(made.lists[JUDGE])}
     # A source that was not asked is no source that could not answer: a line-up with it would be judged by what is left of it.

@@ -1,6 +1,8 @@
 """`reloop bench retrieval`: from a state folder or a source to the files of a board."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -8,7 +10,7 @@ from typer.testing import CliRunner
 from pipelines import lake
 from pipelines.cli import app
 from pipelines.errors import ReloopError
-from pipelines.retrieval.leaderboard import data_sets
+from pipelines.retrieval.leaderboard import data_sets, session
 from pipelines.retrieval.leaderboard.data_sets import DataSet
 from pipelines.sources.request import Source, World
 from pipelines.window import utc
@@ -33,6 +35,30 @@ def test_the_lake_of_the_state_folder_is_ranked_and_written(home, tmp_path):
 def test_an_unknown_data_set_is_refused_by_name(home):
     with pytest.raises(ReloopError, match="movielens-100k"):
         CliRunner().invoke(app, ["bench", "retrieval", "--dataset", "netflix", "--source", "popular"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (["movielens-100k", "--as-of", "2025-01-01"], "--as-of for data set movielens-100k"),
+        (["simulated", "--as-of", "2025-01-01"], "--as-of for data set simulated"),
+        (["simulated", "--path", "shop.csv"], "--path for data set simulated"),
+        (["lake", "--path", "shop.csv"], "--path for data set lake"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(home, asked, complaint):
+    with pytest.raises(ReloopError, match=complaint):
+        CliRunner().invoke(app, ["bench", "retrieval", "--source", "popular", "--dataset", *asked], catch_exceptions=False)
+
+
+def test_a_board_has_a_scratch_folder_of_its_own_and_sweeps_those_of_the_dead(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], check=True, capture_output=True, text=True)
+    for pid in (dead.stdout.strip(), "1"):
+        (tmp_path / f"bench-lake.{pid}").mkdir()
+    with session._scratch(tmp_path, "bench-lake") as mine:
+        mine.mkdir()
+        assert {folder.name for folder in tmp_path.iterdir()} == {"bench-lake.1", mine.name}
+    assert {folder.name for folder in tmp_path.iterdir()} == {"bench-lake.1"}
 
 
 @pytest.mark.slow
