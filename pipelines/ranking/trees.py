@@ -25,6 +25,7 @@ from pipelines import publish
 from pipelines.datasets.interactions import Floats, Ints
 from pipelines.errors import StateError
 from pipelines.knobs import Range
+from pipelines.ranking.forest import Forest
 from pipelines.ranking.protocol import RankingRows
 
 MODEL_FILE: Final = "model.txt"
@@ -41,13 +42,18 @@ class Fitted:
     text: str
     names: tuple[str, ...]
     gain: dict[str, float]  # feature -> share of the total split gain, largest first
-    booster: lightgbm.Booster
+    forest: Forest  # scores as LightGBM does, made here so that no request waits for it
     extras: tuple[tuple[str, bytes], ...] = ()  # files of the ranker's own
 
     @property
     def n_trees(self) -> int:
         """Return the number of trees."""
         return int(self.booster.num_trees())
+
+    @property
+    def booster(self) -> lightgbm.Booster:
+        """Return the model as LightGBM holds it."""
+        return self.forest.booster
 
 
 @dataclass(frozen=True)
@@ -203,9 +209,7 @@ class Boosted(ABC):
         state = self.fitted()
         if features.shape[1] != len(state.names):
             raise StateError("feature matrix", found=f"{features.shape[1]} columns", allowed=f"the ranker's {len(state.names)} features")
-        if not len(features):
-            return np.zeros(0)
-        return np.asarray(state.booster.predict(features, raw_score=True, num_threads=self.num_threads), dtype=np.float64)
+        return state.forest.score(features)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -256,7 +260,7 @@ class Boosted(ABC):
 
 def parse(text: str, names: tuple[str, ...], gain: dict[str, float], extras: tuple[tuple[str, bytes], ...] = ()) -> Fitted:
     """Return the fitted state of a model text that is known to be intact."""
-    return Fitted(text, names, gain, lightgbm.Booster(model_str=text), extras)
+    return Fitted(text, names, gain, Forest.of(lightgbm.Booster(model_str=text), text=text), extras)
 
 
 def monotone(names: tuple[str, ...], increasing: tuple[str, ...], decreasing: tuple[str, ...]) -> list[int]:
