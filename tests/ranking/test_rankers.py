@@ -16,7 +16,6 @@ from pipelines.ranking import rankers
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.protocol import schema_hash
 
-
 BY_RANK = {"scores": "rank", "weight": 0.7}
 
 
