@@ -71,7 +71,7 @@ def among_sampled(split: Split, fitted: Retriever, k: int, users: int | None) ->
         score = np.full((last - first, known.n_items + 1), -np.inf, dtype=np.float32)
         np.put_along_axis(score, np.where(found.item < 0, known.n_items, found.item).astype(np.int64), found.score, axis=1)
         own = np.take_along_axis(score, split.item[split.indptr[rows[first:last]]][:, None], axis=1)
-        others = np.take_along_axis(score, split.negatives[rows[first:last]], axis=1)
+        others = np.take_along_axis(score, split.negatives[rows[first:last]], axis=1)  # -1 reads the last column, which nothing scores
         rank = (others > own).sum(axis=1) + (others == own).sum(axis=1) / 2
         hit += float((rank < k).sum())
         gain += float(np.where(rank < k, 1 / np.log2(rank + 2), 0).sum())

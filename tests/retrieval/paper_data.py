@@ -22,7 +22,7 @@ class Split:
     Attributes:
         known: the training events; every user of the data set has a row, in order.
         indptr, item: the held-out items of each user as a ragged array; a user may have none.
-        negatives: int64 [n_users, 99], the items that the NCF protocol ranks the held-out one among; None ranks all.
+        negatives: int64 [n_users, 99], the items that the NCF protocol ranks the held-out one among, -1 for none; None ranks all.
     """
 
     known: Interactions
@@ -129,7 +129,8 @@ def gowalla(folder: Path) -> Split:
 def ncf_ml_1m(folder: Path) -> Split:
     """Return MovieLens-1M as NCF cut it, with 99 sampled negatives a user.
 
-    156 users have their held-out item among their own negatives, a defect of the published file: nothing is asked of them.
+    156 users have their held-out item among their own negatives, a defect of the published file. The paper's evaluation
+    ranks a set of items, so theirs is ranked among the other 98; here the double is -1.
     """
     place = folder / "ncf-ml-1m"
     with gzip.open(place / "ml-1m.train.pairs.tsv.gz", "rt") as file:
@@ -140,9 +141,9 @@ def ncf_ml_1m(folder: Path) -> Split:
         negatives = np.array([line.split("\t")[1:] for line in file], dtype=np.int64)
     user, item = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64)
     n_users, n_items = len(held), int(max(item.max(), negatives.max(), held[:, 1].max())) + 1
-    sound = ~(negatives == held[:, 1:2]).any(axis=1)
+    negatives = np.where(negatives == held[:, 1:2], -1, negatives)
     known = interactions(user, item, n_users, n_items, pairs[:, 2].astype(np.float32))
-    return Split(known, np.concatenate([[0], np.cumsum(sound)]).astype(np.int64), held[sound, 1], negatives)
+    return Split(known, np.arange(n_users + 1), held[:, 1], negatives)
 
 
 def _lists(lines: Iterable[str]) -> tuple[Longs, Longs]:
