@@ -3,6 +3,7 @@
     lake/events/event_date=D/events.parquet   sorted by (event_at, event_id); an event_id occurs once in the lake
     lake/items/items.parquet                  one row per version, sorted by (item_id, valid_from)
     lake/users/users.parquet                  one row per version, sorted by (user_id, valid_from)
+    lake/impressions/shown_date=D/impressions.parquet   what was shown, where it is logged (`impressions`)
     lake/_landings/<batch_id>.json            the ledger: what each batch brought
     lake/_source.json, lake/_head.json        whose data this is; the sequence number of the last landing
 

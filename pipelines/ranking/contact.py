@@ -16,6 +16,7 @@ from pipelines.datasets.interactions import Floats, Histories, Ints, Longs
 
 MICROS_PER_DAY: Final = 86_400_000_000
 HALF_LIFE_DAYS: Final = 14.0
+SESSION_GAP: Final = 30 * 60 * 1_000_000  # microseconds without an event after which a new session begins
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,29 @@ def activity(histories: Histories) -> tuple[Floats, Floats]:
     some = events > 0
     days[some] = (histories.as_of - histories.at[histories.indptr[1:][some] - 1]) / MICROS_PER_DAY
     return events, days
+
+
+def last_sessions(histories: Histories) -> Longs:
+    """Return int64 [n_users], where in the events each user's last session begins; where the next user's do for one without any.
+
+    A session is a run of events with no pause over `SESSION_GAP`.
+    """
+    starts = np.diff(histories.at, prepend=histories.at[:1]) > SESSION_GAP
+    filled = histories.lengths() > 0
+    starts[histories.indptr[:-1][filled]] = True
+    begin = np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
+    found = histories.indptr[:-1].copy()
+    found[filled] = begin[histories.indptr[1:][filled] - 1]
+    return found
+
+
+def session(histories: Histories) -> tuple[Floats, Floats]:
+    """Return float32 [n_users] each: events of the session under way at `as_of`, and minutes since it began; 0 where none is."""
+    begin, end = last_sessions(histories), histories.indptr[1:]
+    events, minutes = np.zeros(histories.n_users, np.float32), np.zeros(histories.n_users, np.float32)
+    on = np.zeros(histories.n_users, bool)
+    filled = histories.lengths() > 0
+    on[filled] = histories.as_of - histories.at[end[filled] - 1] <= SESSION_GAP
+    events[on] = (end - begin)[on]
+    minutes[on] = (histories.as_of - histories.at[begin[on]]) / 60e6
+    return events, minutes

@@ -1,13 +1,16 @@
 """What is known at one moment of the users whose lists are ranked, and of the items in them.
 
-Three origins: the feature store, by a point-in-time join at the moment; the catalogue, in the
-version valid before it; the histories, which reach up to it.
+Five origins: the feature store, by a point-in-time join at the moment; the catalogue, in the
+version valid before it; the histories, which reach up to it; the vectors of the sources that have
+some; and what was learnt with the release (`memory`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +19,15 @@ from pipelines import columns as c
 from pipelines import lake
 from pipelines.config import Home
 from pipelines.datasets.interactions import Floats, Histories, Ids, Ints, Longs, positions, strings
+from pipelines.errors import StateError
 from pipelines.features import store
+from pipelines.ranking.memory import Memory
 from pipelines.ranking.proposals import Proposals
+from pipelines.retrieval.vectors import Vectors
 from pipelines.tables import TIMESTAMP
 from pipelines.window import micros
+
+BEFORE_GROUPS: Final = ("retrieval", "stored", "contact", "price")  # the features of bundles that do not say which they read
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ class Context:
     Attributes:
         histories: row r is user r.
         user: keyed by row; item: by dense item; pair: by row x number of categories + category; brand: likewise.
+        groups: of features that are made.
+        encoded: what the items were worth in the window before, keyed by dense item.
+        memory: what was learnt before the moment; needed by some groups only.
+        vectors: per source that has some; `query` in the rows of `histories`.
     """
 
     histories: Histories
@@ -78,6 +90,22 @@ class Context:
     item: Stored
     pair: Stored
     brand: Stored
+    groups: tuple[str, ...]
+    encoded: Stored
+    memory: Memory | None = None
+    vectors: Mapping[str, Vectors] = field(default_factory=dict)
+
+    def described(self) -> Memory:
+        """Return what was learnt before the moment.
+
+        Raises:
+            StateError: a group of features needs it, and there is none.
+        """
+        if self.memory is None:
+            raise StateError(
+                "features", found="nothing learnt with the release", allowed="what the groups of features need", hint="train again"
+            )
+        return self.memory
 
 
 def catalogue(home: Home, item_ids: Ids, as_of: datetime) -> Catalogue:
@@ -103,7 +131,19 @@ def catalogue(home: Home, item_ids: Ids, as_of: datetime) -> Catalogue:
     return Catalogue(category, brand, price, categories, brands)
 
 
-def gather(home: Home, proposals: Proposals, histories: Histories, *, user_ids: Ids, item_ids: Ids, as_of: datetime) -> Context:
+def gather(
+    home: Home,
+    proposals: Proposals,
+    histories: Histories,
+    *,
+    user_ids: Ids,
+    item_ids: Ids,
+    as_of: datetime,
+    groups: tuple[str, ...] = BEFORE_GROUPS,
+    memory: Memory | None = None,
+    vectors: Mapping[str, Vectors] | None = None,
+    goods: Catalogue | None = None,
+) -> Context:
     """Return what is known at a moment of the users and items that some candidates name.
 
     The feature store is asked once for every user, item, (user, category) and (user, brand) that
@@ -111,8 +151,12 @@ def gather(home: Home, proposals: Proposals, histories: Histories, *, user_ids: 
 
     Args:
         proposals: `row` counts `user_ids` and the rows of `histories`; `item` counts `item_ids`.
+        groups: of features, as in `RankingSettings.features`.
+        memory: learnt before the moment, over `item_ids`.
+        vectors: of the sources that have some, of the rows of `histories`; used where `groups` has `embedding`.
+        goods: the catalogue of the moment, where it was read before.
     """
-    goods = catalogue(home, item_ids, as_of)
+    goods = goods or catalogue(home, item_ids, as_of)
     # One candidate stands for all of its user and category, or brand; items these leave out get a row of their own.
     stand_ins = [
         np.unique(proposals.row * (len(words) + 1) + code[proposals.item], return_index=True)[1]
@@ -150,6 +194,7 @@ def gather(home: Home, proposals: Proposals, histories: Histories, *, user_ids: 
         return of({c.USER_ID, key_of_user}, row[known] * max(len(words), 1) + code[item][known], known)
 
     every = np.arange(len(asked))
+    worth = memory.encoding.of("item", item_ids[items]) if memory and "encoding" in groups else np.zeros(len(items), np.float32)
     return Context(
         histories,
         goods,
@@ -157,4 +202,8 @@ def gather(home: Home, proposals: Proposals, histories: Histories, *, user_ids: 
         item=of({c.ITEM_ID}, item, every),
         pair=within(c.CATEGORY, goods.category, goods.categories),
         brand=within(c.BRAND, goods.brand, goods.brands),
+        groups=groups,
+        encoded=Stored(items.astype(np.int64), worth[:, None], ("encoded_item",)),
+        memory=memory,
+        vectors=dict(vectors or {}) if "embedding" in groups else {},
     )

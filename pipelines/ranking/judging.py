@@ -37,7 +37,7 @@ from pipelines.evaluation import cold, metrics, paired, slices, spread
 from pipelines.evaluation.metrics import Doubles, Judged
 from pipelines.evaluation.slices import Mask
 from pipelines.ranking import calibration, proposals, reliability_plot, training, two_stage
-from pipelines.ranking.context import Context, catalogue, gather
+from pipelines.ranking.context import Context, catalogue
 from pipelines.ranking.features import assemble
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Probable, Ranker
@@ -82,7 +82,7 @@ def evaluate(home: Home, as_of: datetime) -> None:
         goods = catalogue(home, world.item_ids, fold.cutoff)
         context = None
         if model.ranker:
-            context = gather(home, proposed, users, user_ids=truth.user_ids, item_ids=world.item_ids, as_of=fold.cutoff)
+            context = model.context(home, proposed, users, truth.user_ids, fold.cutoff)
 
         lists = {name: fitting.candidates(home, as_of, name, JUDGE, world.digest).item for name in settings.retrieval.sources}
         lists |= _orders(model, training.baselines(home, as_of), proposed, context, truth.n_users)

@@ -29,6 +29,14 @@ def keep(starts: Longs, gain: Floats, draw: npt.NDArray[np.uint64], negatives: i
     return useful[owner] & (positive | (place < negatives))
 
 
+def stands_for(starts: Longs, by_lot: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> Floats:
+    """Return float32 [n], how many of its list's rows that were drawn by lot a kept one stands for; 1 where none was kept."""
+    owner = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    could = np.bincount(owner, weights=by_lot, minlength=len(starts) - 1)
+    did = np.bincount(owner, weights=by_lot & kept, minlength=len(starts) - 1)
+    return (np.where(did > 0, could, 1) / np.maximum(did, 1))[owner].astype(np.float32)
+
+
 def draws(user: Longs, item: Longs, seed: int) -> npt.NDArray[np.uint64]:
     """Return uint64 [n], a number per (user, item, seed) that does not depend on what else is drawn.
 

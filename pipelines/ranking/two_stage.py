@@ -4,6 +4,7 @@
     <folder>/items.parquet          item_id in the order of the dense ids
     <folder>/two_stage.json         how lists are blended, order of the sources, what is served
     <folder>/retrieval/<source>/    as `retrieval.lineup` saves it
+    <folder>/memory/                what features read beside the moment (`memory`)
     <folder>/ranker/                as `ranking.rankers` saves it; missing where there was too little to learn from
 
 All of it loads without pickle, and nothing is parsed before its digest was found right.
@@ -29,12 +30,13 @@ from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Floats, Histories, Ids, histories, load, strings
 from pipelines.errors import StateError
-from pipelines.ranking import newcomers, proposals, rankers, training
-from pipelines.ranking.context import Context, gather
+from pipelines.ranking import newcomers, proposals, rankers, training, training_set
+from pipelines.ranking.context import BEFORE_GROUPS, Context, gather
 from pipelines.ranking.features import assemble
+from pipelines.ranking.memory import Memory
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Lists, Ranker
-from pipelines.retrieval import blend, cold_users, fitting, lineup, merging
+from pipelines.retrieval import blend, cold_users, fitting, lineup, merging, vectors
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
 from pipelines.window import utc
@@ -56,6 +58,8 @@ class TwoStage:
         exclude_seen: whether items of the history are left out.
         serves: what orders the list: `ranked` or `blend`. See `judging`.
         recipe: weights and quotas of the blend, those of the training rows.
+        groups: of features that the training rows had.
+        memory: what features read beside the moment; None in bundles whose groups need none.
     """
 
     item_ids: Ids
@@ -66,6 +70,8 @@ class TwoStage:
     exclude_seen: bool
     serves: str = RANKED
     recipe: Recipe = field(default_factory=Recipe)
+    groups: tuple[str, ...] = BEFORE_GROUPS
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         allowed = [BLEND, *([RANKED] if self.ranker else [])]
@@ -76,6 +82,25 @@ class TwoStage:
         """Return the blended candidates of some histories, which must index this model's items."""
         lists = {name: model.retrieve(users, self.k_per_source, exclude_seen=self.exclude_seen) for name, model in self.retrievers.items()}
         return proposals.of_blend(merging.merge(cold_users.alone(lists), self.k_blend, self.recipe))
+
+    def context(self, home: Home, proposed: Proposals, users: Histories, user_ids: Ids, as_of: datetime) -> Context:
+        """Return what the features of some candidates are made of, for requests as for judging.
+
+        Args:
+            proposed: `row` counts `user_ids` and the rows of `users`.
+        """
+        placed = {name: vectors.of(model, users) for name, model in self.retrievers.items()} if "embedding" in self.groups else {}
+        return gather(
+            home,
+            proposed,
+            users,
+            user_ids=user_ids,
+            item_ids=self.item_ids,
+            as_of=as_of,
+            groups=self.groups,
+            memory=self.memory,
+            vectors={name: found for name, found in placed.items() if found},
+        )
 
     def recommend(self, home: Home, user_ids: Ids, users: Histories, as_of: datetime, k: int) -> Lists:
         """Return the k best items for each user, in the order asked.
@@ -95,7 +120,7 @@ class TwoStage:
             proposed = self.propose(whose)
             context = None
             if self.serves == RANKED:
-                context = gather(home, proposed, whose, user_ids=some, item_ids=self.item_ids, as_of=as_of)
+                context = self.context(home, proposed, whose, some, as_of)
             parts.append(self.listed(some, proposed, self.order(proposed, context), k))
         return Lists(
             user_ids=np.concatenate([part.user_ids for part in parts]),
@@ -146,6 +171,7 @@ class TwoStage:
             "exclude_seen": self.exclude_seen,
             "serves": self.serves,
             "recipe": self.recipe.to_json(),
+            "groups": list(self.groups),
             "ranker": rankers.name_of(self.ranker) if self.ranker else None,
         }
         with publish.folder(path, {}) as out:
@@ -154,6 +180,8 @@ class TwoStage:
             for name, model in self.retrievers.items():
                 (out / "retrieval" / name).mkdir(parents=True)
                 lineup.save(out / "retrieval" / name, name, model)
+            if self.memory:
+                self.memory.save(out / "memory")
             if self.ranker:
                 rankers.save(out / "ranker", self.ranker)
 
@@ -176,6 +204,8 @@ class TwoStage:
             serves=facts["serves"],
             # Bundles of before there were recipes were blended by equal weights.
             recipe=Recipe.from_json(facts["recipe"]) if "recipe" in facts else Recipe(),
+            groups=tuple(facts.get("groups", BEFORE_GROUPS)),
+            memory=Memory.load(path / "memory") if (path / "memory").is_dir() else None,
         )
 
 
@@ -234,6 +264,8 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
         exclude_seen=settings.training.exclude_seen,
         serves=serves or (RANKED if ranker else BLEND),
         recipe=blend.recipe(home, as_of),
+        groups=training_set.groups(home, as_of) if ranker else BEFORE_GROUPS,
+        memory=training_set.learnt(home, as_of) if ranker else None,
     )
 
 

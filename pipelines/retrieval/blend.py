@@ -17,7 +17,7 @@ window they have not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,26 @@ def tabulate(merged: Blend, user: Ints) -> pa.Table:
     columns |= {f"score__{name}": values[row, column] for name, values in merged.source_score.items()}
     columns |= {f"rank__{name}": values[row, column] for name, values in merged.source_rank.items()}
     return pa.table(columns)
+
+
+def batches(home: Home, as_of: datetime, fold: str, n_lists: int) -> Iterator[pa.Table]:
+    """Yield the candidates of a fold, whole lists, about `n_lists` of them at a time; at least one table, maybe of no rows.
+
+    Raises:
+        StateError: the blend was not published.
+    """
+    path = folder(home, as_of)
+    n_rows = n_lists * int(publish.manifest(path).facts["k_blend"])
+    file = pq.ParquetFile(path / f"{fold}.parquet")
+    held = file.schema_arrow.empty_table()
+    for batch in file.iter_batches(n_rows):
+        table = pa.concat_tables([held, pa.table(batch)])
+        user = table["user"].to_numpy()
+        whole = int(np.searchsorted(user, user[-1]))  # the last list may go on
+        held = table.slice(whole)
+        if whole:
+            yield table.slice(0, whole)
+    yield held
 
 
 def candidates(home: Home, as_of: datetime, fold: str) -> pa.Table:

@@ -4,6 +4,7 @@ training/<as_of>/retrieval/<source>/
     <fold>.npz               item int32, score float32 [n_users, k]; rows in the order of the fold's labels
     knobs.json, state.npz    the source as fitted for the judged fold: what a bundle releases
     index.*                  the index over its item vectors, where it has some (`ann.keeping`)
+    <fold>.vectors.npz       of a ranker's fold: the vectors of its users and of the items, where the source has some (`vectors`)
 training/<as_of>/checkpoints/<source>/<fold>.npz    how far a training has come that was killed; gone once it is published
 """
 
@@ -24,10 +25,11 @@ from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
-from pipelines.retrieval import footprint, lineup
+from pipelines.retrieval import footprint, lineup, vectors
 from pipelines.retrieval.ann.indexed import Indexed
 from pipelines.retrieval.ann.plans import Plan
 from pipelines.retrieval.protocol import Cached, Candidates, Demanding, Resumable, Retriever, Vectored
+from pipelines.retrieval.vectors import Vectors
 
 
 def folder(home: Home, as_of: datetime, source: str) -> Path:
@@ -69,6 +71,8 @@ def fit(home: Home, as_of: datetime, source: str) -> None:
                 record["fit_seconds"] += asked - began
                 record["retrieve_seconds"] += time.perf_counter() - asked
                 _write(out / f"{fold.name}.npz", found)
+                if fold.name != JUDGE and (known_to := vectors.of(fitted, users)):
+                    vectors.save(out / f"{fold.name}.vectors.npz", known_to)
                 if fold.name == JUDGE:
                     lineup.save(out, source, fitted)
                     if isinstance(fitted, Indexed):
@@ -115,6 +119,17 @@ def candidates(home: Home, as_of: datetime, source: str, fold: str, universe_dig
         )
     with np.load(path / f"{fold}.npz", allow_pickle=False) as arrays:
         return Candidates(arrays["item"], arrays["score"])
+
+
+def placed(home: Home, as_of: datetime, source: str, fold: str) -> Vectors | None:
+    """Read the vectors that a source had for a ranker's fold; None for a source that scores in another way.
+
+    Raises:
+        StateError: the source was not fitted.
+    """
+    file = f"{fold}.vectors.npz"
+    found = publish.manifest(folder(home, as_of, source)).files
+    return vectors.load(folder(home, as_of, source) / file) if file in found else None
 
 
 def _write(path: Path, found: Candidates) -> None:

@@ -138,7 +138,7 @@ def test_what_happens_or_arrives_after_the_cutoffs_changes_no_row_but_labels(bui
     after = pq.read_table(training_set.folder(other, AS_OF) / "rank_1.parquet").to_pandas().set_index(keys)
     shared = before.index.intersection(after.index)
     assert len(shared) > 0.5 * len(before)
-    features = [name for name in before.columns if name != "gain"]
+    features = [name for name in before.columns if name not in training_set.KEYS]
     assert np.array_equal(before.loc[shared, features].to_numpy(), after.loc[shared, features].to_numpy(), equal_nan=True)
     assert (before.loc[shared, "gain"] != after.loc[shared, "gain"]).any()  # the plant was seen where it should be
 
@@ -147,7 +147,7 @@ def test_no_candidates_at_all_make_no_rows_but_the_same_columns(built, monkeypat
     """Nobody's positives are among the candidates: there is nothing to learn, and nothing fails."""
     names = training_set.load(built, AS_OF).names
     with monkeypatch.context() as patched:
-        patched.setattr(blend, "candidates", lambda home, as_of, fold, read=blend.candidates: read(home, as_of, fold)[:0])
+        patched.setattr(blend, "batches", lambda home, as_of, fold, _: [blend.candidates(home, as_of, fold)[:0]])
         training_set.build(built, AS_OF)
     rows = training_set.load(built, AS_OF)
     assert rows.names == names

@@ -1,0 +1,69 @@
+"""The inner products by which some sources score, for any pair of user and item: also for items that the source did not propose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pipelines import publish
+from pipelines.datasets.interactions import Bools, Floats, Histories, Ints, Longs
+from pipelines.retrieval.ann.indexed import Indexed
+from pipelines.retrieval.protocol import Retriever, Vectored
+
+PAIRS_AT_ONCE: Final = 1 << 17
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """One source's vectors of some users and of the catalogue.
+
+    Attributes:
+        query: float32 [n_users, d]; told: bool [n_users], of whom the source knows anything.
+        item: float32 [n_items, d]; known: bool [n_items], of which it knows anything.
+    """
+
+    query: Floats
+    told: Bools
+    item: Floats
+    known: Bools
+
+    def of_users(self, row: Longs, item: Ints) -> Floats:
+        """Return float32 [n], the source's score of each pair of user and item; NaN where it does not know both."""
+        return np.where(self.told[row] & self.known[item], _products(self.query, row, self.item, item), np.float32(np.nan))
+
+    def of_items(self, one: Ints, other: Ints) -> Floats:
+        """Return float32 [n], the cosine of two items' vectors; NaN where `one` is -1, or the source does not know both."""
+        size = np.sqrt(np.einsum("ij,ij->i", self.item, self.item))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = _products(self.item, one, self.item, other) / (size[one] * size[other])
+        return np.where((one >= 0) & self.known[one] & self.known[other], cosine, np.float32(np.nan)).astype(np.float32)
+
+
+def _products(left: Floats, row: Longs | Ints, right: Floats, column: Ints) -> Floats:
+    """Return float32 [n], left[row] . right[column]; each is summed by itself, so that its bits do not depend on the others."""
+    found = np.empty(len(row), dtype=np.float32)
+    for first in range(0, len(row), PAIRS_AT_ONCE):
+        some = slice(first, first + PAIRS_AT_ONCE)
+        np.einsum("ij,ij->i", left[row[some]], right[column[some]], out=found[some])
+    return found
+
+
+def of(retriever: Retriever, histories: Histories) -> Vectors | None:
+    """Return a fitted source's vectors of some users and of its catalogue; None for a source that scores in another way."""
+    model = retriever.model if isinstance(retriever, Indexed) else retriever
+    return Vectors(*model.query_vectors(histories), *model.item_vectors()) if isinstance(model, Vectored) else None
+
+
+def save(path: Path, found: Vectors) -> None:
+    """Write vectors as arrays without pickle."""
+    with publish.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, query=found.query, told=found.told, item=found.item, known=found.known)
+
+
+def load(path: Path) -> Vectors:
+    """Read what `save` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return Vectors(arrays["query"], arrays["told"], arrays["item"], arrays["known"])
