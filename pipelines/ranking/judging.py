@@ -12,7 +12,8 @@ Lists are full rankings over the catalogue; a user for whom no source proposed a
 zero. The ranker is served only if its mean NDCG@10 beats that of the best single source, chosen on
 this very window (which favours the source), with the lower bound of the paired difference above
 zero. Otherwise the blend is served, however it did, and the record says so: the gate judges what is
-served on these same lists, so nothing may be picked for having done best on them.
+served on these same lists, so nothing may be picked for having done best on them. Cheap rankers
+(`ranking.baselines`) stand in the same table; where the ranker does not clearly beat one, the reasons say so.
 """
 
 from __future__ import annotations
@@ -191,14 +192,6 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], settings: Setting
     ranked = ndcg.get(RANKED, ndcg[BLEND])
     difference = paired.interval(ranked - ndcg[best], settings.gate.confidence, settings.training.seed)
     reasons = []
-    beaten = {}
-    for name in (name for name in ndcg if name not in {*sources, BLEND, RANKED}):
-        against = paired.interval(ranked - ndcg[name], settings.gate.confidence, settings.training.seed)
-        beaten[name] = {
-            "ndcg_at_10": means[name], "difference": known(against.mean), "lower": known(against.lower), "upper": known(against.upper),
-        }  # fmt: skip
-        if not against.lower > 0:
-            reasons.append(f"the ranked list does not beat the baseline {name}: lower bound {against.lower:+.4f}")
     if RANKED not in ndcg:
         serves, why = BLEND, "there was too little to train a ranker"
     elif not difference.lower > 0:
@@ -207,6 +200,13 @@ def decide(ndcg: dict[str, Doubles], sources: tuple[str, ...], settings: Setting
         serves, why = RANKED, ""
     if why:
         reasons.append(f"{why}; the blend is served")
+    beaten = {}
+    for name in sorted(ndcg.keys() - {*sources, BLEND, RANKED}) if RANKED in ndcg else ():
+        against = paired.interval(ranked - ndcg[name], settings.gate.confidence, settings.training.seed)
+        bounds = {"lower": known(against.lower), "upper": known(against.upper)}
+        beaten[name] = {"ndcg_at_10": means[name], "difference": known(against.mean), **bounds}
+        if not against.lower > 0:
+            reasons.append(f"the ranked list does not beat the baseline {name}: lower bound {against.lower:+.4f}")
     return {
         "best_single": best,
         "best_single_ndcg_at_10": means[best],

@@ -16,6 +16,8 @@ from typing import Any, Final
 from pipelines import config, cycle, publish
 from pipelines.config import Home
 from pipelines.datasets import universe
+from pipelines.ranking import judging
+from pipelines.ranking import search
 from pipelines.registry import tracking
 from pipelines.window import micros, utc
 
@@ -124,7 +126,13 @@ def log_cycle(home: Home, as_of: datetime) -> None:
     if ranked:
         merged = {record["stage"]: _figures(record) for record in ranked}
         name = str(merged.get("ranker", {}).get("ranker", "lambdarank"))
-        log(home, RANKING, as_of, name, {**merged.pop("ranking", {}), **merged})
+        run_id = log(home, RANKING, as_of, name, {**merged.pop("ranking", {}), **merged})
+        plot = judging.folder(home, as_of) / judging.RELIABILITY_FILE
+        if plot.is_file():
+            tracking.client(home).log_text(run_id, plot.read_text(encoding="utf-8"), plot.name)
+    for record in cycle.records(home, as_of, "search"):
+        run_id = log(home, RANKING, as_of, "search", _figures(record), tags={"reasons": _text(record["reasons"])})
+        log_table(home, run_id, "trials.json", [{**trial, **trial.pop("knobs")} for trial in search.trials(home, as_of)])
     gates, drifts = cycle.records(home, as_of, "gate"), cycle.records(home, as_of, "drift")
     if gates or drifts or cycle.records(home, as_of, "bundle"):
         parts = {

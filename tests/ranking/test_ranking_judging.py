@@ -16,6 +16,8 @@ from pipelines.datasets.interactions import positions
 from pipelines.evaluation import metrics
 from pipelines.ranking import judging, training, training_set, two_stage
 
+BASELINES = ("logistic", "rrf")
+
 
 @pytest.fixture(scope="module")
 def evaluated(shop):
@@ -43,7 +45,7 @@ def test_everyone_with_a_positive_is_counted(evaluated):
     assert table["user_id"].to_pylist() == truth.user_ids.tolist()
     assert record(evaluated, "ranking")["n_users"] == truth.n_users
     orders = {name.removeprefix("ndcg_at_10__") for name in table.column_names if name.startswith("ndcg")}
-    assert orders == {"served", "ranked", "blend", *SOURCES}
+    assert orders == {"served", "ranked", "blend", *BASELINES, *SOURCES}
 
 
 def test_what_was_judged_is_what_the_saved_model_serves(evaluated, tmp_path):
@@ -73,7 +75,7 @@ def test_training_twice_gives_the_same_bytes(evaluated):
 
 def test_the_report_holds_every_metric_of_every_order(evaluated):
     report = json.loads((judging.folder(evaluated, AS_OF) / "metrics.json").read_text())
-    assert set(report["metrics"]) == {"served", "ranked", "blend", *SOURCES}
+    assert set(report["metrics"]) == {"served", "ranked", "blend", *BASELINES, *SOURCES}
     wanted = {"ndcg_at_10", "recall_at_50", "mrr_at_10", "map_at_10", "coverage_at_10", "diversity_at_10", "novelty_at_10", "gini_at_10"}
     assert all(wanted <= set(values) for values in report["metrics"].values())
     assert {"light_users", "heavy_users", "tail_items"} < set(report["slices"])
@@ -135,6 +137,22 @@ def test_a_clear_gain_is_served_without_excuse():
     assert found["difference_lower"] > 0.03
 
 
+def test_a_baseline_that_is_not_clearly_beaten_is_named_and_a_clear_gain_over_it_is_not():
+    rng = np.random.default_rng(2)
+    ranked = 0.5 + rng.normal(0, 0.1, N)
+    ndcg = {"popular": np.full(N, 0.1), "blend": np.full(N, 0.2), "ranked": ranked}
+    ndcg |= {"rrf": ranked - rng.normal(0.05, 0.1, N), "logistic": ranked + rng.normal(0.002, 0.1, N)}
+    found = judging.decide(ndcg, ("popular",), Settings())
+    assert found["serves"] == "ranked", "it is the best source that decides"
+    assert len(found["reasons"]) == 1
+    assert "does not beat the baseline logistic" in found["reasons"][0]
+    assert list(found["baselines"]) == ["logistic", "rrf"]
+    assert found["baselines"]["rrf"]["lower"] > 0.04
+    assert found["baselines"]["logistic"]["ndcg_at_10"] == pytest.approx(float(ndcg["logistic"].mean()))
+    del ndcg["ranked"]
+    assert judging.decide(ndcg, ("popular",), Settings())["baselines"] == {}
+
+
 def test_cold_users_and_items_are_judged_on_every_list_against_the_baseline(evaluated):
     """Also in the record, from which run.json and MLflow are written."""
     report = json.loads((judging.folder(evaluated, AS_OF) / "metrics.json").read_text())
@@ -143,7 +161,7 @@ def test_cold_users_and_items_are_judged_on_every_list_against_the_baseline(eval
     assert record(evaluated, "ranking")["cold"] == report["cold"]
     for found in report["cold"].values():
         assert found["baseline"] == settings.gate.baseline
-        assert set(found["lists"]) == {"served", "ranked", "blend", *SOURCES}
+        assert set(found["lists"]) == {"served", "ranked", "blend", *BASELINES, *SOURCES}
         assert 0 <= found["n_users"] <= truth.n_users
     table = pq.read_table(judging.folder(evaluated, AS_OF) / "per_user.parquet")
     for name in ("cold_users", "light_users"):

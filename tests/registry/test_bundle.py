@@ -15,8 +15,8 @@ from trained_shop import FIRST, SECOND
 from pipelines import cycle, publish
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.ranking import two_stage
-from pipelines.registry import bundle, population, tracking
+from pipelines.ranking import rankers, two_stage
+from pipelines.registry import bundle, population, releases, tracking
 
 
 def digest_of(home: Home) -> str:
@@ -118,3 +118,19 @@ print("LISTS", found.groupby("user_id").item_id.apply(" ".join).to_dict())
     lists = two_stage.rank_users(trained, bundle.load(trained, digest), np.array(users), SECOND, 5)
     expected = {str(user): " ".join(row) for user, row in zip(lists.user_ids, lists.item_ids, strict=True)}
     assert ast.literal_eval(answer.stdout.split("LISTS ")[1]) == expected
+
+
+def test_an_ensemble_joins_the_newest_release_of_an_earlier_cycle(fresh: Home) -> None:
+    """Also after this cycle's own bundle was released: a rerun must join what it joined before."""
+    assert bundle.to_join(fresh, SECOND) is None, "not asked for"
+    settings = fresh.root / "reloop.toml"
+    settings.write_text(settings.read_text().replace("[ranking]", '[ranking]\nranker = "ensemble"'))
+    assert bundle.to_join(fresh, SECOND) is None, "nothing is released"
+    for version, moment in ((1, FIRST), (2, SECOND)):
+        digest = str(cycle.records(fresh, moment, "bundle")[0]["digest"])
+        now = releases.pointer(fresh)
+        releases.flip(fresh, now, version=version, digest=digest, as_of=moment.isoformat(), key=None, body={})
+        joined = bundle.to_join(fresh, SECOND)
+        assert joined is not None
+        assert rankers.files(joined) == rankers.files(rankers.load(bundle.folder(fresh, digest_of(fresh)) / "model" / "ranker"))
+    assert bundle.to_join(fresh, FIRST) is None, "nothing was released before the first"
