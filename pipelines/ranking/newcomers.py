@@ -93,7 +93,17 @@ def explored(
     shown = lists.item_ids.astype(np.result_type(lists.item_ids, item_ids))
     shown[found.explored] = item_ids[found.item[found.explored]]
     sources = np.where(found.explored, np.uint64(1) << np.uint64(len(lists.source_names)), lists.sources)
-    return replace(lists, item_ids=shown, sources=sources, source_names=(*lists.source_names, SOURCE), propensity=found.propensity)
+    return replace(
+        lists,
+        item_ids=shown,
+        sources=sources,
+        source_names=(*lists.source_names, SOURCE),
+        propensity=found.propensity,
+        rules=np.where(
+            found.explored, np.uint32(1) << np.uint32(len(lists.rule_names)), lists.rules if lists.rule_names else np.uint32(0)
+        ).astype(np.uint32),
+        rule_names=(*lists.rule_names, SOURCE),
+    )
 
 
 def _most_promising(fresh: Bools, rates: ClickRates, k: int) -> Ints:

@@ -165,11 +165,13 @@ class Lists:
     Attributes:
         user_ids: str [n].
         item_ids: str [n, k]; "" pads a list that has fewer.
-        score: float32 [n, k], not increasing along a row; -inf where padded.
+        score: float32 [n, k], of the place: not increasing along a row; -inf where padded. A rule that moved an item left the score.
         sources: uint64 [n, k], bit s is set where `source_names[s]` proposed the item.
         source_names: the retrievers; and `exploration`, where places were drawn for.
         propensity: float64 [n, k], with what probability the item came to stand there (`exploration`), NaN where padded; None
             where nothing is drawn.
+        rules: uint32 [n, k], bit r is set where `rule_names[r]` put the item before others; see `rerank.chain`.
+        rule_names: the rules that were on, in their order; and `exploration`, where places were drawn for.
     """
 
     user_ids: Ids
@@ -178,6 +180,13 @@ class Lists:
     sources: npt.NDArray[np.uint64]
     source_names: tuple[str, ...]
     propensity: npt.NDArray[np.float64] | None = None
+    rules: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros((0, 0), np.uint32))
+    rule_names: tuple[str, ...] = ()
+
+    def rules_of(self, row: int, position: int) -> tuple[str, ...]:
+        """Return the names of the rules that put one listed item before others."""
+        mask = int(self.rules[row, position]) if self.rule_names else 0
+        return tuple(name for bit, name in enumerate(self.rule_names) if mask >> bit & 1)
 
     def sources_of(self, row: int, position: int) -> tuple[str, ...]:
         """Return the names of the retrievers that proposed one listed item."""

@@ -1,8 +1,8 @@
-"""What a bundle is when it runs: sources propose, the blend merges, the ranker orders.
+"""What a bundle is when it runs: sources propose, the blend merges, the ranker orders, rules re-rank.
 
     <folder>/manifest.json          digests of everything below
     <folder>/items.parquet          item_id in the order of the dense ids
-    <folder>/two_stage.json         how lists are blended, order of the sources, what is served
+    <folder>/two_stage.json         how lists are blended, order of the sources, what is served, the rules of re-ranking
     <folder>/retrieval/<source>/    as `retrieval.lineup` saves it
     <folder>/memory/                what features read beside the moment (`memory`)
     <folder>/ranker/                as `ranking.rankers` saves it; missing where there was too little to learn from
@@ -28,7 +28,7 @@ from pipelines import columns as c
 from pipelines import config, publish
 from pipelines.config import Home
 from pipelines.datasets import universe
-from pipelines.datasets.interactions import Floats, Histories, Ids, histories, load, strings
+from pipelines.datasets.interactions import Floats, Histories, Ids, Interactions, histories, load, strings
 from pipelines.errors import StateError
 from pipelines.ranking import newcomers, proposals, rankers, training, training_set
 from pipelines.ranking.context import BEFORE_GROUPS, Context, gather
@@ -36,6 +36,11 @@ from pipelines.ranking.features import assemble
 from pipelines.ranking.memory import Memory
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Lists, Ranker
+from pipelines.ranking.rerank import chain
+from pipelines.ranking.rerank import goods as shops
+from pipelines.ranking.rerank.goods import Goods
+from pipelines.ranking.rerank.ranked import Ranked
+from pipelines.rerank_policies import RerankSettings
 from pipelines.retrieval import blend, cold_users, fitting, lineup, merging, vectors
 from pipelines.retrieval.merging import Recipe
 from pipelines.retrieval.protocol import Retriever
@@ -43,6 +48,7 @@ from pipelines.window import utc
 
 RANKED: Final = "ranked"
 BLEND: Final = "blend"
+AS_RANKED: Final = RerankSettings(availability=None)  # no rule at all: bundles of before there were any
 USERS_AT_ONCE: Final = 16_384  # one question to the feature store for each so many users
 
 
@@ -58,6 +64,7 @@ class TwoStage:
         exclude_seen: whether items of the history are left out.
         serves: what orders the list: `ranked` or `blend`. See `judging`.
         recipe: weights and quotas of the blend, those of the training rows.
+        rerank: the rules that the ranked list goes through.
         groups: of features that the training rows had.
         memory: what features read beside the moment; None in bundles whose groups need none.
     """
@@ -70,6 +77,7 @@ class TwoStage:
     exclude_seen: bool
     serves: str = RANKED
     recipe: Recipe = field(default_factory=Recipe)
+    rerank: RerankSettings = AS_RANKED
     groups: tuple[str, ...] = BEFORE_GROUPS
     memory: Memory | None = None
 
@@ -102,7 +110,11 @@ class TwoStage:
             vectors={name: found for name, found in placed.items() if found},
         )
 
-    def recommend(self, home: Home, user_ids: Ids, users: Histories, as_of: datetime, k: int) -> Lists:
+    def goods(self, known: Interactions) -> Goods:
+        """Return what this model's rules know of its items, at the moment up to which some interactions on them are known."""
+        return shops.compared(known, self.rerank, self.retrievers)
+
+    def recommend(self, home: Home, user_ids: Ids, users: Histories, as_of: datetime, k: int, *, goods: Goods | None = None) -> Lists:
         """Return the k best items for each user, in the order asked.
 
         Features are joined at `as_of`, to which the histories reach. Memory is bounded by
@@ -110,10 +122,13 @@ class TwoStage:
 
         Args:
             users: row r belongs to `user_ids[r]`, indexed by this model's items.
+            goods: what the rules know of the items (`goods`); read from the lake where they need it and it is not given.
 
         Raises:
             StateError: the features that the ranker reads are not all there.
         """
+        if goods is None and chain.active(self.rerank):
+            goods = self.goods(load(home, as_of, config.load(home).training, item_ids=self.item_ids))
         parts = []
         for first in range(0, max(len(user_ids), 1), USERS_AT_ONCE):
             some, whose = user_ids[first : first + USERS_AT_ONCE], users.rows(first, min(first + USERS_AT_ONCE, len(user_ids)))
@@ -121,13 +136,15 @@ class TwoStage:
             context = None
             if self.serves == RANKED:
                 context = self.context(home, proposed, whose, some, as_of)
-            parts.append(self.listed(some, proposed, self.order(proposed, context), k))
+            parts.append(self.listed(some, proposed, self.order(proposed, context), k, users=whose, goods=goods))
         return Lists(
             user_ids=np.concatenate([part.user_ids for part in parts]),
             item_ids=np.concatenate([part.item_ids for part in parts]),
             score=np.concatenate([part.score for part in parts]),
             sources=np.concatenate([part.sources for part in parts]),
             source_names=parts[0].source_names,
+            rules=np.concatenate([part.rules for part in parts]),
+            rule_names=parts[0].rule_names,
         )
 
     def order(self, proposed: Proposals, context: Context | None) -> npt.NDArray[np.float64]:
@@ -145,16 +162,46 @@ class TwoStage:
             raise StateError("two-stage model", found="no features to rank by", allowed="those its ranker reads")
         return scores([self.ranker], proposed, context)[0]
 
-    def listed(self, user_ids: Ids, proposed: Proposals, score: npt.NDArray[np.float64], k: int) -> Lists:
-        """Return the k best candidates of each user with their ids and sources."""
-        item, best, at = proposed.ranked(score, len(user_ids), k)
+    def listed(
+        self,
+        user_ids: Ids,
+        proposed: Proposals,
+        score: npt.NDArray[np.float64],
+        k: int,
+        *,
+        users: Histories | None = None,
+        goods: Goods | None = None,
+    ) -> Lists:
+        """Return the k best candidates of each user with their ids and sources, after the rules.
+
+        Args:
+            users, goods: needed by rules only; row r of `users` belongs to `user_ids[r]`.
+
+        Raises:
+            StateError: a rule is on and they are not given.
+        """
+        names_of_rules = chain.active(self.rerank)
+        item, best, at = proposed.ranked(score, len(user_ids), max(k, self.k_blend) if names_of_rules else k)
+        rules = np.zeros(item.shape, np.uint32)
+        if names_of_rules:
+            if users is None or goods is None:
+                raise StateError(
+                    "two-stage model", found=f"rules {list(names_of_rules)} and no goods", allowed="what they know of the items"
+                )
+            shown, rules = chain.reranked(Ranked.ordered(item, best), goods, users, self.rerank)
+            shown, rules = shown.first(k), rules[:, :k]
+            item, best, at = (
+                shown.item,
+                shown.score,
+                np.where(shown.listed, np.take_along_axis(at, np.maximum(shown.origin, 0), axis=1), -1),
+            )
         width = max(1, self.item_ids.dtype.itemsize // 4)
         names = np.full(item.shape, "", dtype=f"<U{width}")
         names[item >= 0] = self.item_ids[item[item >= 0]]
         bits = (np.isfinite(proposed.rank) * (np.uint32(1) << np.arange(len(proposed.sources), dtype=np.uint32))).sum(axis=1)
         sources = np.zeros(item.shape, dtype=np.uint32)
         sources[item >= 0] = bits[at[item >= 0]]
-        return Lists(np.asarray(user_ids), names, best, sources, proposed.sources)
+        return Lists(np.asarray(user_ids), names, best, sources, proposed.sources, rules=rules, rule_names=names_of_rules)
 
     def save(self, path: Path) -> None:
         """Publish the model as a folder of its own, with a manifest; whatever was at `path` before is replaced.
@@ -171,6 +218,7 @@ class TwoStage:
             "exclude_seen": self.exclude_seen,
             "serves": self.serves,
             "recipe": self.recipe.to_json(),
+            "rerank": self.rerank.model_dump(mode="json"),
             "groups": list(self.groups),
             "ranker": rankers.name_of(self.ranker) if self.ranker else None,
         }
@@ -204,6 +252,7 @@ class TwoStage:
             serves=facts["serves"],
             # Bundles of before there were recipes were blended by equal weights.
             recipe=Recipe.from_json(facts["recipe"]) if "recipe" in facts else Recipe(),
+            rerank=RerankSettings.model_validate(facts["rerank"]) if "rerank" in facts else AS_RANKED,
             groups=tuple(facts.get("groups", BEFORE_GROUPS)),
             memory=Memory.load(path / "memory") if (path / "memory").is_dir() else None,
         )
@@ -264,6 +313,7 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
         exclude_seen=settings.training.exclude_seen,
         serves=serves or (RANKED if ranker else BLEND),
         recipe=blend.recipe(home, as_of),
+        rerank=settings.rerank,
         groups=training_set.groups(home, as_of) if ranker else BEFORE_GROUPS,
         memory=training_set.learnt(home, as_of) if ranker else None,
     )
@@ -277,7 +327,7 @@ def rank_users(home: Home, model: TwoStage, user_ids: Ids, as_of: datetime, k: i
     settings = config.load(home)
     known = load(home, as_of, settings.training, item_ids=model.item_ids)
     users = histories(known, user_ids)
-    lists = model.recommend(home, user_ids, users, as_of, k)
+    lists = model.recommend(home, user_ids, users, as_of, k, goods=model.goods(known) if chain.active(model.rerank) else None)
     if settings.exploration.method == "off":
         return lists
     return newcomers.explored(

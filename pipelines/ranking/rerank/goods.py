@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,10 @@ import pyarrow.compute as pc
 from pipelines import columns as c
 from pipelines.datasets import newness
 from pipelines.datasets.interactions import Bools, Floats, Ids, Interactions, Ints, Longs, positions, strings
-from pipelines.errors import ReloopError
+from pipelines.errors import ReloopError, StateError
 from pipelines.rerank_policies import BoostPolicy, ExposurePolicy, RerankSettings
+from pipelines.retrieval.ann.indexed import Indexed
+from pipelines.retrieval.protocol import Retriever, Vectored
 
 TRUE = ("1", "true", "t", "yes", "y")
 
@@ -108,3 +111,24 @@ def _shares(words: Ids) -> Floats:
     """Return float32, the numbers that some texts are, within 0 and 1; NaN where a text is none."""
     numbers = pd.to_numeric(pd.Series(words), errors="coerce").to_numpy(np.float64)
     return np.clip(np.where(np.isfinite(numbers), numbers, np.nan), 0, 1).astype(np.float32)
+
+
+def compared(known: Interactions, settings: RerankSettings, retrievers: Mapping[str, Retriever]) -> Goods:
+    """Return what `of` returns, with the vectors of a retriever where a rule that is on compares items by them.
+
+    Raises:
+        StateError: there is no such retriever, or it has no vectors of items.
+    """
+    goods, source = of(known, settings), settings.likeness.source
+    if settings.likeness.by != "vectors" or (settings.mmr is None and settings.dpp is None):
+        return goods
+    model = retrievers.get(source)
+    inner = model.model if isinstance(model, Indexed) else model
+    if not isinstance(inner, Vectored):
+        raise StateError(
+            "rerank.likeness.source",
+            found=f"{source!r}, which {'has no vectors of items' if model else 'is no source of the run'}",
+            allowed="a source of retrieval.sources that has them, such as als",
+        )
+    vectors, known_items = inner.item_vectors()
+    return goods.with_vectors(np.where(known_items[:, None], vectors, np.float32(0)))

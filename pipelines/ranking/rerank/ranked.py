@@ -49,6 +49,13 @@ class Ranked:
         place = np.arange(item.shape[1], dtype=np.int32)
         return cls(best, np.take_along_axis(score, order, axis=1), np.where(best >= 0, place, -1).astype(np.int32))
 
+    @classmethod
+    def ordered(cls, item: Ints, score: Floats) -> Ranked:
+        """Return lists that are in order already, as `Proposals.ranked` gives them; a score that is no number counts as the lowest."""
+        place = np.arange(item.shape[1], dtype=np.int32)
+        score = np.where((item >= 0) & ~np.isnan(score), score, -np.inf).astype(np.float32)
+        return cls(item, score, np.where(item >= 0, place, -1).astype(np.int32))
+
     @property
     def listed(self) -> Bools:
         """Return bool [n, m], where an item stands."""
