@@ -60,7 +60,7 @@ RANGES: Final[dict[str, Range]] = {
     # sizes
     "batch_size": _COUNT, "max_basket": _COUNT, "max_events": _COUNT_OR_NONE, "max_history": _COUNT, "max_items": _COUNT,
     "max_items_per_term": _COUNT, "max_length": _COUNT, "max_segments": _COUNT, "max_sessions": _COUNT, "max_tokens": _COUNT,
-    "max_users": _COUNT, "max_values": _COUNT, "min_baskets": _COUNT, "n_blocks": _COUNT, "n_factors": Range(1, 4096),
+    "max_users": _COUNT, "max_values": _COUNT, "min_baskets": _COUNT, "n_blocks": _COUNT, "n_cross": Range(0, 16), "n_experts": Range(1, 64), "n_factors": Range(1, 4096),
     "n_hard": _COUNT_OR_NONE, "n_heads": Range(1, 64), "n_hidden": Range(1, 4096), "n_kept": _COUNT, "n_layers": Range(1, 64),
     "n_negatives": _COUNT, "n_neighbours": _COUNT, "n_pool": _COUNT, "n_shortlist": _COUNT, "n_tokens": _COUNT,
     "n_validation": _COUNT_OR_NONE, "window": _COUNT,
@@ -71,7 +71,8 @@ RANGES: Final[dict[str, Range]] = {
     "baseline_days": _DAYS, "gap_minutes": Range(0, 1e7, above=True), "half_life_days": _HALF_LIFE, "recency_half_life_days": _HALF_LIFE,
     "window_days": _DAYS,
     # weights
-    "k1": _MORE, "alpha": _MORE, "backward": _WEIGHT, "bias_regularization": _MORE, "common_weight": _WEIGHT, "content_weight": _WEIGHT,
+    "k1": _MORE, "alpha": _MORE, "backward": _WEIGHT, "bias_regularization": _MORE, "add_to_cart_weight": _WEIGHT, "listwise_weight": _WEIGHT, "purchase_weight": _WEIGHT, "value_weight": _WEIGHT, "view_weight": _WEIGHT,
+    "common_weight": _WEIGHT, "content_weight": _WEIGHT,
     "implicit_regularization": _WEIGHT, "loan_events": _WEIGHT, "loan_rate": _WEIGHT, "low_pass": _WEIGHT, "prior": _MORE,
     "rate_weight": _WEIGHT, "regularization": _WEIGHT, "shrinkage": _WEIGHT, "weight_decay": _WEIGHT,
     # exponents and the like

@@ -23,6 +23,9 @@ from pipelines.errors import StateError
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.logistic import Logistic
+from pipelines.ranking.neural.dcn import Dcn
+from pipelines.ranking.neural.multi_task import Mmoe, SharedBottom
+from pipelines.ranking.neural.wide_deep import WideDeep
 from pipelines.ranking.pointwise import Pointwise
 from pipelines.ranking.protocol import Ranker, schema_hash
 from pipelines.ranking.rrf import Rrf
@@ -41,6 +44,11 @@ RANKERS: Final[dict[str, Ranker]] = {
     "logistic": Logistic(),
     "rrf": Rrf(),
     "ensemble": Ensemble(),
+    # Trained with JAX (the extra `neural`), scored without it.
+    "dcn": Dcn(),
+    "wide_deep": WideDeep(),
+    "shared_bottom": SharedBottom(),
+    "mmoe": Mmoe(),
 }
 # What the settings say of every ranker that has such a knob, and of all trees.
 SHARED: Final = ("seed", "num_threads")

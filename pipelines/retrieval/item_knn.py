@@ -73,25 +73,25 @@ class ItemKnn:
         def jaccard(shared: Floats, i: Longs, j: Ints) -> Floats:
             return shared / (squared[i] + squared[j] - shared + shrinkage)
 
-        def dot(shared: Floats, i: Longs, j: Ints) -> Floats:
+        def dot(shared: Floats, *_: object) -> Floats:
             return shared
 
-        weigh = {"cosine": cosine, "jaccard": jaccard, "dot": dot}[self.similarity]
+        weigh = cosine if self.similarity == "cosine" else jaccard if self.similarity == "jaccard" else dot
         return replace(self, state=neighbours.state(neighbours.similar(items, users, self.n_neighbours, weigh)))
 
     def _weighted(self, users: sparse.csr_matrix) -> Floats:
         """Return x of each stored w of [n_users, n_items]."""
         if self.weighting == "none":
-            return np.sqrt(users.data)
+            return np.asarray(np.sqrt(users.data))
         n_met = np.diff(users.indptr)
         # One who met everything tells no item from another.
         rarity = np.repeat(np.maximum(np.log(max(users.shape[1], 1)) - np.log1p(n_met), 0).astype(np.float32), n_met)
         if self.weighting == "tfidf":
-            return np.sqrt(users.data) * rarity
+            return np.asarray(np.sqrt(users.data) * rarity)
         length = np.bincount(users.indices, users.data, users.shape[1])
         relative = (length / max(length.mean(), np.finfo(float).tiny)).astype(np.float32)[users.indices]
         k1, b = np.float32(self.k1), np.float32(self.b)
-        return users.data * (k1 + 1) / (users.data + k1 * (1 - b + b * relative)) * rarity
+        return np.asarray(users.data * (k1 + 1) / (users.data + k1 * (1 - b + b * relative)) * rarity)
 
     def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
         """Return the items most similar to the user's history, its late events first."""

@@ -19,6 +19,17 @@ from pipelines.ranking.protocol import Ranker, RankingRows
 
 NAMES = ("popular_score", "popular_rank", "knn_score", "knn_rank", "blend_score", "blend_rank", "signal", "hiss")
 SMALL = {"n_rounds": 40, "min_data_in_leaf": 10, "num_threads": 1}
+# One shape of batches for all, so that a network is compiled once for all tests.
+NETWORK = {
+    "n_hidden": 16,
+    "n_layers": 1,
+    "batch_size": 16,
+    "max_list": 16,
+    "n_epochs": 25,
+    "learning_rate": 1e-2,
+    "warmup": 1,
+    "dropout": 0.0,
+}
 
 
 def world(seed: int = 3, n_lists: int = 120, n_windows: int = 2) -> RankingRows:

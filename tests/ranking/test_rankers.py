@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from ranker_contract import NAMES, SMALL, RankerContract, world
+from ranker_contract import NAMES, NETWORK, SMALL, RankerContract, world
 
 from pipelines import publish
 from pipelines.config import RankingSettings
@@ -60,6 +60,24 @@ class TestEnsembleByRank(RankerContract):
     def make(self):
         champion = rankers.make("logistic").fit(world(seed=21))
         return rankers.make("ensemble", self.knobs).of(rankers.make("lambdarank", SMALL), champion)
+
+
+class TestDcn(RankerContract):
+    ranker, knobs = "dcn", NETWORK | {"n_cross": 1}
+
+
+class TestWideDeep(RankerContract):
+    ranker, knobs = "wide_deep", NETWORK
+
+
+class TestSharedBottom(RankerContract):
+    ranker, knobs = "shared_bottom", NETWORK
+    learns_to = 0.9  # where only the gain is known, taken is taken
+
+
+class TestMmoe(RankerContract):
+    ranker, knobs = "mmoe", NETWORK | {"n_experts": 2}
+    learns_to = 0.9
 
 
 def test_every_ranker_of_the_line_up_is_held_to_the_contract():

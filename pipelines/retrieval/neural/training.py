@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,63 @@ log = logging.getLogger(__name__)
 
 Batch: TypeAlias = dict[str, npt.NDArray[Any]]
 CHECKPOINT_SECONDS: Final = 60.0  # how much work a kill may cost within an epoch; does not change the result
+
+
+class Learner(Protocol):
+    """What can be trained: a frozen dataclass of which equals share a compiled step; `Training` says more of its knobs."""
+
+    def __hash__(self) -> int:
+        """Equal knobs, equal hash."""
+        ...
+
+    @property
+    def n_epochs(self) -> int:
+        """Passes over the data, at most."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Another budget; 0 for none."""
+        ...
+
+    @property
+    def patience(self) -> int:
+        """Epochs without a better validation."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Of Adam."""
+        ...
+
+    @property
+    def warmup(self) -> int:
+        """Steps of its rise."""
+        ...
+
+    @property
+    def decay(self) -> float:
+        """Share of it that is left at the end."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled."""
+        ...
+
+    @property
+    def final_epochs(self) -> int:
+        """Passes over everything, after early stopping."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of all that is drawn."""
+        ...
+
+    def objective(self, params: Array, data: Array, batch: Array, key: Array) -> Array:
+        """Return the loss of a batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +201,7 @@ _TREES: Final = ("params", "moments", "best")
 _COUNTERS: Final = ("epoch", "step_of_epoch", "step", "since_best", "final", "best_epoch")
 
 
-def train(learner: Training, first: Params, material: Material, checkpoint: Path | None) -> Params:
+def train(learner: Learner, first: Params, material: Material, checkpoint: Path | None) -> Params:
     """Return the learnt parameters as numpy arrays.
 
     Args:
@@ -160,7 +217,7 @@ def train(learner: Training, first: Params, material: Material, checkpoint: Path
 class _Run:
     """One training, from wherever its checkpoint stands to the end of its budget."""
 
-    def __init__(self, learner: Training, first: Params, material: Material, checkpoint: Path | None) -> None:
+    def __init__(self, learner: Learner, first: Params, material: Material, checkpoint: Path | None) -> None:
         jax = backend.jax()
         self.began = self.saved = time.perf_counter()
         self.learner, self.material, self.checkpoint = learner, material, checkpoint
@@ -245,7 +302,7 @@ def _numpy(params: Any) -> Params:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(learner: Training) -> tuple[Any, Any]:
+def _compiled(learner: Learner) -> tuple[Any, Any]:
     """Return (step, optimizer) of a learner; compiled once for all trainings with its knobs and shapes."""
     jax, optax = backend.jax(), backend.optax()
     rate = optax.linear_schedule(learner.learning_rate / max(learner.warmup, 1), learner.learning_rate, max(learner.warmup, 1))
@@ -260,7 +317,7 @@ def _compiled(learner: Training) -> tuple[Any, Any]:
     return jax.jit(step), optimizer
 
 
-def _identity(learner: Training, first: Params, made_of: Sequence[npt.NDArray[np.generic]]) -> str:
+def _identity(learner: Learner, first: Params, made_of: Sequence[npt.NDArray[np.generic]]) -> str:
     """Return what a checkpoint must match: the knobs, the first parameters and the data."""
     digest = hashlib.sha256(repr(learner).encode())
     for name, array in [*sorted(first.items()), *((str(n), array) for n, array in enumerate(made_of))]:
