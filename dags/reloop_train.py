@@ -1,7 +1,8 @@
 """Train a challenger, if a training is due.
 
 **Does**: decides whether a training is due (cadence, requests, cool-down); if so fits every retrieval source, blends
-their candidates, joins features point-in-time, trains the ranker, judges it on the last window and bundles the whole.
+their candidates, joins features point-in-time, searches knobs if that is asked for, trains the ranker, judges it on the
+last window and bundles the whole.
 Not due: `due` is skipped, its log says why, and so is everything after it.
 
 **Writes**: `training/<as_of>/`, `bundles/`, one MLflow model version with the alias `challenger`. Asset `challenger`.
@@ -13,6 +14,7 @@ Not due: `due` is skipped, its log says why, and so is everything after it.
 - *blend*: a source is missing, or was fitted before the lake changed; clear `retrieve` for it. Its log ends with what each
   source adds and costs (`reloop retrieval sources`); `reloop retrieval prune` says which could go.
 - *training_set*: features of a training day are missing; run `reloop_features` (or `reloop_backfill`) for them.
+- *search*: clear it, and it goes on where it was; or set `search.n_trials = 0` (`reloop.toml`): no knob needs it.
 - *rank*, *evaluate*, *bundle*: the champion still serves. Clear the task.
 
 **Rerun** is safe at any point: the same `as_of` gives the same bundle.
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import AssetAny, Metadata, Param, chain, dag, task
+from airflow.sdk import AssetAny, Metadata, Param, chain, dag, get_current_context, task
 from reloop_assets import challenger, features, retrain_request
 from reloop_defaults import DEFAULTS, REASON_LENGTH, START, TRAINING, as_of_param, current_as_of, proceed, requested
 
@@ -33,6 +35,14 @@ REASON = Param(
     title="Reason",
     description_md="Why to train although no cadence asks for it; goes into the records. Empty: train only if it is due.",
 )
+SEARCH_TRIALS = Param(
+    None,
+    type=["null", "integer"],
+    minimum=0,
+    maximum=10_000,
+    title="Trials of the search",
+    description_md="How many sets of knobs to try before the ranker is trained; 0: none. Empty: `search.n_trials` of the settings.",
+)
 
 
 @dag(
@@ -41,11 +51,11 @@ REASON = Param(
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
-    params={"as_of": as_of_param(), "reason": REASON},
+    params={"as_of": as_of_param(), "reason": REASON, "search_trials": SEARCH_TRIALS},
     tags=["reloop", "models"],
     doc_md=__doc__,
 )
-def reloop_train() -> None:
+def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
     @task
     def due() -> str:
         from pipelines.config import Home
@@ -90,6 +100,15 @@ def reloop_train() -> None:
         rows.build(Home.from_environment(), utc(as_of))
 
     @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
+    def search(as_of: str) -> None:
+        from pipelines.config import Home
+        from pipelines.ranking import search as searching
+        from pipelines.window import utc
+
+        home = Home.from_environment()
+        searching.search(home, utc(as_of), searching.asked(home, get_current_context()["params"]["search_trials"]))
+
+    @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
     def rank(as_of: str) -> None:
         from pipelines.config import Home
         from pipelines.ranking import training
@@ -102,10 +121,11 @@ def reloop_train() -> None:
     @task(pool=TRAINING)
     def evaluate(as_of: str) -> None:
         from pipelines.config import Home
-        from pipelines.ranking import judging
+        from pipelines.ranking import attribution, judging
         from pipelines.window import utc
 
         judging.evaluate(Home.from_environment(), utc(as_of))
+        print(attribution.text(Home.from_environment(), utc(as_of)))  # noqa: T201 - into the task's log
 
     @task(outlets=[challenger])
     def bundle(as_of: str):  # noqa: ANN202 - a generator: Airflow reads its Metadata
@@ -120,7 +140,7 @@ def reloop_train() -> None:
     named = sources()
     fitted = retrieve.partial(as_of=as_of).expand(source=named)
     chain(as_of, named)
-    chain(fitted, blend(as_of), training_set(as_of), rank(as_of), evaluate(as_of), bundle(as_of))
+    chain(fitted, blend(as_of), training_set(as_of), search(as_of), rank(as_of), evaluate(as_of), bundle(as_of))
 
 
 reloop_train()

@@ -250,6 +250,14 @@ class RankingSettings(Frozen):
     seed: int = Field(default=7, ge=0, lt=2**31)
 
 
+class SearchSettings(Frozen):
+    """The search of knobs for the ranker (`ranking.search`), before it is trained."""
+
+    n_trials: int = Field(default=0, ge=0, le=10_000)  # 0: none; the defaults are good without (docs/ranking/search.md)
+    seconds: float = Field(default=0.0, ge=0)  # of trials, after which none begins; 0: no limit. Only then a rerun finds the same
+    seed: int = Field(default=7, ge=0, lt=2**31)
+
+
 class ExplorationPolicy(Frozen):
     """Which places of a list new items may get (`ranking.exploration`); off unless a method is named."""
 
@@ -326,6 +334,7 @@ class Settings(Frozen):
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     ranking: RankingSettings = RankingSettings()
+    search: SearchSettings = SearchSettings()
     rerank: RerankSettings = RerankSettings()
     exploration: ExplorationPolicy = ExplorationPolicy()
     gate: GatePolicy = GatePolicy()

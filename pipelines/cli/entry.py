@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import bench, generating, operations, retrieval, stages
+from pipelines.cli import bench, generating, operations, ranking, retrieval, stages
 from pipelines.errors import ReloopError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ for verb in (
     app.command()(verb)
 retrieval.app.command()(generating.generate)
 app.add_typer(retrieval.app, name="retrieval")
+app.add_typer(ranking.app, name="ranking")
 app.add_typer(bench.app, name="bench")
 
 

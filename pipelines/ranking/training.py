@@ -15,7 +15,7 @@ from typing import Any, Final
 from pipelines import config, cycle, publish
 from pipelines.config import Home, RankingSettings
 from pipelines.datasets import universe
-from pipelines.ranking import rankers, training_set
+from pipelines.ranking import rankers, search, training_set
 from pipelines.ranking.ensemble import Ensemble, unmet
 from pipelines.ranking.protocol import Ranker, RankingRows
 
@@ -37,8 +37,8 @@ def train(home: Home, as_of: datetime, champion: Ranker | None = None) -> None:
     Raises:
         StateError: the training rows were not built, or were changed.
     """
-    settings = config.load(home).ranking
     with cycle.stage(home, as_of, "ranker") as record:
+        settings, said = search.applied(home, as_of, config.load(home).ranking)
         rows = training_set.load(home, as_of)
         facts: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "trained": len(rows.group) >= settings.min_training_lists}
         record |= {"ranker": settings.ranker, "trained": facts["trained"], "trees": 0, "importance": {}, "reasons": []}
@@ -48,7 +48,7 @@ def train(home: Home, as_of: datetime, champion: Ranker | None = None) -> None:
                 fitted = ranker.fit(rows)
                 rankers.save(out, fitted)
                 facts["ranker"] = rankers.name_of(fitted)
-                record |= {"ranker": facts["ranker"], **fitted.size, "importance": fitted.importance, "reasons": reasons}
+                record |= {"ranker": facts["ranker"], **fitted.size, "importance": fitted.importance, "reasons": said + reasons}
                 for name in settings.baselines:
                     rankers.save(out / BASELINES / name, rankers.chosen(settings, name).fit(rows))
             else:

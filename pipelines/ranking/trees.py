@@ -72,7 +72,9 @@ class Aim:
     weight: Floats | None = None
     position: Ints | None = None
 
-    def dataset(self, rows: RankingRows, span: slice, parameters: dict[str, Any], reference: lightgbm.Dataset | None = None) -> Any:
+    def dataset(
+        self, rows: RankingRows, span: slice | npt.NDArray[np.intp], parameters: dict[str, Any], reference: lightgbm.Dataset | None = None
+    ) -> Any:
         """Return some of the rows as LightGBM reads them.
 
         Args:

@@ -34,11 +34,12 @@ GRAPHS: dict[str, dict[str, list[str]]] = {
         "check_parity": [],
     },
     "reloop_train": {
-        "due": ["blend", "bundle", "evaluate", "rank", "retrieve", "sources", "training_set"],
+        "due": ["blend", "bundle", "evaluate", "rank", "retrieve", "search", "sources", "training_set"],
         "sources": ["retrieve"],
         "retrieve": ["blend"],
         "blend": ["training_set"],
-        "training_set": ["rank"],
+        "training_set": ["search"],
+        "search": ["rank"],
         "rank": ["evaluate"],
         "evaluate": ["bundle"],
         "bundle": [],
@@ -77,7 +78,7 @@ MAPPED = {
 POOLS = {
     "duckdb": {("reloop_ingest", "validate"), ("reloop_ingest", "land"), ("reloop_features", "build")}
     | {("reloop_backfill", task) for task in ("validate", "land_again", "build")},
-    "training": {("reloop_train", task) for task in ("retrieve", "blend", "training_set", "rank", "evaluate")},
+    "training": {("reloop_train", task) for task in ("retrieve", "blend", "training_set", "search", "rank", "evaluate")},
 }
 
 

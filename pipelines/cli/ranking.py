@@ -1,0 +1,81 @@
+"""`reloop ranking`: what can be asked of the second stage by itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines.cli.answers import NO, out, records_of
+from pipelines.cli.options import AsOfOption, HomeOption, JsonOption, home_at
+from pipelines.config import SearchSettings
+from pipelines.window import utc
+
+SHOWN = 5  # trials of the table, the best ones
+
+app = typer.Typer(help="What can be asked of the second stage by itself.", no_args_is_help=True)
+
+
+@app.callback()
+def ranking() -> None:
+    """Keep `search` a verb of its own."""
+
+
+@app.command()
+def search(
+    as_of: AsOfOption,
+    trials: Annotated[int, typer.Option("--trials", min=1, max=10_000, help="How many sets of knobs to try.")] = 30,
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="After so many seconds of trials none begins; 0: no limit.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed finds the same.")] = SearchSettings().seed,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Search knobs for the ranker on the rows of a training run; the next `rank` of that run uses what was shown to be better.
+
+    A search that was interrupted goes on where it was. Exit code 1: nothing was shown to be better than the settings' own knobs.
+    """
+    from pipelines.ranking import search as searching
+
+    state, moment = home_at(home), utc(as_of)
+    policy = SearchSettings(n_trials=trials, seconds=seconds, seed=seed)
+    best = 0.0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("trials", total=trials + 1)
+
+        def told(trial: dict[str, Any]) -> None:
+            nonlocal best
+            best = max(best, trial["ndcg_at_10"])
+            bar.update(task, advance=1, description=f"trials, best NDCG@10 {best:.4f}")
+
+        searching.search(state, moment, policy, told)
+    found, tried = records_of(state, moment, "search")["search"], searching.trials(state, moment)
+    if as_json:
+        typer.echo(json.dumps({**found, "tried": tried}, indent=2, sort_keys=True, default=str))
+    else:
+        _show(found, tried)
+    if not found["used"]:
+        raise typer.Exit(NO)
+
+
+def _show(found: dict[str, Any], tried: list[dict[str, Any]]) -> None:
+    """Print the best trials beside the settings' own knobs, and what comes of it."""
+    ranked = sorted(tried, key=lambda trial: -trial["ndcg_at_10"])[:SHOWN]
+    shown = ranked + [trial for trial in tried[:1] if trial not in ranked]
+    knobs = dict.fromkeys(name for trial in shown for name in trial["knobs"])
+    grid = Table(title=f"The best of {max(len(tried) - 1, 0)} trials, and 0: the settings' own knobs", title_justify="left")
+    for heading in ("trial", *(str(trial["number"]) for trial in shown)):
+        grid.add_column(heading, justify="left" if heading == "trial" else "right")
+    grid.add_row("NDCG@10", *(f"{trial['ndcg_at_10']:.4f}" for trial in shown))
+    grid.add_row("rounds", *(str(trial["rounds"]) for trial in shown))
+    for name in knobs:
+        grid.add_row(name, *(f"{trial['knobs'][name]:.3g}" if name in trial["knobs"] else "" for trial in shown))
+    if tried:
+        out.print(grid)
+    for reason in found["reasons"]:
+        out.print(escape(reason), highlight=False, soft_wrap=True)
