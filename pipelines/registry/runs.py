@@ -16,8 +16,7 @@ from typing import Any, Final
 from pipelines import config, cycle, publish
 from pipelines.config import Home
 from pipelines.datasets import universe
-from pipelines.ranking import judging
-from pipelines.ranking import search
+from pipelines.ranking import judging, search
 from pipelines.registry import tracking
 from pipelines.window import micros, utc
 
@@ -132,7 +131,8 @@ def log_cycle(home: Home, as_of: datetime) -> None:
             tracking.client(home).log_text(run_id, plot.read_text(encoding="utf-8"), plot.name)
     for record in cycle.records(home, as_of, "search"):
         run_id = log(home, RANKING, as_of, "search", _figures(record), tags={"reasons": _text(record["reasons"])})
-        log_table(home, run_id, "trials.json", [{**trial, **trial.pop("knobs")} for trial in search.trials(home, as_of)])
+        rows = [{key: trial[key] for key in ("number", "ndcg_at_10", "rounds")} | trial["knobs"] for trial in search.trials(home, as_of)]
+        log_table(home, run_id, "trials.json", rows)
     gates, drifts = cycle.records(home, as_of, "gate"), cycle.records(home, as_of, "drift")
     if gates or drifts or cycle.records(home, as_of, "bundle"):
         parts = {
