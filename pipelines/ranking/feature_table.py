@@ -192,3 +192,13 @@ DESCRIBED: Final[dict[str, Callable[[Columns], Described]]] = {
     "request": _request,
     "encoding": _encoding,
 }
+
+
+def page(table: Sequence[FeatureSpec], default: Sequence[str]) -> str:
+    """Return the table as Markdown; groups outside `default` are marked."""
+    head = "| feature | unit | what it is | from | group | follows the last event |\n|---|---|---|---|---|---|\n"
+    group: dict[str, str] = {name: name if name in default else f"{name} (off)" for name in FEATURE_GROUPS}
+    return head + "".join(
+        f"| `{spec.name}` | {spec.unit} | {spec.meaning} | {spec.source} | {group[spec.group]} | {'yes' if spec.online else 'no'} |\n"
+        for spec in table
+    )

@@ -4,6 +4,7 @@
         per_user.parquet   user_id, ndcg_at_10__served, ndcg_at_10__ranked, ndcg_at_10__blend and
                            ndcg_at_10__<source or baseline> in [0, 1], slice__<name> bool for light, heavy and cold users; a row for everyone
                            with a positive in the window, sorted by user_id
+        importance.*       what the ranker's features are worth (`importance`); contributions.svg
         reliability.svg    what the ranker promised against what happened, where its scores are probabilities
         metrics.json       every metric of the served list and of its rivals, the slices, what is served; `cold` holds every
                            list's quality for users and items of whom little was known, against the baseline of the gate
@@ -37,7 +38,7 @@ from pipelines.datasets.split import JUDGE
 from pipelines.evaluation import cold, metrics, paired, slices, spread
 from pipelines.evaluation.metrics import Doubles, Judged
 from pipelines.evaluation.slices import Mask
-from pipelines.ranking import calibration, proposals, reliability_plot, training, two_stage
+from pipelines.ranking import calibration, importance, proposals, reliability_plot, training, training_set, two_stage
 from pipelines.ranking.context import Context, catalogue
 from pipelines.ranking.features import assemble
 from pipelines.ranking.proposals import Proposals
@@ -132,6 +133,9 @@ def evaluate(home: Home, as_of: datetime) -> None:
             columns |= {f"ndcg_at_10__{name}": table["ndcg_at_10"] for name, table in sorted(per_user.items())}
             publish.write_parquet(out / "per_user.parquet", pa.table(columns | {f"slice__{name}": rows for name, rows in groups.items()}))
             publish.write_json(out / "metrics.json", report)
+            if model.ranker and context:
+                named = training_set.group_of(home, as_of)
+                importance.write(out, model.ranker, context, proposed, truth, groups=named, seed=settings.training.seed)
             if promised:
                 publish.write_text(
                     out / RELIABILITY_FILE, reliability_plot.svg(promised, f"{settings.ranking.ranker}, {fold.cutoff:%Y-%m-%d}")

@@ -22,6 +22,7 @@ not among the candidates is left out: no request would have to rank it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -225,6 +226,12 @@ def _write(path: Path, tables: Iterator[pa.Table]) -> dict[str, int]:
 def groups(home: Home, as_of: datetime) -> tuple[str, ...]:
     """Return the groups of features that the training rows of a run have."""
     return tuple(publish.manifest(folder(home, as_of)).facts["groups"])
+
+
+def group_of(home: Home, as_of: datetime) -> dict[str, str]:
+    """Return the group of each feature of a run, by name, in the order of the matrix."""
+    described = json.loads((folder(home, as_of) / FEATURES_FILE).read_text(encoding="utf-8"))
+    return {spec["name"]: spec["group"] for spec in described}
 
 
 def learnt(home: Home, as_of: datetime) -> Memory:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from pipelines import config, cycle, publish
 from pipelines.config import Home
 from pipelines.datasets import universe
-from pipelines.ranking import judging, search
+from pipelines.ranking import importance, judging, search
 from pipelines.registry import tracking
 from pipelines.window import micros, utc
 
@@ -126,13 +126,14 @@ def log_cycle(home: Home, as_of: datetime) -> None:
         merged = {record["stage"]: _figures(record) for record in ranked}
         name = str(merged.get("ranker", {}).get("ranker", "lambdarank"))
         run_id = log(home, RANKING, as_of, name, {**merged.pop("ranking", {}), **merged})
-        plot = judging.folder(home, as_of) / judging.RELIABILITY_FILE
-        if plot.is_file():
-            tracking.client(home).log_text(run_id, plot.read_text(encoding="utf-8"), plot.name)
+        for name in (judging.RELIABILITY_FILE, *importance.PLOTS):
+            if (plot := judging.folder(home, as_of) / name).is_file():
+                tracking.client(home).log_text(run_id, plot.read_text(encoding="utf-8"), name)
+        if (file := judging.folder(home, as_of) / importance.FILE).is_file():
+            log_table(home, run_id, importance.FILE, json.loads(file.read_text(encoding="utf-8"))["features"])
     for record in cycle.records(home, as_of, "search"):
         run_id = log(home, RANKING, as_of, "search", _figures(record), tags={"reasons": _text(record["reasons"])})
-        rows = [{key: trial[key] for key in ("number", "ndcg_at_10", "rounds")} | trial["knobs"] for trial in search.trials(home, as_of)]
-        log_table(home, run_id, "trials.json", rows)
+        log_table(home, run_id, "trials.json", [{**trial, **trial.pop("knobs")} for trial in search.trials(home, as_of)])
     gates, drifts = cycle.records(home, as_of, "gate"), cycle.records(home, as_of, "drift")
     if gates or drifts or cycle.records(home, as_of, "bundle"):
         parts = {
