@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +15,7 @@ from rich.table import Table
 from pipelines.cli.answers import NO, out, records_of
 from pipelines.cli.options import AsOfOption, HomeOption, JsonOption, home_at
 from pipelines.config import SearchSettings
+from pipelines.errors import StateError
 from pipelines.window import utc
 
 SHOWN = 5  # trials of the table, the best ones
@@ -23,7 +25,37 @@ app = typer.Typer(help="What can be asked of the second stage by itself.", no_ar
 
 @app.callback()
 def ranking() -> None:
-    """Keep `search` a verb of its own."""
+    """Group the verbs."""
+
+
+@app.command()
+def attribution(
+    as_of: Annotated[str | None, typer.Option("--as-of", help="A training run; default: the newest.")] = None,
+    group: Annotated[str, typer.Option("--slice", help="all, light_users, tail_items, country:GB, device:mobile, ...")] = "all",
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Show what each step of a list is worth on the judged window: sources, blend, ranker, and every rule of re-ranking."""
+    from pipelines.ranking import attribution as steps
+
+    state = home_at(home)
+    moment = steps.newest(state, utc(as_of) if as_of else None)
+    rows = steps.load(state, moment)
+    if as_json:
+        typer.echo(json.dumps({"as_of": moment.isoformat(), "steps": steps.nested(rows)}, indent=2))
+        return
+    known = list(dict.fromkeys(row["slice"] for row in rows))
+    if group not in known:
+        raise StateError(f"slice {group!r}", found="nobody in it", allowed=f"one of {known}")
+    grid = Table(title=f"What each step is worth as of {moment:%Y-%m-%d}, {group}", title_justify="left", box=box.SIMPLE_HEAD)
+    lines = steps.cells(rows, group)
+    shown = [name for name in lines[0] if any(line[name] not in {"", "-"} for line in lines)]
+    for name in shown:
+        grid.add_column(name, justify="left" if name in {"step", "against", "own"} else "right", no_wrap=name == "step")
+    for line in lines:
+        grid.add_row(*(escape(line[name]) for name in shown))
+    out.print(grid)
+    out.print(steps.LEGEND, highlight=False, markup=False)
 
 
 @app.command()

@@ -6,6 +6,7 @@
                            with a positive in the window, sorted by user_id
         importance.*       what the ranker's features are worth (`importance`); contributions.svg
         reliability.svg    what the ranker promised against what happened, where its scores are probabilities
+        attribution.parquet   what each step and each rule is worth (`ranking.attribution`)
         metrics.json       every metric of the served list and of its rivals, the slices, what is served; `cold` holds every
                            list's quality for users and items of whom little was known, against the baseline of the gate
 
@@ -38,11 +39,14 @@ from pipelines.datasets.split import JUDGE
 from pipelines.evaluation import cold, metrics, paired, slices, spread
 from pipelines.evaluation.metrics import Doubles, Judged
 from pipelines.evaluation.slices import Mask
-from pipelines.ranking import calibration, importance, proposals, reliability_plot, training, training_set, two_stage
+from pipelines.ranking import attribution, calibration, importance, proposals, reliability_plot, training, training_set, two_stage
+from pipelines.ranking.attribution import Audience, Stage
 from pipelines.ranking.context import Context, catalogue
 from pipelines.ranking.features import assemble
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Probable, Ranker
+from pipelines.ranking.rerank import chain
+from pipelines.ranking.rerank.ranked import Ranked
 from pipelines.ranking.two_stage import BLEND, RANKED, TwoStage
 from pipelines.retrieval import blend, fitting
 
@@ -87,10 +91,13 @@ def evaluate(home: Home, as_of: datetime) -> None:
             context = model.context(home, proposed, users, truth.user_ids, fold.cutoff)
 
         lists = {name: fitting.candidates(home, as_of, name, JUDGE, world.digest).item for name in settings.retrieval.sources}
-        lists |= _orders(model, training.baselines(home, as_of), proposed, context, truth.n_users)
+        orders = _orders(model, training.baselines(home, as_of), proposed, context, truth.n_users)
+        lists |= {name: order.item for name, order in orders.items()}
         decision = decide({name: _ndcg(item, truth) for name, item in lists.items()}, settings.retrieval.sources, settings)
         promised = _reliability(model.ranker, proposed, context, truth)
-        lists[SERVED] = lists[decision["serves"]]
+        shop = model.goods(past)
+        rules = list(chain.steps(orders[decision["serves"]], shop, users, model.rerank))
+        lists[SERVED] = rules[-1].after.item if rules else lists[decision["serves"]]
 
         past_users = np.bincount(
             np.unique(past.item.astype(np.int64) * len(past.user_ids) + past.user) // len(past.user_ids), minlength=len(past.item_ids)
@@ -128,11 +135,26 @@ def evaluate(home: Home, as_of: datetime) -> None:
                 f"gini_at_{K}": known(spread.gini(item, len(world.item_ids), K)),
             }
         record |= {**report, "metrics": report["metrics"][SERVED]}
+        audience = Audience(
+            truth,
+            users,
+            shop,
+            past_users,
+            len(past.user_ids),
+            model.rerank,
+            groups | attribution.segments(home, users, truth.user_ids, fold.cutoff),
+            slices.items(past_users),
+            settings.training.seed,
+        )
+        with cycle.stage(home, as_of, "ranking_attribution") as told:
+            worth = attribution.rows(_stages(lists, decision, settings.retrieval.sources, rules), audience, K)
+            told["steps"] = attribution.nested(worth)
         with publish.folder(folder(home, as_of), {"universe": world.digest, "serves": report["serves"]}) as out:
             columns: dict[str, Any] = {c.USER_ID: pa.array(truth.user_ids, pa.string())}
             columns |= {f"ndcg_at_10__{name}": table["ndcg_at_10"] for name, table in sorted(per_user.items())}
             publish.write_parquet(out / "per_user.parquet", pa.table(columns | {f"slice__{name}": rows for name, rows in groups.items()}))
             publish.write_json(out / "metrics.json", report)
+            publish.write_parquet(out / attribution.FILE, attribution.table(worth))
             if model.ranker and context:
                 named = training_set.group_of(home, as_of)
                 importance.write(out, model.ranker, context, proposed, truth, groups=named, seed=settings.training.seed)
@@ -140,6 +162,19 @@ def evaluate(home: Home, as_of: datetime) -> None:
                 publish.write_text(
                     out / RELIABILITY_FILE, reliability_plot.svg(promised, f"{settings.ranking.ranker}, {fold.cutoff:%Y-%m-%d}")
                 )
+
+
+def _stages(lists: dict[str, Ints], decision: dict[str, Any], sources: tuple[str, ...], rules: list[chain.Step]) -> list[Stage]:
+    """Return the steps of what is served, each with the one it is compared with."""
+    stages = [Stage(name, "source", lists[name]) for name in sources]
+    stages.append(Stage(BLEND, "blend", lists[BLEND], decision["best_single"]))
+    if RANKED in lists:
+        stages.append(Stage(RANKED, "ranker", lists[RANKED], BLEND))
+    before = decision["serves"]
+    for step in rules:
+        stages.append(Stage(step.rule, "rule", step.after.item, before))
+        before = step.rule
+    return stages
 
 
 def _judged(item: Ints, truth: Labels) -> Judged:
@@ -167,13 +202,13 @@ def _sliced(
     return found
 
 
-def _orders(model: TwoStage, baselines: dict[str, Ranker], proposed: Proposals, context: Context | None, n_users: int) -> dict[str, Ints]:
-    """Return int32 [n_users, k_blend] by name, the whole list of candidates in each order: the blend's, the ranker's, the baselines'."""
+def _orders(model: TwoStage, baselines: dict[str, Ranker], proposed: Proposals, context: Context | None, n_users: int) -> dict[str, Ranked]:
+    """Return [n_users, k_blend] by name, the whole list of candidates in each order: the blend's, the ranker's, the baselines'."""
     scored = {BLEND: replace(model, serves=BLEND).order(proposed, None)}
     if model.ranker and context:
         rankers = {RANKED: model.ranker, **baselines}
         scored |= dict(zip(rankers, two_stage.scores(list(rankers.values()), proposed, context), strict=True))
-    return {name: proposed.ranked(score, n_users, model.k_blend)[0] for name, score in scored.items()}
+    return {name: Ranked.ordered(*proposed.ranked(score, n_users, model.k_blend)[:2]) for name, score in scored.items()}
 
 
 def _reliability(ranker: Ranker | None, proposed: Proposals, context: Context | None, truth: Labels) -> dict[str, Any] | None:

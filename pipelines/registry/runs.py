@@ -16,7 +16,7 @@ from typing import Any, Final
 from pipelines import config, cycle, publish
 from pipelines.config import Home
 from pipelines.datasets import universe
-from pipelines.ranking import importance, judging, search
+from pipelines.ranking import attribution, importance, judging, search
 from pipelines.registry import tracking
 from pipelines.window import micros, utc
 
@@ -126,11 +126,7 @@ def log_cycle(home: Home, as_of: datetime) -> None:
         merged = {record["stage"]: _figures(record) for record in ranked}
         name = str(merged.get("ranker", {}).get("ranker", "lambdarank"))
         run_id = log(home, RANKING, as_of, name, {**merged.pop("ranking", {}), **merged})
-        for name in (judging.RELIABILITY_FILE, *importance.PLOTS):
-            if (plot := judging.folder(home, as_of) / name).is_file():
-                tracking.client(home).log_text(run_id, plot.read_text(encoding="utf-8"), name)
-        if (file := judging.folder(home, as_of) / importance.FILE).is_file():
-            log_table(home, run_id, importance.FILE, json.loads(file.read_text(encoding="utf-8"))["features"])
+        _log_evaluation(home, as_of, run_id)
     for record in cycle.records(home, as_of, "search"):
         run_id = log(home, RANKING, as_of, "search", _figures(record), tags={"reasons": _text(record["reasons"])})
         log_table(home, run_id, "trials.json", [{**trial, **trial.pop("knobs")} for trial in search.trials(home, as_of)])
@@ -148,6 +144,18 @@ def log_cycle(home: Home, as_of: datetime) -> None:
             if name in record
         }
         log(home, RELEASE, as_of, "release", parts, tags=tags)
+
+
+def _log_evaluation(home: Home, as_of: datetime, run_id: str) -> None:
+    """Put plots and tables of the evaluation beside the ranker's run."""
+    folder = judging.folder(home, as_of)
+    for name in (judging.RELIABILITY_FILE, *importance.PLOTS):
+        if (plot := folder / name).is_file():
+            tracking.client(home).log_text(run_id, plot.read_text(encoding="utf-8"), name)
+    if (file := folder / importance.FILE).is_file():
+        log_table(home, run_id, importance.FILE, json.loads(file.read_text(encoding="utf-8"))["features"])
+    if (folder / attribution.FILE).is_file():
+        log_table(home, run_id, "attribution.json", attribution.load(home, as_of))
 
 
 def log_table(home: Home, run_id: str, file: str, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,150 @@
+"""Rules of re-ranking as they run: what is judged is what is served, saved with the model, told step by step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from ranking_world import AS_OF, SOURCES
+
+from pipelines import config, cycle, publish, summary
+from pipelines.datasets import universe
+from pipelines.datasets.interactions import histories, load, positions
+from pipelines.errors import StateError
+from pipelines.evaluation import metrics
+from pipelines.ranking import attribution, judging, training, training_set, two_stage
+from pipelines.ranking.rerank import chain
+from pipelines.rerank_policies import RerankSettings
+
+RULES = RerankSettings(purchased={"within_days": 3}, mmr={"trade_off": 0.5}, temporal={"fresh_share": 0.2}, caps={"category": 2}, depth=10)
+
+
+@pytest.fixture(scope="module")
+def evaluated(shop):
+    """The shop with five rules on, judged."""
+    training_set.build(shop, AS_OF)
+    training.train(shop, AS_OF)
+    usual = config.load(shop)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(config, "load", lambda _: usual.model_copy(update={"rerank": RULES}))
+        judging.evaluate(shop, AS_OF)
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def served(evaluated, tmp_path_factory):
+    """Return the saved model, loaded again."""
+    path = tmp_path_factory.mktemp("model")
+    two_stage.of_run(evaluated, AS_OF, serves=judging.served(evaluated, AS_OF)).save(path / "model")
+    return two_stage.TwoStage.load(path / "model")
+
+
+def test_the_rules_are_saved_with_the_model(served):
+    assert served.rerank == RULES
+    assert chain.active(served.rerank) == ("availability", "purchased", "mmr", "temporal", "caps")
+
+
+def test_what_was_judged_with_rules_is_what_the_saved_model_serves(evaluated, served):
+    world = universe.load(evaluated, AS_OF)
+    truth = world.labels("judge")
+    lists = two_stage.rank_users(evaluated, served, truth.user_ids, world.fold("judge").cutoff, 10)
+    item = positions(lists.item_ids.ravel(), world.item_ids).reshape(lists.item_ids.shape)
+    ndcg = metrics.ndcg(metrics.judge(item, truth.indptr, truth.item, truth.gain), 10)
+    table = pq.read_table(judging.folder(evaluated, AS_OF) / "per_user.parquet")
+    assert np.array_equal(ndcg, table["ndcg_at_10__served"].to_numpy())
+    assert not np.array_equal(ndcg, table["ndcg_at_10__ranked"].to_numpy())
+    assert (np.diff(lists.score, axis=1) <= 0).all()
+    assert (lists.sources > 0).all()
+    fired = {name for row in range(20) for place in range(10) for name in lists.rules_of(row, place)}
+    assert {"mmr", "caps"} <= fired <= set(chain.active(served.rerank))
+
+
+def test_nobody_is_shown_what_they_just_bought(evaluated, served):
+    cutoff = universe.load(evaluated, AS_OF).fold("judge").cutoff
+    known = load(evaluated, cutoff, config.load(evaluated).training, item_ids=served.item_ids)
+    users = histories(known, known.user_ids)
+    lists = two_stage.rank_users(evaluated, served, known.user_ids, cutoff, 10)
+    bought = (known.event_type == 3) & (known.at >= known.as_of - 3 * 86_400_000_000)
+    pairs = set(zip(known.user_ids[known.user[bought]], served.item_ids[known.item[bought]], strict=True))
+    assert len(pairs) > 20
+    assert users.event_type is not None
+    assert not pairs & {(user, item) for user, row in zip(lists.user_ids, lists.item_ids, strict=True) for item in row}
+
+
+def test_fewer_places_are_the_beginning_of_more(evaluated, served):
+    users, cutoff = universe.load(evaluated, AS_OF).labels("judge").user_ids[:20], universe.load(evaluated, AS_OF).fold("judge").cutoff
+    few, many = (two_stage.rank_users(evaluated, served, users, cutoff, k) for k in (3, 40))
+    assert many.item_ids[:, :3].tolist() == few.item_ids.tolist()
+    assert many.item_ids.shape == (20, 40)
+
+
+def test_a_bundle_of_before_there_were_rules_has_none(served, tmp_path):
+    served.save(tmp_path / "model")
+    facts = json.loads((tmp_path / "model" / "two_stage.json").read_text())
+    del facts["rerank"]
+    files = {str(file.relative_to(tmp_path / "model")): file.read_bytes() for file in (tmp_path / "model").rglob("*") if file.is_file()}
+    with publish.folder(tmp_path / "old", {}) as out:
+        for name, content in files.items():
+            if name != publish.MANIFEST:
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                (out / name).write_bytes(content)
+        publish.write_json(out / "two_stage.json", facts)
+    assert chain.active(two_stage.TwoStage.load(tmp_path / "old").rerank) == ()
+
+
+def test_rules_without_goods_are_refused(evaluated, served):
+    users = histories(universe.load(evaluated, AS_OF).interactions(AS_OF, config.load(evaluated).training), np.array(["u000"]))
+    proposed = served.propose(users)
+    with pytest.raises(StateError, match="no goods"):
+        served.listed(np.array(["u000"]), proposed, proposed.blend_score.astype(float), 5)
+
+
+def test_vectors_that_no_source_has_are_refused_by_name(evaluated, served):
+    by_vectors = served.rerank.model_copy(update={"likeness": served.rerank.likeness.model_copy(update={"by": "vectors"})})
+    known = universe.load(evaluated, AS_OF).interactions(AS_OF, config.load(evaluated).training)
+    with pytest.raises(StateError, match="no source of the run"):
+        replace(served, rerank=by_vectors).goods(known)
+
+
+def test_every_step_is_told_with_the_one_before_it(evaluated):
+    steps = attribution.nested(attribution.load(evaluated, AS_OF))
+    assert list(steps) == [*SOURCES, "blend", "ranked", "availability", "purchased", "mmr", "temporal", "caps"]
+    report = json.loads((judging.folder(evaluated, AS_OF) / "metrics.json").read_text())
+    before = {"blend": report["best_single"], "ranked": "blend", "availability": report["serves"], "purchased": "availability"}
+    before |= {"mmr": "purchased", "temporal": "mmr", "caps": "temporal"}
+    assert {name: step["against"] for name, step in steps.items() if step["against"]} == before
+    for name, against in before.items():
+        for metric in ("ndcg_at_10", "recall_at_50", "coverage_at_10", "gini_at_10"):
+            found = steps[name]["metrics"][metric]
+            assert found["difference"] == pytest.approx(found["value"] - steps[against]["metrics"][metric]["value"], abs=1e-12)
+            assert found["lower"] <= found["difference"] <= found["upper"]
+    assert steps["caps"]["metrics"]["ndcg_at_10"]["value"] == pytest.approx(report["ndcg_at_10"])
+    assert steps["ranked"]["metrics"]["ndcg_at_10"]["value"] == pytest.approx(report["ranked_ndcg_at_10"])
+
+
+def test_each_rule_shows_its_gain_in_what_it_is_for(evaluated):
+    steps = attribution.nested(attribution.load(evaluated, AS_OF))
+    assert steps["purchased"]["metrics"]["bought_before"]["value"] == 0
+    assert steps["purchased"]["metrics"]["bought_before"]["upper"] < 0
+    assert steps["mmr"]["metrics"]["unlikeness"]["lower"] > 0
+    assert steps["caps"]["metrics"]["over_cap"]["difference"] <= 0
+    assert steps["purchased"]["metrics"]["ndcg_at_10"]["upper"] < 0  # here people come back for what they bought
+
+
+def test_slices_are_those_of_users_items_and_devices(evaluated):
+    slices = attribution.nested(attribution.load(evaluated, AS_OF))["ranked"]["slices"]
+    assert {"heavy_users", "head_items", "torso_items"} <= set(slices)
+    assert all(set(found) == {"ndcg_at_10", "recall_at_50"} for found in slices.values())
+    assert all(found["ndcg_at_10"]["users"] >= attribution.MIN_USERS for found in slices.values())
+
+
+def test_the_table_is_in_run_json_and_in_the_log(evaluated):
+    steps = next(iter(cycle.records(evaluated, AS_OF, "ranking_attribution")))["steps"]
+    assert steps == attribution.nested(attribution.load(evaluated, AS_OF))
+    assert summary.figures(evaluated, AS_OF)["ranking_attribution"] == steps
+    shown = attribution.text(evaluated, AS_OF)
+    assert "over_cap" in shown
+    assert len(shown.splitlines()) == 2 + len(steps)
