@@ -77,6 +77,9 @@ bench-%: .venv/ready ## One benchmark, e.g. bench-ingest; figures also in var/re
 bench-retrieval-speed: .venv-peers/ready ## Sources against the libraries one would take instead, and candidates for a million users
 	@$(BIN)/python tests/benchmarks/bench_retrieval_speed.py $(ARGS)
 
+bench-scoring: .venv-peers/ready ## Trees scored by us, by LightGBM and by other libraries; ARGS='--curve var --as-of DAY' for NDCG against time
+	@$(BIN)/python tests/benchmarks/bench_scoring.py $(ARGS)
+
 bench: .venv/ready .venv-peers/ready ## Every benchmark
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file; done
 
