@@ -69,9 +69,12 @@ def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
     @task
     def sources() -> list[str]:
         from pipelines import config
+        from pipelines.ranking import rankers
         from pipelines.retrieval import lineup
 
-        return list(lineup.chosen(config.load(config.Home.from_environment()).retrieval))
+        settings = config.load(config.Home.from_environment())
+        rankers.chosen(settings.ranking)
+        return list(lineup.chosen(settings.retrieval))
 
     @task(pool=TRAINING, map_index_template="{{ task.op_kwargs['source'] }}", execution_timeout=timedelta(hours=4))
     def retrieve(source: str, as_of: str) -> None:

@@ -20,6 +20,19 @@ def test_a_source_that_cannot_be_fitted_here_is_found_with_the_extra_to_install(
     assert str({finding.name: finding for finding in inspection.examine(home)}["retrieval sources"]) == "ok: 1 that can be fitted here"
 
 
+def test_a_wrong_ranker_or_knob_of_one_is_found_before_anything_is_trained(home: Home):
+    home.root.mkdir(parents=True)
+    for wrong, said in (
+        ('ranker = "lambdarnak"', "did you mean 'lambdarank'"),
+        ("[ranking.parameters.pointwise]\nnum_leaves = 1", "at least 2"),
+        ('baselines = ["popular"]', "ranker 'popular': unknown"),
+    ):
+        (home.root / "reloop.toml").write_text(f"[ranking]\n{wrong}\n")
+        found = {finding.name: finding for finding in inspection.examine(home)}["settings"]
+        assert not found.ok
+        assert said in found.text
+
+
 def test_a_knob_that_cannot_be_and_a_misspelt_source_among_the_parameters_are_found(home: Home):
     home.root.mkdir(parents=True)
     (home.root / "reloop.toml").write_text(

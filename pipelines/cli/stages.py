@@ -217,11 +217,12 @@ def features(
 
 def train(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Train retrievers and ranker as of a day, evaluate them, and register the bundle as challenger."""
-    from pipelines.ranking import judging, training, training_set
+    from pipelines.ranking import judging, rankers, training, training_set
     from pipelines.registry import bundle
     from pipelines.retrieval import blend, fitting, lineup
 
     state, moment = home_at(home), utc(as_of)
+    rankers.chosen(config.load(state).ranking)
     for source in lineup.chosen(config.load(state).retrieval):
         fitting.fit(state, moment, source)
     blend.blend(state, moment)
