@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from ranking_world import AS_OF, ITEMS_PER_SHELF, SHELVES, SOURCES
 
-from pipelines import config
+from pipelines import config, publish
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Histories, histories, positions
 from pipelines.errors import StateError
@@ -93,6 +95,29 @@ def test_a_saved_model_ranks_the_same_to_the_last_bit_and_loads_without_pickle(r
     assert np.array_equal(again.score, lists.score)
 
 
+def test_a_release_of_before_there_were_several_rankers_ranks_the_same(run, model, judged, lists, tmp_path):
+    """Its folder said `ranker: true`, and lambdarank was described by features.json."""
+    model.save(tmp_path / "model")
+    with publish.folder(tmp_path / "old", {}) as out:
+        shutil.copytree(tmp_path / "model", out, dirs_exist_ok=True)
+        (out / publish.MANIFEST).unlink()
+        facts = json.loads((out / "two_stage.json").read_text())
+        (out / "two_stage.json").write_text(publish.to_json(facts | {"ranker": True}))
+        said = json.loads((out / "ranker" / "ranker.json").read_text())
+        six = ("learning_rate", "num_leaves", "n_rounds", "min_data_in_leaf", "num_threads", "seed")
+        described = {
+            "features": said["features"],
+            "schema_hash": said["schema_hash"],
+            "model_sha256": said["files"]["model.txt"],
+            "knobs": {knob: said["knobs"][knob] for knob in six},
+        }
+        (out / "ranker" / "features.json").write_text(publish.to_json(described))
+        (out / "ranker" / "ranker.json").unlink()
+    again = two_stage.rank_users(run, TwoStage.load(tmp_path / "old"), *judged, 10)
+    assert again.item_ids.tolist() == lists.item_ids.tolist()
+    assert np.array_equal(again.score, lists.score)
+
+
 def test_a_request_is_blended_as_the_training_rows_were(run, model, judged, tmp_path):
     model.save(tmp_path / "model")
     assert len(set(model.recipe.weights.values())) > 1, "weights were learnt, and they differ"
@@ -113,8 +138,6 @@ def test_candidates_of_other_settings_are_no_part_of_a_model(run, monkeypatch):
 
 
 def test_saving_twice_gives_the_same_bytes_and_never_sweeps_away_other_files(model, tmp_path):
-    from pipelines import publish
-
     model.save(tmp_path / "model")
     before = publish.manifest(tmp_path / "model")
     model.save(tmp_path / "model")
