@@ -291,6 +291,17 @@ class ExplorationPolicy(Frozen):
         return self.max_cards if not self.min_propensity else min(self.max_cards, int(self.share / self.min_propensity))
 
 
+class FairnessSettings(Frozen):
+    """What the fairness report is about, and bounds that a gate may guard; one that is not set bounds nothing."""
+
+    provider: Literal["brand", "seller"] = "brand"
+    max_popularity_lift: float | None = None  # mean popularity of lists over that of histories, minus 1
+    max_miscalibration: float | None = Field(default=None, ge=0)  # KL from the history's categories to the list's, nats
+    max_relative_quality_gap: float | None = Field(default=None, ge=0, le=1)  # NDCG@10 of the best user group to the worst, of the best
+    max_provider_distance: float | None = Field(default=None, ge=0, le=1)  # of attention from demand, over all providers
+    min_tail_ratio: float | None = Field(default=None, ge=0)  # attention that tail items get over demand for them
+
+
 class GatePolicy(Frozen):
     """What a challenger must show (promises: a bare "NDCG improved" fires on half of equal retrains)."""
 
@@ -337,6 +348,7 @@ class Settings(Frozen):
     search: SearchSettings = SearchSettings()
     rerank: RerankSettings = RerankSettings()
     exploration: ExplorationPolicy = ExplorationPolicy()
+    fairness: FairnessSettings = FairnessSettings()
     gate: GatePolicy = GatePolicy()
     drift: DriftPolicy = DriftPolicy()
     retrain: RetrainPolicy = RetrainPolicy()

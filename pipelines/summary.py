@@ -79,6 +79,7 @@ def figures(home: Home, as_of: datetime) -> Figures:
         "blend": _pick(_one(home, as_of, "blend"), ("ndcg_at_10", "recall_at_50", "ceiling")),
         "attribution": _one(home, as_of, "attribution").get("sources"),
         "ranking_attribution": _one(home, as_of, "ranking_attribution").get("steps"),
+        "fairness": _pick(_one(home, as_of, "fairness"), ("popularity_lift", "miscalibration", "quality", "reasons")),
         "ranking": _pick(_one(home, as_of, "ranking"), RANKING),
         "cold": _one(home, as_of, "ranking").get("cold"),
         "gate": _pick(gate, ("verdict", "champion_before", "champion_after", "reasons")),

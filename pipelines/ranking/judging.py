@@ -42,6 +42,7 @@ from pipelines.evaluation.slices import Mask
 from pipelines.ranking import attribution, calibration, importance, proposals, reliability_plot, training, training_set, two_stage
 from pipelines.ranking.attribution import Audience, Stage
 from pipelines.ranking.context import Context, catalogue
+from pipelines.ranking.fairness_report import write as write_fairness
 from pipelines.ranking.features import assemble
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Probable, Ranker
@@ -149,6 +150,7 @@ def evaluate(home: Home, as_of: datetime) -> None:
         with cycle.stage(home, as_of, "ranking_attribution") as told:
             worth = attribution.rows(_stages(lists, decision, settings.retrieval.sources, rules), audience, K)
             told["steps"] = attribution.nested(worth)
+        write_fairness(home, as_of, lists[SERVED], audience, settings.fairness)
         with publish.folder(folder(home, as_of), {"universe": world.digest, "serves": report["serves"]}) as out:
             columns: dict[str, Any] = {c.USER_ID: pa.array(truth.user_ids, pa.string())}
             columns |= {f"ndcg_at_10__{name}": table["ndcg_at_10"] for name, table in sorted(per_user.items())}

@@ -11,11 +11,12 @@ import pytest
 from ranking_world import AS_OF, SOURCES
 
 from pipelines import config, cycle, publish, summary
+from pipelines.config import FairnessSettings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories, load, positions
 from pipelines.errors import StateError
-from pipelines.evaluation import metrics
-from pipelines.ranking import attribution, judging, training, training_set, two_stage
+from pipelines.evaluation import fairness, metrics
+from pipelines.ranking import attribution, fairness_report, judging, rules_tried, training, training_set, two_stage
 from pipelines.ranking.rerank import chain
 from pipelines.rerank_policies import RerankSettings
 
@@ -148,3 +149,37 @@ def test_the_table_is_in_run_json_and_in_the_log(evaluated):
     shown = attribution.text(evaluated, AS_OF)
     assert "over_cap" in shown
     assert len(shown.splitlines()) == 2 + len(steps)
+
+
+def test_the_fairness_report_is_about_what_is_served_and_says_the_same_twice(evaluated):
+    file = fairness_report.file(evaluated, AS_OF)
+    found, page = json.loads(file.read_text()), file.with_suffix(".html").read_text()
+    report = json.loads((judging.folder(evaluated, AS_OF) / "metrics.json").read_text())
+    assert found["quality"]["all"]["value"] == pytest.approx(report["ndcg_at_10"])
+    assert {"brand 0", "brand 1", "brand 2"} <= set(found["providers"])
+    assert found["reasons"] == []
+    assert "<svg" in page
+    assert "heavy_users" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    before = file.read_bytes(), page
+    judging.evaluate(evaluated, AS_OF)
+    assert (file.read_bytes(), file.with_suffix(".html").read_text()) == before
+
+
+def test_bounds_that_are_set_are_judged(evaluated):
+    bounds = fairness_report.bounds(FairnessSettings(max_relative_quality_gap=0.0, max_miscalibration=100.0))
+    assert set(bounds) == {"max_relative_quality_gap", "max_miscalibration"}
+    found = json.loads(fairness_report.file(evaluated, AS_OF).read_text())
+    reasons = fairness.verdict(found, bounds)
+    assert len(reasons) <= 1
+    assert all("max_relative_quality_gap" in reason for reason in reasons)
+
+
+def test_every_rule_can_be_tried_before_it_is_switched_on(evaluated):
+    rows = rules_tried.tried(evaluated, AS_OF)
+    lines = rules_tried.lines(rows)
+    assert [line["rule"] for line in lines] == list(chain.RULES)
+    by = {(row["step"], row["metric"]): row for row in rows if row["slice"] == "all"}
+    assert by["purchased", "bought_before"]["upper"] < 0
+    assert by["mmr", "unlikeness"]["lower"] > 0
+    assert by["dpp", "ndcg_at_10"]["against"] == judging.served(evaluated, AS_OF)

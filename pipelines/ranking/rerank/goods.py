@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ class Goods:
         promoted: bool [n_items].
         attention: int64 [n_items], events before the moment; or impressions, where a caller counts them.
         vectors: float32 [n_items, d] of length 1, 0 where an item has none; None where rules compare attributes.
+        brands, sellers: what the codes stand for, sorted.
     """
 
     category: Ints
@@ -46,6 +47,8 @@ class Goods:
     promoted: Bools
     attention: Longs
     vectors: Floats | None = None
+    brands: Ids = field(default_factory=lambda: np.empty(0, dtype=np.str_))
+    sellers: Ids = field(default_factory=lambda: np.empty(0, dtype=np.str_))
 
     def __len__(self) -> int:
         return len(self.category)
@@ -74,16 +77,21 @@ def of(known: Interactions, settings: RerankSettings | None = None) -> Goods:
     price = pc.fill_null(_column(items, c.PRICE, pa.float64(), n), np.nan)
     available = pc.fill_null(_column(items, c.AVAILABLE, pa.bool_(), n), True)  # noqa: FBT003 - Arrow's own signature
     promoted = np.char.lower(strings(_attribute(items, boosts.promotion_attribute, n)))
+    category, _ = _codes(_column(items, c.CATEGORY, pa.string(), n))
+    brand, brands = _codes(_column(items, c.BRAND, pa.string(), n))
+    seller, sellers = _codes(_attribute(items, exposure.seller_attribute, n))
     return Goods(
-        category=_codes(_column(items, c.CATEGORY, pa.string(), n)),
-        brand=_codes(_column(items, c.BRAND, pa.string(), n)),
-        seller=_codes(_attribute(items, exposure.seller_attribute, n)),
+        category=category,
+        brand=brand,
+        seller=seller,
         price=price.to_numpy().astype(np.float32),
         available=available.to_numpy().astype(np.bool_),
         age_days=newness.known_days(known).astype(np.float32),
         margin=_shares(strings(_attribute(items, boosts.margin_attribute, n))),
         promoted=np.isin(promoted, TRUE),
         attention=np.bincount(known.item, minlength=n).astype(np.int64),
+        brands=brands,
+        sellers=sellers,
     )
 
 
@@ -100,11 +108,11 @@ def _attribute(items: pa.Table, name: str, n: int) -> pa.ChunkedArray:
     return pc.fill_null(pc.map_lookup(kept, pa.scalar(name, pa.string()), "last"), "")
 
 
-def _codes(column: pa.ChunkedArray) -> Ints:
-    """Return int32, the position of each text in their sorted vocabulary; -1 where it is null or empty."""
+def _codes(column: pa.ChunkedArray) -> tuple[Ints, Ids]:
+    """Return int32, the position of each text in their sorted vocabulary, -1 where it is null or empty; and the vocabulary."""
     words = strings(pc.fill_null(column, ""))
     vocabulary = np.unique(words[words != ""])
-    return positions(words, vocabulary).astype(np.int32)
+    return positions(words, vocabulary).astype(np.int32), vocabulary
 
 
 def _shares(words: Ids) -> Floats:
