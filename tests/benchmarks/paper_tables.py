@@ -78,16 +78,17 @@ TABLES = {
             Line("graph_filter", GraphFilter(n_neighbours=4000, max_history=5000)),
             Line(
                 "neumf",
+                # Its first epoch is its best: what the factors know alone is hardly bettered.
                 NeuMf(
-                    n_epochs=20,
-                    patience=5,
-                    learning_rate=2e-3,
+                    n_epochs=3,
+                    patience=1,
+                    learning_rate=1e-4,
                     batch_size=16,
-                    n_negatives=16,
+                    n_factors=64,
                     max_history=400,
                     dropout=0.2,
                     validation="last",
-                    n_validation=500,
+                    final_epochs=0,
                 ),
                 (0.7093, 0.4349),
                 (0.709, 0.435),

@@ -102,14 +102,32 @@ def test_a_gated_unit_on_paper():
 
 
 def test_lightgcn_adds_up_items_over_the_graph_for_a_user_never_seen():
-    """Users {0}, {0, 1}: A = [[1/sqrt 2, 0], [1/2, 1/sqrt 2]], so (I + A'A) of unit vectors has rows (7/4, .354) and (.354, 3/2)."""
+    """Users {0}, {0, 1}: A = [[1/sqrt 2, 0], [1/2, 1/sqrt 2]], A'A = [[3/4, 8^-1/2], [8^-1/2, 1/2]].
+
+    From I_0 = 1 and U_0 = 0 the layers of the items are 1, 0, A'A, 0: their sum, and what they hand on, is 1 + A'A.
+    """
     interactions = world([(0, 0, 3.0, 1.0), (1, 0, 2.0, 1.0), (1, 1, 1.0, 1.0)], 2, 2)
     graph = lightgcn._graph(sequences.learnt_from(interactions))
     np.testing.assert_allclose(graph.toarray(), [[2**-0.5, 0], [0.5, 2**-0.5]], rtol=1e-6)
-    vector, spread = LightGcn(n_rounds=1)._spread(np.eye(2, dtype=np.float32), graph)
+    start = {"item": np.eye(2, dtype=np.float32), "user": np.zeros((2, 2), dtype=np.float32)}
+    vector, spread = LightGcn(n_layers=3)._spread(start, graph)
     summed = np.array([[1.75, 8**-0.5], [8**-0.5, 1.5]])
     np.testing.assert_allclose(vector, summed / np.linalg.norm(summed, axis=1, keepdims=True), rtol=1e-5)
     np.testing.assert_allclose(spread, summed / np.sqrt([[2], [1]]), rtol=1e-5)
+
+
+def test_lightgcn_gives_a_user_its_sum_of_layers_less_its_own_vector():
+    rng = np.random.default_rng(0)
+    events = [(user, item, float(9 - item), 1.0) for user in range(4) for item in rng.permutation(5)[:3].tolist()]
+    graph = lightgcn._graph(sequences.learnt_from(world(events, 4, 5)))
+    params = {"item": rng.standard_normal((5, 3)).astype(np.float32), "user": rng.standard_normal((4, 3)).astype(np.float32)}
+    item, user, total = params["item"], params["user"], np.zeros((4, 3), dtype=np.float32)
+    for _ in range(2):
+        item, user = graph.T @ user, graph @ item
+        total = total + user
+    _, spread = LightGcn(n_layers=2)._spread(params, graph)
+    met = lightgcn._pairs(sequences.learnt_from(world(events, 4, 5)))
+    np.testing.assert_allclose(met @ spread / np.sqrt(3), total, rtol=1e-4, atol=1e-6)
 
 
 def test_neumf_takes_the_item_it_is_asked_for_out_of_the_history():
