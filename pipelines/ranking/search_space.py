@@ -12,13 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import knobs
-from pipelines.evaluation import metrics
-from pipelines.evaluation.metrics import Judged
 from pipelines.ranking.protocol import RankingRows
+from pipelines.ranking.row_quality import per_list
 from pipelines.ranking.trees import Boosted
 
 Doubles = npt.NDArray[np.float64]
-CUTOFF: Final = 10
 MOST_ROUNDS: Final = 600  # a slow learner needs more rounds than the default; early stopping takes what it needs
 PATIENCE: Final = 0.75  # of learning rate added up, without a better score: 15 rounds of 0.05
 
@@ -112,21 +110,3 @@ def judged(ranker: Boosted, split: Split) -> Judgement:
 def completed(drawn: Mapping[str, Any]) -> dict[str, Any]:
     """Return the knobs that were drawn with those that follow from them: a slow learner takes more rounds, and more patience."""
     return {**drawn, "n_rounds": MOST_ROUNDS, "patience": math.ceil(PATIENCE / drawn["learning_rate"])}
-
-
-def per_list(score: Doubles, rows: RankingRows) -> Doubles:
-    """Return NDCG@10 float64 [n_groups] of training rows ordered by a score; the rows' order breaks ties.
-
-    The ideal is that of the list's own rows, and its ignored candidates are a sample: for comparing rankers on the same
-    rows, not a figure to publish.
-    """
-    n, whose = len(rows.group), np.repeat(np.arange(len(rows.group)), rows.group)
-    place = np.arange(len(whose)) - np.repeat(np.cumsum(rows.group) - rows.group, rows.group)
-    gain = np.zeros((n, CUTOFF))
-    best_first = np.lexsort((-np.asarray(score), whose))
-    top = place < CUTOFF
-    gain[whose[top], place[top]] = rows.gain[best_first][top]
-    largest_first = np.lexsort((-rows.gain, whose))
-    ideal = rows.gain[largest_first].astype(np.float64)
-    indptr = np.append(0, np.cumsum(np.bincount(whose[rows.gain > 0], minlength=n)))
-    return metrics.ndcg(Judged(gain, indptr, ideal[ideal > 0]), CUTOFF)

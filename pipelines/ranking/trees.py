@@ -25,6 +25,7 @@ from pipelines import publish
 from pipelines.datasets.interactions import Floats, Ints
 from pipelines.errors import StateError
 from pipelines.knobs import Range
+from pipelines.ranking import scale_out
 from pipelines.ranking.forest import Forest
 from pipelines.ranking.protocol import RankingRows
 
@@ -105,6 +106,8 @@ class Boosted(ABC):
         feature_share, row_share: of the features a tree may split by, and of the rows it is grown on.
         regularization: L2, on the value of a leaf.
         increasing, decreasing: shell patterns of feature names by which the score may only rise, or only fall, all else equal.
+        n_workers, scheduler: processes of this machine, or the address of a Dask scheduler whose workers, that grow the trees
+            together (`scale_out`; the extra `dask`); 0 and none: this process.
         state: None until fitted.
     """
 
@@ -119,6 +122,8 @@ class Boosted(ABC):
     increasing: tuple[str, ...] = ()
     decreasing: tuple[str, ...] = ()
     num_threads: int = 2
+    n_workers: Annotated[int, Range(0, 1024)] = 0
+    scheduler: str = ""
     seed: int = 7
     state: Fitted | None = None
 
@@ -151,12 +156,21 @@ class Boosted(ABC):
                 hint="lower retrieval.k_blend",
             )
         aim = self.aim(rows)
+        if aim.position is not None and (self.n_workers or self.scheduler):
+            raise StateError(
+                self.name, found="biases of places, and several workers", allowed="one of the two: LightGBM learns such biases in one process",
+                hint="leave n_workers and scheduler out of ranking.parameters",
+            )  # fmt: skip
         parameters = self.parameters(aim, rows.names)
         rounds = self.n_rounds
         extras: tuple[tuple[str, bytes], ...] = ()
-        if (newest := rows.newest()).any():
-            rounds, extras = self._tried(aim, rows, newest, parameters)
-        booster = lightgbm.train(parameters, aim.dataset(rows, slice(None), parameters), num_boost_round=rounds)
+        with scale_out.cluster(self.n_workers, self.scheduler) as client:
+            if (newest := rows.newest()).any():
+                rounds, extras = self._tried(aim, rows, newest, parameters, client)
+            if client is None:
+                booster = lightgbm.train(parameters, aim.dataset(rows, slice(None), parameters), num_boost_round=rounds)
+            else:
+                booster = scale_out.train(client, parameters, rows, label=aim.label, weight=aim.weight, n_rounds=rounds)
         text = str(booster.model_to_string(num_iteration=-1))
         shares = booster.feature_importance("gain")
         shares = shares / max(float(shares.sum()), 1e-12)
@@ -184,20 +198,25 @@ class Boosted(ABC):
         }
 
     def _tried(
-        self, aim: Aim, rows: RankingRows, newest: npt.NDArray[np.bool_], parameters: dict[str, Any]
+        self, aim: Aim, rows: RankingRows, newest: npt.NDArray[np.bool_], parameters: dict[str, Any], client: Any
     ) -> tuple[int, tuple[tuple[str, bytes], ...]]:
         """Return the number of rounds that was best for the newest window, and what else was learnt from it."""
         older, held = rows.of_windows(~newest), rows.of_windows(newest)
         n = len(older.gain)
-        known = aim.dataset(older, slice(0, n), parameters)
-        stopped = lightgbm.train(
-            parameters,
-            known,
-            num_boost_round=self.n_rounds,
-            valid_sets=[aim.dataset(held, slice(n, None), parameters, reference=known)],
-            callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
-        )
-        rounds = int(stopped.best_iteration) or self.n_rounds
+        if client is None:
+            known = aim.dataset(older, slice(0, n), parameters)
+            stopped = lightgbm.train(
+                parameters,
+                known,
+                num_boost_round=self.n_rounds,
+                valid_sets=[aim.dataset(held, slice(n, None), parameters, reference=known)],
+                callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
+            )
+            rounds = int(stopped.best_iteration) or self.n_rounds
+        else:
+            weight = None if aim.weight is None else aim.weight[:n]
+            stopped = scale_out.train(client, parameters, older, label=aim.label[:n], weight=weight, n_rounds=self.n_rounds)
+            rounds = scale_out.best_rounds(stopped, held, self.patience)
         margin = np.asarray(stopped.predict(held.features, num_iteration=rounds, raw_score=True, num_threads=self.num_threads))
         return rounds, self.learn_more(margin, held)
 

@@ -27,7 +27,7 @@ import lightgbm
 import numpy as np
 
 from pipelines.config import REPOSITORY, Home
-from pipelines.ranking import search_space, training_set
+from pipelines.ranking import row_quality, training_set
 from pipelines.ranking.forest import Forest
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.trees import Boosted
@@ -136,7 +136,7 @@ def curve(home: Home, as_of: str) -> list[dict[str, Any]]:
             score = forest.score(held.features)
             calls = {"ours": lambda forest=forest: forest.score(sample), "LightGBM": lambda cut=cut: cut.predict(sample, num_threads=1)}
             took = alternating_ms(calls, 21)
-            ndcg = float(np.nanmean(search_space.per_list(score, held)))
+            ndcg = float(np.nanmean(row_quality.per_list(score, held)))
             points.append({"leaves": leaves, "trees": trees, "ndcg_at_10": ndcg, **took})
             print(
                 f"  {leaves:>3} leaves, {trees:>3} trees: NDCG@10 {ndcg:.4f}, {took['ours']:.2f} ms, LightGBM {took['LightGBM']:.2f} ms",

@@ -14,7 +14,7 @@ from pipelines import config, publish
 from pipelines.cli.entry import app
 from pipelines.config import Home, SearchSettings
 from pipelines.errors import StateError
-from pipelines.ranking import rankers, search, search_space, training, training_set
+from pipelines.ranking import rankers, row_quality, search, training, training_set
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.protocol import RankingRows
 from pipelines.ranking.search_space import Split
@@ -169,7 +169,7 @@ def test_ndcg_of_a_list_on_paper():
     rows = RankingRows(
         np.zeros((5, 1), np.float32), ("a",), np.array([1, 3, 0, 0, 0], np.float32), np.array([3, 2], np.int32), np.zeros(2, np.int32)
     )
-    got = search_space.per_list(np.array([0.1, 0.2, 0.9, 0.5, 0.4]), rows)
+    got = row_quality.per_list(np.array([0.1, 0.2, 0.9, 0.5, 0.4]), rows)
     third = 1 / np.log2(3)
     assert got[0] == pytest.approx((3 * third + 0.5) / (3 + third))
     assert np.isnan(got[1])
