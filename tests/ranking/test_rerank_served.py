@@ -11,7 +11,7 @@ import pytest
 from ranking_world import AS_OF, SOURCES
 
 from pipelines import config, cycle, publish, summary
-from pipelines.config import FairnessSettings
+from pipelines.config import ExplorationPolicy, FairnessSettings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories, load, positions
 from pipelines.errors import StateError
@@ -183,3 +183,15 @@ def test_every_rule_can_be_tried_before_it_is_switched_on(evaluated):
     assert by["purchased", "bought_before"]["upper"] < 0
     assert by["mmr", "unlikeness"]["lower"] > 0
     assert by["dpp", "ndcg_at_10"]["against"] == judging.served(evaluated, AS_OF)
+
+
+def test_exploration_is_the_last_rule_and_says_where_it_drew(evaluated, served, monkeypatch):
+    usual = config.load(evaluated)
+    eager = ExplorationPolicy(method="epsilon_greedy", slots=(3,), share=1.0, max_events=10**6, max_age_days=1000)
+    monkeypatch.setattr(config, "load", lambda _: usual.model_copy(update={"exploration": eager}))
+    users, cutoff = universe.load(evaluated, AS_OF).labels("judge").user_ids[:20], universe.load(evaluated, AS_OF).fold("judge").cutoff
+    lists = two_stage.rank_users(evaluated, served, users, cutoff, 5)
+    assert lists.rule_names == (*chain.active(served.rerank), chain.EXPLORATION)
+    drawn = np.array([[chain.EXPLORATION in lists.rules_of(row, place) for place in range(5)] for row in range(20)])
+    assert drawn[:, 2].any()
+    assert not np.delete(drawn, 2, axis=1).any()
