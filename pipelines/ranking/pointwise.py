@@ -1,9 +1,9 @@
 """LightGBM binary: trees that tell how likely a candidate is taken, each row on its own; scores that are probabilities.
 
     model.txt, importance.json   as all trees
-    calibration.json             the map from scores to probabilities, where a window was held out to fit it on
+    calibration.json             the map from scores to probabilities, where one is asked for and a window was held out to fit it on
 
-The order is that of the trees; the calibration never falls, but may level what they tell apart.
+The order is that of the trees; a calibration never falls, but may level what they tell apart.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipelines.datasets.interactions import Floats
 from pipelines.errors import StateError
 from pipelines.ranking import calibration
 from pipelines.ranking.calibration import Calibration
+from pipelines.ranking.logistic import sigmoid
 from pipelines.ranking.protocol import RankingRows
 from pipelines.ranking.trees import Aim, Boosted, Doubles
 
@@ -31,12 +32,13 @@ class Pointwise(Boosted):
     Attributes:
         outcome: what is told, a column of the rows' outcomes, positive where above 0; "" is any gain at all.
         weighted: rows count by their weight where they have one. Without it probabilities are those of the sample.
-        calibration: fitted on the newest window, as trees scored it that saw only the older ones.
+        calibration: `off` takes the log odds at their word. The others are fitted on the newest window, as trees scored it that saw only
+            the older ones; on real weeks they did a little worse (docs/ranking/rankers.md).
     """
 
     outcome: str = ""
     weighted: bool = True
-    calibration: Literal["isotonic", "platt", "off"] = "isotonic"
+    calibration: Literal["off", "isotonic", "platt"] = "off"
 
     name: ClassVar[str] = "pointwise"
 
@@ -63,21 +65,23 @@ class Pointwise(Boosted):
 
     def told(self) -> str | None:
         """Return the outcome; None where no window was held out to calibrate on."""
-        return self.outcome if CALIBRATION_FILE in dict(self.fitted().extras) else None
+        return self.outcome if self.calibration == "off" or CALIBRATION_FILE in dict(self.fitted().extras) else None
 
     def probability(self, features: Floats) -> Doubles:
-        """Return float64 [n] in (0, 1), the calibrated probability that a candidate is taken.
+        """Return float64 [n] in (0, 1), the probability that a candidate is taken.
 
         Raises:
-            StateError: not fitted, another number of features, or not calibrated.
+            StateError: not fitted, another number of features, or not calibrated although that is asked for.
         """
+        if self.calibration == "off":
+            return sigmoid(self.score(features))
         kept = dict(self.fitted().extras).get(CALIBRATION_FILE)
         if kept is None:
             raise StateError(
                 self.name,
                 found="no calibration",
                 allowed="one that was fitted on a later window",
-                hint="train on two windows or more, with calibration = 'isotonic' or 'platt'",
+                hint="train on two windows or more, or set calibration = 'off'",
             )
         return Calibration.of_json(kept).probability(self.score(features))
 

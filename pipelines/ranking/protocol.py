@@ -146,11 +146,11 @@ class Probable(Protocol):
     """A ranker whose scores can be read as probabilities."""
 
     def told(self) -> str | None:
-        """Return what the probability is of, a column of `RankingRows.outcomes`; "" is any gain at all; None where none was calibrated."""
+        """Return what the probability is of, a column of `RankingRows.outcomes`; "" is any gain at all; None where it tells none."""
         ...
 
     def probability(self, features: Floats) -> npt.NDArray[np.float64]:
-        """Return float64 [n] in [0, 1], the calibrated probability that a candidate is taken.
+        """Return float64 [n] in [0, 1], the probability that a candidate is taken.
 
         Raises:
             StateError: not fitted, another number of features, or nothing was held out to calibrate on.

@@ -147,7 +147,7 @@ def rows(seed=1, n_windows=2, kept=1.0, n_lists=600):
     )
 
 
-@pytest.mark.parametrize("method", ["isotonic", "platt"])
+@pytest.mark.parametrize("method", ["off", "isotonic", "platt"])
 def test_a_pointwise_ranker_promises_what_then_happens(method):
     fitted = rankers.make("pointwise", {"calibration": method, "num_threads": 1, "n_rounds": 40}).fit(rows())
     later = rows(seed=2)
@@ -172,12 +172,27 @@ def test_ignored_candidates_that_were_left_out_do_not_inflate_probabilities():
     assert inflated.probability(later.features).mean() > 3 * later.gain.mean()
 
 
-def test_without_a_held_out_window_there_is_no_probability():
-    for knobs, windows in (({}, 1), ({"calibration": "off"}, 2)):
-        fitted = rankers.make("pointwise", {"num_threads": 1, "n_rounds": 5, **knobs}).fit(rows(n_windows=windows))
-        assert fitted.told() is None
-        with pytest.raises(StateError, match="no calibration"):
-            fitted.probability(np.zeros((1, 1), np.float32))
+@pytest.mark.parametrize("method", ["isotonic", "platt"])
+def test_a_calibration_repairs_the_promises_of_trees_that_learnt_too_little(method):
+    few = {"num_threads": 1, "n_rounds": 5}
+    later = rows(seed=2)
+    timid, repaired = (
+        calibration.reliability(
+            rankers.make("pointwise", few | {"calibration": how}).fit(rows()).probability(later.features), later.gain > 0
+        )
+        for how in ("off", method)
+    )
+    assert timid["ece"] > 0.05
+    assert repaired["ece"] < 0.7 * timid["ece"]
+
+
+def test_without_a_held_out_window_a_calibration_that_was_asked_for_cannot_be_told():
+    knobs = {"num_threads": 1, "n_rounds": 5, "calibration": "platt"}
+    fitted = rankers.make("pointwise", knobs).fit(rows(n_windows=1))
+    assert fitted.told() is None
+    with pytest.raises(StateError, match="no calibration"):
+        fitted.probability(np.zeros((1, 1), np.float32))
+    assert rankers.make("pointwise", knobs).fit(rows(n_windows=2)).told() == ""
 
 
 def test_an_outcome_by_name_is_told_instead_of_any_gain():
