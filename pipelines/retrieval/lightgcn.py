@@ -26,11 +26,10 @@ EDGES: Final = 1024  # stored values grow by so many, so that graphs of like siz
 class LightGcn(Training):
     """Linear propagation over the normalised graph A, A_ui = 1 / sqrt(d_u d_i) (He et al., SIGIR 2020, eqs. 7 and 8).
 
-    Layer by layer U_l+1 = A I_l and I_l+1 = A' U_l; an item is the sum of its layers, and so is a user while
-    learning. What is kept is the items' part: a request adds up, for a user never seen as for any other, what
-    its items hand on, A (I_0 + ... + I_L-1), which is the user's sum less U_0, the vector of its own.
-
-    While learning, the pairs of a batch are taken out of the graph, else the model would learn to
+    LightGCN's vectors of users at layer 0 are left out, so that a user is nothing but its items:
+    I = mean over l of (A'A)^l E for the items, A I for the users, which a request computes for
+    a user never seen from the items it met. Each round of A'A is two of the paper's layers. While
+    learning, the pairs of a batch are taken out of the graph, else the model would learn to
     recognise what it was handed: a user reaches its own item along every path back to itself.
 
     The loss is a softmax of cosines against items drawn uniformly for the batch, or BPR on one of
@@ -39,7 +38,7 @@ class LightGcn(Training):
 
     Attributes:
         n_factors: length of a vector.
-        n_layers: of the propagation; 1 or more, as a stranger has nothing of layer 0.
+        n_rounds: of A'A; 0 is a plain factorisation of pairs.
         loss: `softmax` or `bpr`.
         temperature: of the softmax.
         n_negatives: items drawn for each batch.
@@ -50,7 +49,7 @@ class LightGcn(Training):
     learning_rate: float = 5e-3
     batch_size: int = 4096
     n_factors: int = 64
-    n_layers: int = 3
+    n_rounds: int = 1
     loss: str = "softmax"
     temperature: float = 0.08
     n_negatives: int = 1024
@@ -62,12 +61,12 @@ class LightGcn(Training):
         steps = sequences.learnt_from(interactions)
         known = np.bincount(steps.item, minlength=steps.n_items) > 0
         rng = np.random.default_rng([self.seed, 0])
+        shape = (sequences.table_rows(steps.n_items), self.n_factors)
+        params: Params = {"item": 0.1 * rng.standard_normal(shape).astype(np.float32)}
         graph = _graph(steps)
-        rows = {"item": sequences.table_rows(steps.n_items), "user": sequences.table_rows(graph.shape[0])}
-        params: Params = {name: 0.1 * rng.standard_normal((n, self.n_factors)).astype(np.float32) for name, n in rows.items()}
         if graph.nnz and (graph.getnnz(axis=1) > 1).any():
             params = self._train(params, steps, graph, known, checkpoint)
-        vector, spread = self._spread(params, graph)
+        vector, spread = self._spread(params["item"][: steps.n_items], graph)
         return replace(self, state={"n_items": np.array([steps.n_items]), "known": known, "vector": vector, "spread": spread})
 
     def _train(
@@ -90,7 +89,7 @@ class LightGcn(Training):
                 yield batch | {"negative": negative, "everything": np.array(everything)}
 
         def quality(learnt: Params) -> float:
-            vector, spread = self._spread(learnt, fit)
+            vector, spread = self._spread(learnt["item"][: steps.n_items], fit)
             return sequences.validated(
                 lambda judging: np.where(known, _users(_pairs(judging.history), spread) @ vector.T, np.float32(-np.inf)),
                 cast("Split", judged),
@@ -99,35 +98,33 @@ class LightGcn(Training):
         made_of = (steps.indptr, steps.item, steps.at)
         return train(learner, params, Material(batches, None if judged is None else quality, data, made_of), checkpoint)
 
-    def _spread(self, params: Params, graph: sparse.csr_matrix) -> tuple[Floats, Floats]:
-        """Return (the items' vectors of length 1, what each hands on to its users), float32 [n_items, n_factors]."""
-        item, user = params["item"][: graph.shape[1]], params["user"][: graph.shape[0]]
-        summed, handed = item, np.zeros_like(item)
-        for _ in range(self.n_layers):
-            handed = handed + item
-            item, user = graph.T @ user, graph @ item
-            summed = summed + item
+    def _spread(self, item: Floats, graph: sparse.csr_matrix) -> tuple[Floats, Floats]:
+        """Return (the items' vectors of length 1, what each adds to its users), float32 [n_items, n_factors]."""
+        summed, layer = item, item
+        for _ in range(self.n_rounds):
+            layer = graph.T @ (graph @ layer)
+            summed = summed + layer
         degree = np.maximum(graph.getnnz(axis=0), 1).astype(np.float32)
-        return layers.unit(summed).astype(np.float32), (handed / np.sqrt(degree)[:, None]).astype(np.float32)
+        return layers.unit(summed).astype(np.float32), (summed / np.sqrt(degree)[:, None]).astype(np.float32)
 
     def objective(self, params: Array, data: Array, batch: Array, key: Array) -> Array:
         """Return the mean loss of a batch of pairs."""
         from jax import numpy as jnp
 
         to_users, to_items = _products(data, batch, len(data["user.indptr"]) - 1, len(params["item"]))
-        item, user = params["item"], params["user"]
-        items, users = item, user
-        for _ in range(self.n_layers):
-            item, user = to_items(user), to_users(item)
-            items, users = items + item, users + user
-        chosen, user = items[batch["item"]], users[batch["user"]]
+        item, layer = params["item"], params["item"]
+        for _ in range(self.n_rounds):
+            layer = to_items(to_users(layer))
+            item = item + layer
+        chosen = item[batch["item"]]
+        user = to_users(item)[batch["user"]]
         if self.loss == "bpr":
-            other = items[batch["negative"][backend.jax().random.randint(key, batch["item"].shape, 0, self.n_negatives)]]
-            size = (params["item"][batch["item"]] ** 2).sum(axis=1) + (params["user"][batch["user"]] ** 2).sum(axis=1)
+            other = item[batch["negative"][backend.jax().random.randint(key, batch["item"].shape, 0, self.n_negatives)]]
+            size = (params["item"][batch["item"]] ** 2).sum(axis=1)
             return (jnp.logaddexp(0, (user * (other - chosen)).sum(axis=1)) + self.regularization * size).mean()
         user = layers.unit(user) / np.float32(self.temperature)
         own = (user * layers.unit(chosen)).sum(axis=1)
-        others = user @ layers.unit(items[batch["negative"]]).T
+        others = user @ layers.unit(item[batch["negative"]]).T
         others = jnp.where(batch["item"][:, None] == batch["negative"], layers.MASKED, others)
         return (jnp.logaddexp(own, layers.log_sum_exp(jnp, others)) - own).mean()
 

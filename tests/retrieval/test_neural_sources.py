@@ -102,32 +102,30 @@ def test_a_gated_unit_on_paper():
 
 
 def test_lightgcn_adds_up_items_over_the_graph_for_a_user_never_seen():
-    """Users {0}, {0, 1}: A = [[1/sqrt 2, 0], [1/2, 1/sqrt 2]], A'A = [[3/4, 8^-1/2], [8^-1/2, 1/2]].
-
-    From I_0 = 1 and U_0 = 0 the layers of the items are 1, 0, A'A, 0: their sum, and what they hand on, is 1 + A'A.
-    """
+    """Users {0}, {0, 1}: A = [[1/sqrt 2, 0], [1/2, 1/sqrt 2]], so (I + A'A) of unit vectors has rows (7/4, .354) and (.354, 3/2)."""
     interactions = world([(0, 0, 3.0, 1.0), (1, 0, 2.0, 1.0), (1, 1, 1.0, 1.0)], 2, 2)
     graph = lightgcn._graph(sequences.learnt_from(interactions))
     np.testing.assert_allclose(graph.toarray(), [[2**-0.5, 0], [0.5, 2**-0.5]], rtol=1e-6)
-    start = {"item": np.eye(2, dtype=np.float32), "user": np.zeros((2, 2), dtype=np.float32)}
-    vector, spread = LightGcn(n_layers=3)._spread(start, graph)
+    vector, spread = LightGcn(n_rounds=1)._spread(np.eye(2, dtype=np.float32), graph)
     summed = np.array([[1.75, 8**-0.5], [8**-0.5, 1.5]])
     np.testing.assert_allclose(vector, summed / np.linalg.norm(summed, axis=1, keepdims=True), rtol=1e-5)
     np.testing.assert_allclose(spread, summed / np.sqrt([[2], [1]]), rtol=1e-5)
 
 
-def test_lightgcn_gives_a_user_its_sum_of_layers_less_its_own_vector():
-    rng = np.random.default_rng(0)
-    events = [(user, item, float(9 - item), 1.0) for user in range(4) for item in rng.permutation(5)[:3].tolist()]
-    graph = lightgcn._graph(sequences.learnt_from(world(events, 4, 5)))
-    params = {"item": rng.standard_normal((5, 3)).astype(np.float32), "user": rng.standard_normal((4, 3)).astype(np.float32)}
-    item, user, total = params["item"], params["user"], np.zeros((4, 3), dtype=np.float32)
-    for _ in range(2):
-        item, user = graph.T @ user, graph @ item
-        total = total + user
-    _, spread = LightGcn(n_layers=2)._spread(params, graph)
-    met = lightgcn._pairs(sequences.learnt_from(world(events, 4, 5)))
-    np.testing.assert_allclose(met @ spread / np.sqrt(3), total, rtol=1e-4, atol=1e-6)
+def test_lightgcn_learns_a_pair_from_a_graph_that_lacks_it():
+    """Two users of one and the same pair of items: with the pairs of the batch taken out nothing is left to propagate."""
+    interactions = world([(user, item, 3.0 - item, 1.0) for user in range(2) for item in range(2)], 2, 2)
+    graph = lightgcn._graph(sequences.learnt_from(interactions))
+    data = lightgcn._padded(graph, graph, 2)
+    given = {"everything": np.ones((), dtype=bool), "pair": np.arange(4, dtype=np.int32)}
+    to_users, to_items = lightgcn._products(data, given, len(data["user.indptr"]) - 1, 2)
+    assert not np.asarray(to_users(np.eye(2, dtype=np.float32))).any()
+    given["pair"] = np.array([0, 0, 0, 0], dtype=np.int32)
+    wanted = graph.toarray()
+    wanted[0, 0] = 0
+    to_users, to_items = lightgcn._products(data, given, len(data["user.indptr"]) - 1, 2)
+    np.testing.assert_allclose(np.asarray(to_users(np.eye(2, dtype=np.float32)))[:2], wanted, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(to_items(np.eye(len(data["user.indptr"]) - 1, dtype=np.float32)))[:, :2], wanted.T, atol=1e-6)
 
 
 def test_neumf_takes_the_item_it_is_asked_for_out_of_the_history():
