@@ -29,7 +29,7 @@ class Dcn(Network):
     """
 
     n_cross: int = 2
-    rank: Annotated[int, Range(0, 4096)] = 0
+    rank: Annotated[int, Range(0, 4096)] = 32
     loss: Literal["softmax", "pointwise"] = "softmax"
 
     name: ClassVar[str] = "dcn"

@@ -23,10 +23,10 @@ def test_a_cross_layer_is_that_of_the_paper():
     params = {f"cross{layer}.{part}": value for layer in (0, 1) for part, value in (("weight", swap), ("shift", shift))}
     params |= {"deep0.weight": np.zeros((2, 1)), "deep0.shift": np.zeros(1), "out.deep": np.zeros(1), "out.shift": np.array([0.5])}
     x = np.array([[1.0, 2.0]])
-    first = Dcn(n_cross=2, n_layers=1).ranked(np, params | {"out.cross": np.array([1.0, 0.0])}, x)
-    second = Dcn(n_cross=2, n_layers=1).ranked(np, params | {"out.cross": np.array([0.0, 1.0])}, x)
+    first = Dcn(n_cross=2, n_layers=1, rank=0).ranked(np, params | {"out.cross": np.array([1.0, 0.0])}, x)
+    second = Dcn(n_cross=2, n_layers=1, rank=0).ranked(np, params | {"out.cross": np.array([0.0, 1.0])}, x)
     assert (first.tolist(), second.tolist()) == ([9.5], [12.5])
-    assert Dcn(n_cross=1, n_layers=1).ranked(np, params | {"out.cross": np.array([1.0, 1.0])}, x).tolist() == [8.5]
+    assert Dcn(n_cross=1, n_layers=1, rank=0).ranked(np, params | {"out.cross": np.array([1.0, 1.0])}, x).tolist() == [8.5]
     low = {f"cross{layer}.down": np.array([[1.0], [0.0]]) for layer in (0, 1)} | {
         f"cross{layer}.up": np.array([[0.0, 1.0]]) for layer in (0, 1)
     }
