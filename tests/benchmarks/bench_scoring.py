@@ -3,8 +3,8 @@
     300 x 63    300 trees of 63 leaves over 40 features of which a tenth is missing; 1 to 5,000 rows at once. Target: 500 in 3.5 ms
     150 x 15    as the default knobs make it
 Calls of ours and of LightGBM alternate, since machines are shared and their speed moves; medians. Every score is compared with
-LightGBM's own, and a difference ends the benchmark. Other libraries run in .venv-peers (ONNX Runtime, treelite, tl2cgen), if that
-is there (`make bench-scoring` makes it).
+LightGBM's own, and a difference ends the benchmark. Other libraries run in .venv-peers (ONNX Runtime, treelite, and tl2cgen with
+--compiled), if that is there (`make bench-scoring` makes it).
 
 `--curve HOME --as-of T` also trains models of 7 to 63 leaves on the older windows of a training run, scores its newest, and plots
 NDCG@10 against microseconds for 500 rows, for the first m trees of each, to docs/ranking/scoring-curve.svg. NDCG is over the
@@ -67,14 +67,14 @@ def invented(trees: int, leaves: int, n: int = 20_000) -> tuple[lightgbm.Booster
     return lightgbm.train(told, lightgbm.Dataset(x, y, group=[100] * (n // 100)), trees), x
 
 
-def speed(trees: int, leaves: int, sizes: tuple[int, ...], *, peers: bool) -> list[dict[str, Any]]:
+def speed(trees: int, leaves: int, sizes: tuple[int, ...], *, peers: bool, compiled: bool = False) -> list[dict[str, Any]]:
     """Return the lines of one model."""
     booster, x = invented(trees, leaves)
     began = time.process_time()
     forest = Forest.of(booster)
     print(f"{trees} trees of {leaves} leaves; prepared in {1000 * (time.process_time() - began):.0f} ms CPU", flush=True)
     lines = []
-    others = asked_peers(booster, x, sizes) if peers else {}
+    others = asked_peers(booster, x, sizes, compiled=compiled) if peers else {}
     for size in sizes:
         rows = x[:size]
         calls = {"ours": lambda rows=rows: forest.score(rows), "LightGBM": lambda rows=rows: booster.predict(rows, num_threads=1)}
@@ -98,7 +98,7 @@ def line(case: str, ours: float, peer: float, target: str, *, met: bool | None) 
     return {"case": case, "ours": round(ours, 4), "peer": round(peer, 4), "unit": "ms", "ratio": ratio, "target": target, "met": met}
 
 
-def asked_peers(booster: lightgbm.Booster, x: np.ndarray, sizes: tuple[int, ...]) -> dict[str, Any]:
+def asked_peers(booster: lightgbm.Booster, x: np.ndarray, sizes: tuple[int, ...], *, compiled: bool) -> dict[str, Any]:
     """Return what the other libraries took; nothing where they are not installed."""
     if not PEERS.is_file():
         print(f"  no other libraries: {PEERS} is missing")
@@ -107,7 +107,7 @@ def asked_peers(booster: lightgbm.Booster, x: np.ndarray, sizes: tuple[int, ...]
         booster.save_model(f"{work}/model.txt")
         np.save(f"{work}/x.npy", x[: max(sizes)])
         script = str(Path(__file__).parent / "scoring_peers.py")
-        told = [str(PEERS), script, f"{work}/model.txt", f"{work}/x.npy", ",".join(map(str, sizes))]
+        told = [str(PEERS), script, f"{work}/model.txt", f"{work}/x.npy", ",".join(map(str, sizes)), *(["compiled"] if compiled else [])]
         done = subprocess.run(told, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"  the other libraries failed: {done.stderr.splitlines()[-1]}")
@@ -175,8 +175,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curve", type=Path, metavar="HOME", help="a state folder with a training run")
     parser.add_argument("--as-of", help="which training run")
+    parser.add_argument("--compiled", action="store_true", help="also tl2cgen, whose C takes gcc minutes")
     arguments = parser.parse_args()
-    rows = speed(300, 63, SIZES, peers=True) + speed(150, 15, (150, 500), peers=False)
+    rows = speed(300, 63, SIZES, peers=True, compiled=arguments.compiled) + speed(150, 15, (150, 500), peers=False)
     notes = "CPU milliseconds a call, one thread; ratio is the other's time over ours; scores equal LightGBM's bit for bit"
     if arguments.curve:
         points = curve(Home(arguments.curve.resolve()), arguments.as_of)

@@ -1,15 +1,14 @@
 """LightGBM's model scored by other libraries: the other side of `bench_scoring.py`.
 
-Run as `python scoring_peers.py MODEL MATRIX SIZES` with the Python of .venv-peers; MATRIX is float32 [n, n_features] in .npy, SIZES
+Run as `python scoring_peers.py MODEL MATRIX SIZES [compiled]` with the Python of .venv-peers; MATRIX is float32 [n, n_features] in .npy, SIZES
 like 1,10,500. Prints one line of JSON: {library: {"ms": {size: median CPU milliseconds a call}, "error": the largest difference
 from LightGBM's own scores}}. Each runs one thread; what a request would have to pay is counted, such as building a DMatrix.
-tl2cgen compiles the model with gcc; where there is none, it is left out.
+tl2cgen compiles the model with gcc, which takes minutes, and runs only with `compiled`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -27,10 +26,9 @@ def main() -> None:
     model, matrix, sizes = sys.argv[1], np.load(sys.argv[2]), [int(size) for size in sys.argv[3].split(",")]
     booster = lightgbm.Booster(model_file=model)
     told = {}
-    for name, make in {"onnxruntime": onnx, "treelite gtil": gtil, "tl2cgen": tl2cgen}.items():
+    compiled = {"tl2cgen": tl2cgen} if "compiled" in sys.argv[4:] else {}
+    for name, make in {"onnxruntime": onnx, "treelite gtil": gtil, **compiled}.items():
         score = make(model, booster)
-        if score is None:
-            continue
         error = np.abs(score(matrix[:500]).ravel() - booster.predict(matrix[:500], num_threads=1)).max()
         told[name] = {"ms": {size: median_ms(score, matrix[:size]) for size in sizes}, "error": float(error)}
     print(json.dumps(told))
@@ -68,13 +66,11 @@ def gtil(model: str, booster: lightgbm.Booster) -> Callable[[np.ndarray], np.nda
     return lambda x: treelite.gtil.predict(loaded, x, nthread=1)
 
 
-def tl2cgen(model: str, booster: lightgbm.Booster) -> Callable[[np.ndarray], np.ndarray] | None:
+def tl2cgen(model: str, booster: lightgbm.Booster) -> Callable[[np.ndarray], np.ndarray]:
     """The model as C, compiled."""
     import tl2cgen as generator
     import treelite
 
-    if shutil.which("gcc") is None:
-        return None
     library = str(Path(tempfile.mkdtemp()) / "model.so")
     loaded = treelite.frontend.load_lightgbm_model(model)
     generator.export_lib(loaded, toolchain="gcc", libpath=library, params={"parallel_comp": 8}, nthread=2, verbose=False)
