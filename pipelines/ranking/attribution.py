@@ -38,7 +38,7 @@ from pipelines.datasets.labels import Labels
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics, paired, resampled, slices, spread
 from pipelines.evaluation.metrics import Doubles
-from pipelines.evaluation.resampled import Figure
+from pipelines.evaluation.resampled import Drawn, Figure
 from pipelines.evaluation.slices import Mask
 from pipelines.ranking.rerank import measures
 from pipelines.ranking.rerank.goods import Goods
@@ -113,29 +113,33 @@ def segments(home: Home, users: Histories, user_ids: Ids, before: datetime) -> d
 
 
 def rows(stages: Sequence[Stage], audience: Audience, k: int = 10) -> list[Row]:
-    """Return the table's rows, in the order of the stages."""
-    measured = {stage.step: _measured(stage, audience, _own(stage, stages), k) for stage in stages}
-    figures = {(step, *name): figure for step, found in measured.items() for name, (figure, _) in found.items()}
-    drawn = resampled.drawn({json.dumps(name): figure for name, figure in figures.items()}, audience.truth.n_users, audience.seed)
-    table: list[Row] = []
+    """Return the table's rows, in the order of the stages; what is held at once is one stage's numbers, and everybody's headline."""
+    drawn: dict[str, dict[str, Drawn]] = {}
+    headlines: dict[str, dict[str, Doubles]] = {}
+    found: list[Row] = []
     for stage in stages:
-        for (group, metric), (_, values) in measured[stage.step].items():
-            found = drawn[json.dumps((stage.step, group, metric))]
+        measured = _measured(stage, audience, _own(stage, stages), k)
+        mine = drawn[stage.step] = resampled.drawn(
+            {json.dumps(name): figure for name, (figure, _) in measured.items()}, audience.truth.n_users, audience.seed
+        )
+        headlines[stage.step] = {name: values for name in HEADLINE if (values := measured[ALL, name][1]) is not None}
+        theirs = drawn.get(stage.against or "", {})
+        for (group, metric), (_, values) in measured.items():
+            name = json.dumps((group, metric))
             row: Row = {"step": stage.step, "kind": stage.kind, "against": stage.against, "slice": group, "metric": metric}
             row |= {
-                "value": found.interval()["value"],
+                "value": mine[name].interval()["value"],
                 "users": audience.truth.n_users if values is None else int((~np.isnan(values)).sum()),
             }
             row |= dict.fromkeys(("difference", "lower", "upper"))
-            before = measured.get(stage.against or "", {}).get((group, metric))
-            if before is not None and group == ALL and metric in HEADLINE and values is not None and before[1] is not None:
-                difference = paired.interval(values - before[1], audience.confidence, audience.seed)
+            if group == ALL and metric in HEADLINE and stage.against is not None and values is not None:
+                difference = paired.interval(values - headlines[stage.against][metric], audience.confidence, audience.seed)
                 row |= {"difference": _known(difference.mean), "lower": _known(difference.lower), "upper": _known(difference.upper)}
-            elif before is not None:
-                apart = found.minus(drawn[json.dumps((stage.against, group, metric))], audience.confidence)
+            elif name in theirs:
+                apart = mine[name].minus(theirs[name], audience.confidence)
                 row |= {"difference": apart["value"], "lower": apart["lower"], "upper": apart["upper"]}
-            table.append(row)
-    return table
+            found.append(row)
+    return found
 
 
 Measured = dict[tuple[str, str], tuple[Figure, Doubles | None]]
