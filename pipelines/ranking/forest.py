@@ -55,12 +55,14 @@ class Layout:
     """A model as `score` walks it.
 
     Attributes:
-        columns: [(feature, where missing goes, t32 [k, 1] ascending)], the distinct questions.
+        used: features that any node asks for.
+        columns: [(place in `used`, where missing goes, t32 [k, 1] ascending)], the distinct questions.
         levels: top down.
         values: float64 [n_trees * width], the leaves.
         width: leaves of the largest tree, rounded up to a power of two.
     """
 
+    used: Indices
     columns: list[tuple[int, int, Floats]]
     levels: list[Level]
     values: Doubles
@@ -130,7 +132,7 @@ def layout_of(trees: Trees) -> Layout:
     if largest > MOST_LEAVES:
         raise Unsupported(f"a tree of {largest} leaves, more than {MOST_LEAVES}")
     width = 1 << max(largest - 1, 0).bit_length()
-    columns, line = _questions(trees)
+    used, columns, line = _questions(trees)
     tree = np.repeat(np.arange(n_trees), trees.n_leaves - 1)
     first_node = np.cumsum(trees.n_leaves - 1) - (trees.n_leaves - 1)
 
@@ -147,11 +149,11 @@ def layout_of(trees: Trees) -> Layout:
     first_leaf = np.cumsum(trees.n_leaves) - trees.n_leaves
     of_tree = np.repeat(np.arange(n_trees), trees.n_leaves)
     values[of_tree, np.arange(len(trees.leaf)) - first_leaf[of_tree]] = trees.leaf
-    return Layout(columns, levels, values.ravel(), width, n_trees)
+    return Layout(used, columns, levels, values.ravel(), width, n_trees)
 
 
-def _questions(trees: Trees) -> tuple[list[tuple[int, int, Floats]], Indices]:
-    """Return the distinct questions by feature and treatment of what is missing, and [n_nodes] which one each node asks."""
+def _questions(trees: Trees) -> tuple[Indices, list[tuple[int, int, Floats]], Indices]:
+    """Return the features asked for, the questions by feature and treatment of what is missing, and [n_nodes] which one each node asks."""
     t = trees.threshold
     with np.errstate(over="ignore"):
         t32 = t.astype(np.float32)
@@ -164,7 +166,7 @@ def _questions(trees: Trees) -> tuple[list[tuple[int, int, Floats]], Indices]:
 
     order = np.lexsort((t32, rule, trees.feature))
     if not len(order):
-        return [], order
+        return order, [], order
     feature, rule, t32 = trees.feature[order], rule[order], t32[order]
     other_column = np.append(True, (feature[1:] != feature[:-1]) | (rule[1:] != rule[:-1]))
     fresh = other_column | np.append(True, t32[1:] != t32[:-1])
@@ -173,13 +175,14 @@ def _questions(trees: Trees) -> tuple[list[tuple[int, int, Floats]], Indices]:
     feature, rule, t32 = feature[fresh], rule[fresh], t32[fresh]
     starts = np.flatnonzero(other_column[fresh])
     ends = [*starts[1:], len(t32)]
-    return [(int(feature[a]), int(rule[a]), t32[a:b, None].copy()) for a, b in zip(starts, ends, strict=True)], line
+    used, place = np.unique(feature, return_inverse=True)
+    return used, [(int(place[a]), int(rule[a]), t32[a:b, None].copy()) for a, b in zip(starts, ends, strict=True)], line
 
 
 def _lines(layout: Layout, block: Floats, rows: int) -> npt.NDArray[np.uint64]:
     """Return uint64 [n_questions, rows / 64]: bit r of a line is set where row r goes left."""
-    x = np.zeros((block.shape[1], rows), np.float32)
-    x[:, : len(block)] = block.T
+    x = np.zeros((len(layout.used), rows), np.float32)
+    x[:, : len(block)] = block.T[layout.used]
     low = np.where(np.isnan(x), np.float32(-np.inf), x)  # NaN is below nothing, -inf below everything
     parts = []
     for feature, rule, t32 in layout.columns:
