@@ -36,9 +36,10 @@ class Vectors:
 
     def of_items(self, one: Ints, other: Ints) -> Floats:
         """Return float32 [n], the cosine of two items' vectors; NaN where `one` is -1, or the source does not know both."""
-        size = np.sqrt(np.einsum("ij,ij->i", self.item, self.item))
+        asked, place = np.unique(np.concatenate([one, other]), return_inverse=True)
+        size = np.sqrt(_products(self.item, asked, self.item, asked))[place]
         with np.errstate(invalid="ignore", divide="ignore"):
-            cosine = _products(self.item, one, self.item, other) / (size[one] * size[other])
+            cosine = _products(self.item, one, self.item, other) / (size[: len(one)] * size[len(one) :])
         return np.where((one >= 0) & self.known[one] & self.known[other], cosine, np.float32(np.nan)).astype(np.float32)
 
 

@@ -63,11 +63,12 @@ def test_contributions_add_up_to_the_score(run):
     np.testing.assert_allclose(added.sum(axis=1), model.ranker.score(matrix), atol=1e-6)
 
 
-def test_where_people_come_back_their_own_contact_matters_and_the_moment_does_not(found):
+def test_where_people_come_back_their_own_contact_matters_and_prices_do_not(run, found):
     lost = {one["group"]: one["permuted"] for one in found["groups"]}
     assert set(sorted(lost, key=lost.get)[-2:]) == {"retrieval", "contact"}
     assert lost["contact"] > 0.1
-    assert lost["request"] == 0.0, "one moment for all lists: nothing to tell them apart by"
+    assert abs(lost["price"]) < 0.02
+    assert set(lost) <= set(config.load(run).ranking.features)
     assert sum(one["gain"] for one in found["features"]) == pytest.approx(1, abs=1e-3)
     assert sum(one["permuted"] is not None for one in found["features"]) == importance.N_ALONE
 
