@@ -120,17 +120,22 @@ print("LISTS", found.groupby("user_id").item_id.apply(" ".join).to_dict())
     assert ast.literal_eval(answer.stdout.split("LISTS ")[1]) == expected
 
 
-def test_an_ensemble_joins_the_newest_release_of_an_earlier_cycle(fresh: Home) -> None:
+def test_an_ensemble_joins_the_newest_release_of_an_earlier_cycle(tmp_path: Path) -> None:
     """Also after this cycle's own bundle was released: a rerun must join what it joined before."""
-    assert bundle.to_join(fresh, SECOND) is None, "not asked for"
-    settings = fresh.root / "reloop.toml"
-    settings.write_text(settings.read_text().replace("[ranking]", '[ranking]\nranker = "ensemble"'))
-    assert bundle.to_join(fresh, SECOND) is None, "nothing is released"
-    for version, moment in ((1, FIRST), (2, SECOND)):
-        digest = str(cycle.records(fresh, moment, "bundle")[0]["digest"])
-        now = releases.pointer(fresh)
-        releases.flip(fresh, now, version=version, digest=digest, as_of=moment.isoformat(), key=None, body={})
-        joined = bundle.to_join(fresh, SECOND)
+    home = Home(tmp_path)
+    assert bundle.to_join(home, SECOND) is None, "not asked for"
+    (home.root / "reloop.toml").write_text('[ranking]\nranker = "ensemble"\n')
+    assert bundle.to_join(home, SECOND) is None, "nothing is released"
+    for version, (moment, sources) in enumerate(((FIRST, ("als",)), (SECOND, ("knn",))), start=1):
+        building = home.bundles / "building"
+        with publish.folder(building, {}) as out:
+            publish.write_json(out / bundle.FACTS_FILE, {"as_of": moment.isoformat()})
+            columns = tuple(f"{source}_{what}" for source in sources for what in ("score", "rank"))
+            rankers.save(out / bundle.MODEL_FOLDER / "ranker", rankers.make("rrf").restore({}, columns))
+        digest = publish.manifest(building).digest
+        building.rename(bundle.folder(home, digest))
+        releases.flip(home, releases.pointer(home), version=version, digest=digest, as_of=moment.isoformat(), key=None, body={})
+        joined = bundle.to_join(home, SECOND)
         assert joined is not None
-        assert rankers.files(joined) == rankers.files(rankers.load(bundle.folder(fresh, digest_of(fresh)) / "model" / "ranker"))
-    assert bundle.to_join(fresh, FIRST) is None, "nothing was released before the first"
+        assert joined.features == ("als_score", "als_rank")
+    assert bundle.to_join(home, FIRST) is None, "nothing was released before the first"
