@@ -68,7 +68,7 @@ TABLES = {
         10,
         (
             Line("popular", Popular(), (0.4533, 0.2542)),
-            Line("item_knn", ItemKnn(n_neighbours=400, shrinkage=10.0, max_history=5000), (0.6694, 0.3979)),
+            Line("item_knn", ItemKnn(weighting="bm25", n_neighbours=50, shrinkage=10.0, max_history=5000), (0.6694, 0.3979)),
             Line("user_knn", UserKnn(max_history=5000), (0.6768, 0.4100)),
             Line("pure_svd", PureSvd(n_factors=32, max_history=5000), (0.6937, 0.4303)),
             Line("nmf", Nmf(max_history=5000)),
