@@ -32,7 +32,7 @@ from pipelines.ranking.forest_text import Doubles, Indices, Trees, Unsupported
 
 log = logging.getLogger(__name__)
 
-ROWS: Final = 1024  # scored at once: more are cheaper a row, and 300 trees of 63 leaves take 3 MB then
+ROWS: Final = 1024  # scored at once: more are cheaper a row, and 300 trees of 63 leaves take 8 MB then
 WORD: Final = 64
 FEWEST: Final = 48  # rows below which LightGBM's walk costs less
 MOST_LEAVES: Final = 256  # a leaf's number is one byte
