@@ -129,7 +129,8 @@ def log_cycle(home: Home, as_of: datetime) -> None:
         _log_evaluation(home, as_of, run_id)
     for record in cycle.records(home, as_of, "search"):
         run_id = log(home, RANKING, as_of, "search", _figures(record), tags={"reasons": _text(record["reasons"])})
-        log_table(home, run_id, "trials.json", [{**trial, **trial.pop("knobs")} for trial in search.trials(home, as_of)])
+        rows = [{key: trial[key] for key in ("number", "ndcg_at_10", "rounds")} | trial["knobs"] for trial in search.trials(home, as_of)]
+        log_table(home, run_id, "trials.json", rows)
     gates, drifts = cycle.records(home, as_of, "gate"), cycle.records(home, as_of, "drift")
     if gates or drifts or cycle.records(home, as_of, "bundle"):
         parts = {
