@@ -116,4 +116,3 @@ def gini(exposed: sparse.csr_matrix) -> Figure:
 def _exposure(exposed: sparse.csr_matrix, times: Doubles) -> Doubles:
     """Return float64 [b, n_items], exposure of each item in each draw."""
     return np.asarray((exposed.T @ times.T).T)
-

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ranking_world import AS_OF, SOURCES
+from typer.testing import CliRunner
 
 from pipelines import config, cycle, publish, summary
+from pipelines.cli.entry import app
 from pipelines.config import ExplorationPolicy, FairnessSettings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories, load, positions
@@ -195,3 +197,17 @@ def test_exploration_is_the_last_rule_and_says_where_it_drew(evaluated, served, 
     drawn = np.array([[chain.EXPLORATION in lists.rules_of(row, place) for place in range(5)] for row in range(20)])
     assert drawn[:, 2].any()
     assert not np.delete(drawn, 2, axis=1).any()
+
+
+def test_the_command_line_shows_steps_slices_and_rules_and_refuses_an_unknown_slice(evaluated):
+    def reloop(*words):
+        return CliRunner().invoke(app, ["ranking", *words, "--home", str(evaluated.root)])
+
+    steps = json.loads(reloop("attribution", "--json").stdout)
+    assert steps["steps"] == attribution.nested(attribution.load(evaluated, AS_OF))
+    assert "over_cap" in reloop("attribution").stdout
+    assert reloop("attribution", "--slice", "heavy_users").exit_code == 0
+    assert isinstance(reloop("attribution", "--slice", "nobody").exception, StateError)
+    tried = reloop("rules")
+    assert tried.exit_code == 0
+    assert all(rule in tried.stdout for rule in chain.RULES)

@@ -7,6 +7,7 @@ import pytest
 from rerank_world import items, nobody, people, ranked, shop
 
 from pipelines import columns as c
+from pipelines.datasets.interactions import remap
 from pipelines.errors import ReloopError
 from pipelines.ranking.rerank import boosts, calibration, caps, chain, dpp, exposure, greedy, likeness, mmr, popularity, purchased, temporal
 from pipelines.ranking.rerank.ranked import Ranked
@@ -254,3 +255,10 @@ def test_a_list_of_items_that_the_shop_lacks_is_refused():
 def test_comparing_vectors_needs_vectors():
     with pytest.raises(ReloopError, match="without vectors"):
         likeness.of(shop(2), np.array([0, 1], np.int32), LikenessPolicy(by="vectors"))
+
+
+def test_kinds_of_events_stay_with_them_in_another_catalogue():
+    users = people([0, 1, 2], n_items=3, kinds=[[VIEW, PURCHASE, VIEW]])
+    moved = remap(users, np.array(["a", "b", "c"]), np.array(["b", "c"]))
+    assert moved.item.tolist() == [0, 1]
+    assert moved.event_type.tolist() == [PURCHASE, VIEW]
