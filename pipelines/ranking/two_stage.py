@@ -85,6 +85,8 @@ class TwoStage:
         allowed = [BLEND, *([RANKED] if self.ranker else [])]
         if self.serves not in allowed:
             raise StateError("two-stage model", found=f"it serves {self.serves!r}", allowed=f"one of {allowed}")
+        if len(self.retrievers) > config.MAX_SOURCES:
+            raise StateError("two-stage model", found=f"{len(self.retrievers)} sources", allowed=f"{config.MAX_SOURCES} at most")
 
     def propose(self, users: Histories) -> Proposals:
         """Return the blended candidates of some histories, which must index this model's items."""
@@ -198,8 +200,8 @@ class TwoStage:
         width = max(1, self.item_ids.dtype.itemsize // 4)
         names = np.full(item.shape, "", dtype=f"<U{width}")
         names[item >= 0] = self.item_ids[item[item >= 0]]
-        bits = (np.isfinite(proposed.rank) * (np.uint32(1) << np.arange(len(proposed.sources), dtype=np.uint32))).sum(axis=1)
-        sources = np.zeros(item.shape, dtype=np.uint32)
+        bits = (np.isfinite(proposed.rank) * (np.uint64(1) << np.arange(len(proposed.sources), dtype=np.uint64))).sum(axis=1)
+        sources = np.zeros(item.shape, dtype=np.uint64)
         sources[item >= 0] = bits[at[item >= 0]]
         return Lists(np.asarray(user_ids), names, best, sources, proposed.sources, rules=rules, rule_names=names_of_rules)
 
