@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import REPOSITORY, Home
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile networks without optimising them: in fast tests they run for moments, and compiling is most of what they cost."""
+    if config.getoption("markexpr") != "slow":
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class Network:
     n_hidden: int = 64
     n_layers: int = 2
     dropout: float = 0.1
-    scaling: Literal["standard", "quantile"] = "quantile"
+    scaling: Literal["standard", "quantile"] = "standard"
     batch_size: int = 32
     max_list: Annotated[int, Range(2, 10_000)] = 64
     n_epochs: int = 20

@@ -28,6 +28,7 @@ class WideDeep(Network):
     """
 
     n_bins: Annotated[int, Range(2, 1024)] = 16
+    scaling: Literal["standard", "quantile"] = "quantile"  # else the middle bins hold nearly all
     loss: Literal["softmax", "pointwise"] = "softmax"
 
     name: ClassVar[str] = "wide_deep"
