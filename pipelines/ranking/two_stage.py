@@ -293,14 +293,15 @@ def of_run(home: Home, as_of: datetime, *, serves: str | None = None) -> TwoStag
     """Return the model that a training run made: sources of the judged fold, and the ranker.
 
     Args:
-        serves: what orders the list; the ranker where there is one when None.
+        serves: what orders the list; the ranker where there is one when None. A model that serves the blend has none: a ranker
+            that did not earn its place is no part of a release.
 
     Raises:
         StateError: a stage of the run is missing or was changed.
     """
     settings = config.load(home)
     world = universe.load(home, as_of)
-    ranker = training.trained(home, as_of)
+    ranker = None if serves == BLEND else training.trained(home, as_of)
     blend.check_settings(home, as_of, settings.retrieval)
     retrievers = {}
     for name in settings.retrieval.sources:

@@ -189,6 +189,14 @@ def test_without_a_ranker_the_blend_is_served_in_its_own_order(run, model, judge
         replace(model, ranker=None)
 
 
+def test_a_ranker_that_did_not_earn_its_place_is_no_part_of_the_release(run, model, tmp_path):
+    assert model.ranker is not None
+    two_stage.of_run(run, AS_OF, serves="blend").save(tmp_path / "model")
+    loaded = TwoStage.load(tmp_path / "model")
+    assert (loaded.ranker, loaded.serves) == (None, "blend")
+    assert not (tmp_path / "model" / "ranker").exists()
+
+
 def test_no_source_is_served_alone(model):
     with pytest.raises(StateError, match="serves 'item_knn'"):
         replace(model, serves="item_knn")
