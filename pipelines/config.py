@@ -238,10 +238,16 @@ class RankingSettings(Frozen):
     n_rounds: int = Field(default=150, ge=1)
     min_data_in_leaf: int = Field(default=50, ge=0)
     # Groups of columns, in any order; what each is worth, and why some are off, is in docs/ranking/features.md.
-    features: tuple[FeatureGroup, ...] = ("retrieval", "standardised", "embedding", "stored", "contact", "price")
-    encoding_smoothing: float = Field(default=50.0, gt=0)  # candidates that the mean of all is worth against a key's own
+    features: tuple[FeatureGroup, ...] = Field(
+        default=("retrieval", "standardised", "embedding", "stored", "contact", "price"), min_length=1
+    )
+    encoding_smoothing: float = Field(
+        default=50.0, gt=0, allow_inf_nan=False
+    )  # candidates that the mean of all is worth against a key's own
     negatives: Literal["shown", "sampled"] = "shown"  # which ignored candidates come first: those that were shown, where that is logged
-    negatives_per_user: int = 60  # ignored candidates kept for training, the rest a seeded uniform sample; judging uses them all
+    negatives_per_user: int = Field(
+        default=60, ge=1
+    )  # ignored candidates kept for training, the rest a seeded uniform sample; judging uses them all
     place_bias: float = Field(default=0.0, ge=0, le=2)  # a place p is looked at with probability p ** -place_bias; 0 is as if all were
     in_memory_gb: float = Field(default=6.0, gt=0)  # of features; more lie in a file that is mapped, under the state folder
     min_training_lists: int = Field(
@@ -296,11 +302,13 @@ class FairnessSettings(Frozen):
     """What the fairness report is about, and bounds that a gate may guard; one that is not set bounds nothing."""
 
     provider: Literal["brand", "seller"] = "brand"
-    max_popularity_lift: float | None = None  # mean popularity of lists over that of histories, minus 1
-    max_miscalibration: float | None = Field(default=None, ge=0)  # KL from the history's categories to the list's, nats
+    max_popularity_lift: float | None = Field(default=None, allow_inf_nan=False)  # mean popularity of lists over that of histories, minus 1
+    max_miscalibration: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False
+    )  # KL from the history's categories to the list's, nats
     max_relative_quality_gap: float | None = Field(default=None, ge=0, le=1)  # NDCG@10 of the best user group to the worst, of the best
     max_provider_distance: float | None = Field(default=None, ge=0, le=1)  # of attention from demand, over all providers
-    min_tail_ratio: float | None = Field(default=None, ge=0)  # attention that tail items get over demand for them
+    min_tail_ratio: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # attention that tail items get over demand for them
 
 
 class GatePolicy(Frozen):
@@ -353,6 +361,14 @@ class Settings(Frozen):
     gate: GatePolicy = GatePolicy()
     drift: DriftPolicy = DriftPolicy()
     retrain: RetrainPolicy = RetrainPolicy()
+
+    @model_validator(mode="after")
+    def _can_compare(self) -> Self:
+        """Refuse rules that compare items by the vectors of a source that the run does not have."""
+        rules, like = self.rerank, self.rerank.likeness
+        if (rules.mmr or rules.dpp) and like.by == "vectors" and like.source not in self.retrieval.sources:
+            raise ValueError(f"rerank.likeness.source is {like.source!r}, not among retrieval.sources {list(self.retrieval.sources)}")
+        return self
 
 
 # What lies in files is history: its quiet days are facts, not outages, and its dirt is as it is.

@@ -24,7 +24,7 @@ class AvailabilityPolicy(Policy):
 class PurchasedPolicy(Policy):
     """What the user bought is not shown again for a while."""
 
-    within_days: float | None = Field(default=None, gt=0)  # purchases longer ago do not count; none: all do
+    within_days: float | None = Field(default=None, gt=0, le=36_500)  # purchases longer ago do not count; none: all do
 
 
 class BoostPolicy(Policy):

@@ -48,3 +48,19 @@ def test_all_state_lies_under_one_folder(home: Home):
     places = [getattr(home, name) for name, member in vars(Home).items() if isinstance(member, property)]
     assert len(places) > 10
     assert all(Path(place).is_relative_to(home.root) for place in places)
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ({"ranking": {"negatives_per_user": 0}}, "ranking.negatives_per_user"),
+        ({"ranking": {"features": []}}, "ranking.features"),
+        ({"ranking": {"encoding_smoothing": float("inf")}}, "ranking.encoding_smoothing"),
+        ({"fairness": {"max_popularity_lift": float("nan")}}, "fairness.max_popularity_lift"),
+        ({"rerank": {"purchased": {"within_days": 1e300}}}, "rerank.purchased.within_days"),
+        ({"rerank": {"mmr": True, "likeness": {"by": "vectors", "source": "bpr"}}}, "rerank.likeness.source is 'bpr'"),
+    ],
+)
+def test_what_would_stop_a_training_late_is_refused_at_once(said, place):
+    with pytest.raises(ValidationError, match=place):
+        Settings.model_validate(said)

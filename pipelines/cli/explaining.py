@@ -69,7 +69,7 @@ def _released(home: Home, release: str | None) -> tuple[int, str]:
 def _tell_list(found: dict[str, Any]) -> None:
     history = found["history"]
     newest = ", ".join(f"{event['item']} ({event['days_ago']:g} d ago)" for event in history["newest"][:5])
-    title = f"{found['user']} as of {found['as_of'][:10]}, version {found['version']}, order: {found['serves']}"
+    title = f"{escape(found['user'])} as of {found['as_of'][:10]}, version {found['version']}, order: {found['serves']}"
     grid = _grid(title, "", "item", "score", "proposed by", "lifted by")
     for line in found["list"]:
         grid.add_row(

@@ -61,11 +61,12 @@ class Question:
             StateError: the features that the ranker reads are not all there.
         """
         model, user_ids = self.model, np.array([self.user_id])
+        said, lists = lists, cold_users.alone(lists)
         found = proposals.of_blend(merging.merge(lists, model.k_blend, model.recipe))
         context = model.context(self.home, found, self.users, user_ids, self.as_of) if model.serves == RANKED else None
         score = model.order(found, context)
         item, best, _ = found.ranked(score, 1, model.k_blend)
-        return Asked(self, lists, found, context, score, Ranked.ordered(item, best))
+        return Asked(self, said, lists, found, context, score, Ranked.ordered(item, best))
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,15 @@ class Asked:
     """Everything that an answer was made of.
 
     Attributes:
-        lists: what each source proposed, one row each.
+        said: what each source would propose, one row each.
+        lists: what was taken of it: of a user who is left to `cold_users`, its list alone.
         context: of the candidates; None where the blend is served.
         score: float64 [n], what the candidates were ordered by.
         ranked: their order before the rules.
     """
 
     question: Question
+    said: dict[str, Candidates]
     lists: dict[str, Candidates]
     candidates: Proposals
     context: Context | None
@@ -114,7 +117,7 @@ def ask(home: Home, model: TwoStage, user_id: str, as_of: datetime) -> Asked:
     user_ids = np.array([user_id])
     users = histories(known, user_ids)
     goods = model.goods(known) if chain.active(model.rerank) else None
-    return Question(home, model, user_id, as_of, users, goods).answered(cold_users.alone(_proposed(model, users)))
+    return Question(home, model, user_id, as_of, users, goods).answered(_proposed(model, users))
 
 
 def _proposed(model: TwoStage, users: Histories) -> dict[str, Candidates]:
@@ -266,7 +269,7 @@ def _number(value: Floats) -> float | None:
 
 def _without_source(asked: Asked, name: str, item: int) -> dict[str, Any]:
     """Return where an item would stand had a source proposed nothing."""
-    found = asked.lists[name]
+    found = asked.said[name]
     silent = Candidates(np.full_like(found.item, -1), np.full_like(found.score, -np.inf))
-    again = asked.question.answered({**asked.lists, name: silent})
+    again = asked.question.answered({**asked.said, name: silent})
     return {"without": f"source {name}", "place": _place(again.shown()[0], item)}

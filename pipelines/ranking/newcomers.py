@@ -18,6 +18,10 @@ from pipelines.datasets.interactions import Bools, Histories, Ids, Interactions,
 from pipelines.evaluation.metrics import Doubles
 from pipelines.ranking.exploration import ClickRates, explore
 from pipelines.ranking.protocol import Lists
+from pipelines.ranking.rerank import chain
+from pipelines.ranking.rerank.goods import Goods
+from pipelines.ranking.rerank.ranked import Ranked
+from pipelines.rerank_policies import RerankSettings
 from pipelines.retrieval.ann.indexed import Indexed
 from pipelines.retrieval.cold_items import ColdItems, for_sale
 from pipelines.retrieval.cold_users import leading
@@ -58,6 +62,8 @@ def explored(
     policy: ExplorationPolicy,
     request_ids: Sequence[str],
     exclude_seen: bool,
+    rerank: RerankSettings | None = None,
+    goods: Goods | None = None,
     impressions: Doubles | None = None,
     clicks: Doubles | None = None,
 ) -> Lists:
@@ -72,6 +78,7 @@ def explored(
         users: row r belongs to row r of the lists.
         known: what happened and was received before the request.
         request_ids: one a list.
+        rerank, goods: the rules of the lists and what they know of the items; what a filter would take out is not drawn either.
         impressions, clicks: float64 [n_items] so far; none where they are not logged yet.
     """
     n_items = len(item_ids)
@@ -89,6 +96,9 @@ def explored(
         personal = model.retrieve(users, 2 * wanted, exclude_seen=exclude_seen).item
     common = _most_promising(fresh, rates, wanted + listed.shape[1])
     pool = pools(personal, common, listed, wanted, fresh=fresh, seen=users if exclude_seen else None)
+    if rerank is not None and goods is not None:
+        filters = chain.without(rerank, *(rule for rule in chain.RULES if rule not in chain.FILTERS))
+        pool = chain.reranked(Ranked.ordered(pool, np.zeros(pool.shape, np.float32)), goods, users, filters)[0].item
     found = explore(listed, pool, policy, user_ids=list(lists.user_ids), request_ids=request_ids, rates=rates)
     shown = lists.item_ids.astype(np.result_type(lists.item_ids, item_ids))
     shown[found.explored] = item_ids[found.item[found.explored]]

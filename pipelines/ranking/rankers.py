@@ -52,6 +52,7 @@ RANKERS: Final[dict[str, Ranker]] = {
 }
 # What the settings say of every ranker that has such a knob, and of all trees.
 SHARED: Final = ("seed", "num_threads")
+OF_SOURCES: Final = ("logistic", "rrf")  # read scores and ranks of the sources, nothing else
 OF_TREES: Final = ("learning_rate", "num_leaves", "n_rounds", "min_data_in_leaf")
 
 
@@ -80,6 +81,13 @@ def chosen(settings: RankingSettings, name: str | None = None) -> Ranker:
     """
     for other in dict.fromkeys((*settings.parameters, *settings.baselines)):
         make(other, settings.parameters.get(other))
+    if "retrieval" not in settings.features and (
+        blind := [one for one in dict.fromkeys((name or settings.ranker, *settings.baselines)) if one in OF_SOURCES]
+    ):
+        raise StateError(
+            "ranking.features", found=f"no 'retrieval', which {blind} read", allowed="the scores and ranks of the sources",
+            hint="add 'retrieval', or take them out of ranking.ranker and ranking.baselines",
+        )  # fmt: skip
     if Ensemble.name in settings.baselines:
         raise StateError("ranking.baselines", found="'ensemble'", allowed="rankers that learn on their own")
     name = name or settings.ranker

@@ -15,9 +15,10 @@ from pipelines.evaluation import slices
 from pipelines.ranking import attribution, judging, proposals, two_stage
 from pipelines.ranking.attribution import Audience, Row, Stage
 from pipelines.ranking.rerank import chain, measures
+from pipelines.ranking.rerank import goods as shops
 from pipelines.ranking.rerank.ranked import Ranked
 from pipelines.ranking.two_stage import RANKED
-from pipelines.rerank_policies import RerankSettings
+from pipelines.rerank_policies import MmrPolicy, RerankSettings
 from pipelines.retrieval import blend
 
 
@@ -38,7 +39,8 @@ def tried(home: Home, as_of: datetime) -> list[Row]:
     proposed = proposals.of_table(blend.candidates(home, as_of, JUDGE), positions(truth.user_ids, world.user_ids))
     context = model.context(home, proposed, users, truth.user_ids, fold.cutoff) if serves == RANKED else None
     lists = Ranked.ordered(*proposed.ranked(model.order(proposed, context), truth.n_users, model.k_blend)[:2])
-    goods = model.goods(past)
+    compared = settings.rerank.model_copy(update={"mmr": settings.rerank.mmr or MmrPolicy()})  # both are tried, on or off
+    goods = shops.compared(past, compared, model.retrievers)
     stages = [Stage(serves, "ranker" if serves == RANKED else "blend", lists.item)]
     for rule in chain.RULES:
         policy = getattr(settings.rerank, rule) or True

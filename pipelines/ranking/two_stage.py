@@ -330,7 +330,8 @@ def rank_users(home: Home, model: TwoStage, user_ids: Ids, as_of: datetime, k: i
     settings = config.load(home)
     known = load(home, as_of, settings.training, item_ids=model.item_ids)
     users = histories(known, user_ids)
-    lists = model.recommend(home, user_ids, users, as_of, k, goods=model.goods(known) if chain.active(model.rerank) else None)
+    goods = model.goods(known) if chain.active(model.rerank) else None
+    lists = model.recommend(home, user_ids, users, as_of, k, goods=goods)
     if settings.exploration.method == "off":
         return lists
     return newcomers.explored(
@@ -342,4 +343,6 @@ def rank_users(home: Home, model: TwoStage, user_ids: Ids, as_of: datetime, k: i
         policy=settings.exploration,
         request_ids=[utc(as_of).isoformat()] * len(user_ids),
         exclude_seen=model.exclude_seen,
+        rerank=model.rerank,
+        goods=goods,
     )

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from ranking_world import AS_OF
 
+from pipelines import config
+from pipelines.cli import explaining
+from pipelines.datasets.interactions import load
 from pipelines.errors import ReloopError
 from pipelines.ranking import explain, training, training_set, two_stage
 from pipelines.ranking.two_stage import BLEND
 from pipelines.rerank_policies import RerankSettings
+from pipelines.retrieval.cold_users import ColdUsers
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +91,19 @@ def test_the_blend_is_explained_without_features(shop, model):
 def test_an_item_unknown_to_the_release_is_named(shop, model):
     with pytest.raises(ReloopError, match=r"item 'nonsense'.*unknown to this release"):
         explain.explain(shop, model, "u003", AS_OF, item_id="nonsense")
+
+
+def test_without_the_ladder_a_newcomer_has_the_lists_that_it_had_silenced(shop, model):
+    known = load(shop, AS_OF, config.load(shop).training, item_ids=model.item_ids)
+    plain = replace(model, serves=BLEND, rerank=RerankSettings(availability=None))
+    laddered = replace(plain, retrievers={**plain.retrievers, "cold_users": ColdUsers().fit(known)})
+    others = listed(shop, plain, "nobody").item_ids[0].tolist()
+    served = set(listed(shop, laddered, "nobody").item_ids[0].tolist()) - {""}
+    both = next(name for name in others if name in served)
+    about = explain.explain(shop, laddered, "nobody", AS_OF, item_id=both)["item"]
+    assert {"without": "source cold_users", "place": others.index(both) + 1} in about["counterfactuals"]
+
+
+def test_names_that_look_like_markup_are_told_as_they_are(shop, model, capsys):
+    explaining._tell_list(explain.explain(shop, model, "[/nobody]", AS_OF) | {"version": 1})
+    assert "[/nobody] as of" in capsys.readouterr().out

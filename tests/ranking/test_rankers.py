@@ -112,6 +112,11 @@ def test_the_settings_choose_a_ranker_and_its_knobs():
         ({"ranker": "ensemble", "parameters": {"ensemble": {"ranker": "rff"}}}, "did you mean 'rrf'"),
         ({"baselines": ["ensemble"]}, "rankers that learn on their own"),
         ({"baselines": ["popular"]}, "ranker 'popular': unknown"),
+        ({"features": ["stored"]}, r"ranking.features: no 'retrieval', which \['logistic', 'rrf'\] read"),
+        (
+            {"features": ["stored"], "ranker": "ensemble", "baselines": [], "parameters": {"ensemble": {"ranker": "rrf"}}},
+            "which .'rrf'. read",
+        ),
     ],
 )
 def test_a_wrong_choice_is_refused_with_what_would_be_right(given, said):

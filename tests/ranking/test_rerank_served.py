@@ -11,6 +11,7 @@ import pytest
 from ranking_world import AS_OF, SOURCES
 from typer.testing import CliRunner
 
+from pipelines import columns as c
 from pipelines import config, cycle, publish, summary
 from pipelines.cli.entry import app
 from pipelines.config import ExplorationPolicy, FairnessSettings
@@ -185,6 +186,31 @@ def test_every_rule_can_be_tried_before_it_is_switched_on(evaluated):
     assert by["purchased", "bought_before"]["upper"] < 0
     assert by["mmr", "unlikeness"]["lower"] > 0
     assert by["dpp", "ndcg_at_10"]["against"] == judging.served(evaluated, AS_OF)
+
+
+def test_a_comparison_that_cannot_be_tried_is_named_as_it_would_be_when_served(evaluated, monkeypatch):
+    usual = config.load(evaluated)
+    by_vectors = RerankSettings.model_validate({"likeness": {"by": "vectors", "source": "popular"}})
+    monkeypatch.setattr(config, "load", lambda _: usual.model_copy(update={"rerank": by_vectors}))
+    with pytest.raises(StateError, match=r"rerank.likeness.source: 'popular', which has no vectors"):
+        rules_tried.tried(evaluated, AS_OF)
+
+
+def test_exploration_does_not_bring_back_what_a_filter_took_out(evaluated, served, monkeypatch):
+    usual, world = config.load(evaluated), universe.load(evaluated, AS_OF)
+    eager = ExplorationPolicy(
+        method="epsilon_greedy", slots=tuple(range(1, 11)), share=1.0, epsilon=1.0, max_events=10**6, max_age_days=1000
+    )
+    monkeypatch.setattr(config, "load", lambda _: usual.model_copy(update={"exploration": eager}))
+    users, cutoff = world.labels("judge").user_ids, world.fold("judge").cutoff
+    ever = replace(served, rerank=RerankSettings.model_validate({"purchased": True}))
+    lists = two_stage.rank_users(evaluated, ever, users, cutoff, 10)
+    past = histories(world.interactions(cutoff, usual.training), users)
+    bought = past.event_type == c.EVENT_TYPES.index(c.PURCHASE)
+    taken = set(zip(past.row_of_event()[bought].tolist(), past.item[bought].tolist(), strict=True))
+    item = positions(lists.item_ids.ravel(), world.item_ids).reshape(lists.item_ids.shape)
+    assert taken
+    assert not taken & {(row, one) for row, some in enumerate(item.tolist()) for one in some if one >= 0}
 
 
 def test_exploration_is_the_last_rule_and_says_where_it_drew(evaluated, served, monkeypatch):
