@@ -26,7 +26,7 @@ def test_jaccard_is_shared_over_all_users_of_either():
 
 
 def test_an_unknown_similarity_is_refused():
-    with pytest.raises(ReloopError, match="similarity 'dice'; expected cosine or jaccard"):
+    with pytest.raises(ReloopError, match="similarity 'dice'; expected cosine, jaccard or dot"):
         ItemKnn(similarity="dice").fit(world(EVENTS, 2, 4))
 
 

@@ -94,15 +94,22 @@ def test_it_stops_when_validation_no_longer_improves_keeps_the_best_and_ends_wit
 
     def quality(params):
         judged.append(params["slope"])
-        return -float(len(judged) != 2)  # the second epoch is the best
+        return -float(len(judged) != 3)  # after what it began with: the second epoch is the best
 
     learner = Line(n_epochs=50, patience=3, final_epochs=0)
     best = train(learner, FIRST, material(quality, epochs=epochs), None)
     assert epochs == [False] * 5, "two epochs and three without a better one"
-    assert best["slope"] == judged[1]
+    assert best["slope"] == judged[2]
     epochs.clear(), judged.clear()
     train(Line(n_epochs=50, patience=3, final_epochs=2), FIRST, material(quality, epochs=epochs), None)
     assert epochs == [False] * 5 + [True] * 2
+
+
+def test_a_training_that_only_makes_things_worse_returns_what_it_began_with():
+    best = train(
+        Line(n_epochs=50, patience=2, final_epochs=0), FIRST, material(lambda params: -abs(float(params["slope"] - FIRST["slope"]))), None
+    )
+    assert best["slope"] == FIRST["slope"]
 
 
 def test_a_budget_in_seconds_is_kept_also_over_a_resumed_training(tmp_path, monkeypatch):
