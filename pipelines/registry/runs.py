@@ -23,6 +23,7 @@ from pipelines.window import micros, utc
 RETRIEVAL: Final = "reloop/retrieval"
 RANKING: Final = "reloop/ranking"
 RELEASE: Final = "reloop/release"
+TABLES: Final = "mlflow.loggedArtifacts"  # the tag by which MLflow finds the tables of a run
 NOT_METRICS: Final = {"seconds"}
 
 
@@ -168,7 +169,9 @@ def log_table(home: Home, run_id: str, file: str, rows: list[dict[str, Any]]) ->
 
     books = tracking.client(home)
     books.log_text(run_id, pd.DataFrame(rows).to_json(orient="split", index=False), file)
-    books.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": file, "type": "table"}]))
+    listed, entry = json.loads(books.get_run(run_id).data.tags.get(TABLES, "[]")), {"path": file, "type": "table"}
+    if entry not in listed:
+        books.set_tag(run_id, TABLES, json.dumps([*listed, entry]))
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from trained_shop import SECOND
 
@@ -51,6 +53,8 @@ def test_a_cycle_is_a_run_a_part_and_logging_it_again_changes_nothing(fresh: Hom
     history = tracking.client(fresh).get_metric_history(again.info.run_id, "ndcg_at_10")
     assert len(history) == 1
     assert len(again.inputs.dataset_inputs) == 2
+    tables = [entry["path"] for entry in json.loads(again.data.tags[runs.TABLES])]
+    assert tables == ["importance.json", "attribution.json"]
 
 
 def test_only_finite_numbers_become_metrics_under_names_mlflow_takes() -> None:
