@@ -20,17 +20,20 @@ from typing import Any, Final
 from pipelines import knobs, publish
 from pipelines.config import RankingSettings
 from pipelines.errors import StateError
+from pipelines.ranking import scale_out
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.logistic import Logistic
 from pipelines.ranking.neural.dcn import Dcn
 from pipelines.ranking.neural.multi_task import Mmoe, SharedBottom
+from pipelines.ranking.neural.network import Network
 from pipelines.ranking.neural.wide_deep import WideDeep
 from pipelines.ranking.pointwise import Pointwise
 from pipelines.ranking.protocol import Ranker, schema_hash
 from pipelines.ranking.rrf import Rrf
 from pipelines.ranking.trees import Boosted
 from pipelines.ranking.xendcg import XeNdcg
+from pipelines.retrieval.neural import backend
 
 RANKER_FILE: Final = "ranker.json"
 BEFORE: Final = "features.json"  # what lambdarank, then the only ranker, was described by
@@ -78,9 +81,12 @@ def chosen(settings: RankingSettings, name: str | None = None) -> Ranker:
 
     Raises:
         StateError: a ranker is unknown, or a knob is unknown, of another type, or out of its range.
+        ReloopError: what it is trained with is not installed.
     """
     for other in dict.fromkeys((*settings.parameters, *settings.baselines)):
-        make(other, settings.parameters.get(other))
+        found = make(other, settings.parameters.get(other))
+        if other in settings.baselines:
+            _fits_here(found)
     if "retrieval" not in settings.features and (
         blind := [one for one in dict.fromkeys((name or settings.ranker, *settings.baselines)) if one in OF_SOURCES]
     ):
@@ -99,7 +105,16 @@ def chosen(settings: RankingSettings, name: str | None = None) -> Ranker:
         if ranker.ranker == Ensemble.name:
             raise StateError("ranking.parameters.ensemble.ranker", found="'ensemble'", allowed="one ranker that learns on its own")
         chosen(settings, ranker.ranker)
+    _fits_here(ranker)
     return ranker
+
+
+def _fits_here(ranker: Ranker) -> None:
+    """Check that what the ranker is trained with is installed, importing nothing."""
+    if isinstance(ranker, Network):
+        backend.require(f"ranker {ranker.name}")
+    if isinstance(ranker, Boosted) and (ranker.n_workers or ranker.scheduler):
+        scale_out.require()
 
 
 def name_of(ranker: Ranker) -> str:

@@ -27,6 +27,19 @@ from pipelines.ranking.row_quality import per_list
 Doubles = npt.NDArray[np.float64]
 
 
+def require() -> None:
+    """Check that trees can be grown by several workers, importing nothing.
+
+    Raises:
+        ReloopError: Dask is not installed.
+    """
+    if missing := [package for package in ("dask", "distributed") if find_spec(package) is None]:
+        raise ReloopError(
+            "training on several workers", found=f"{missing} not installed", allowed="the extra `dask`",
+            hint="pip install 'reloop[dask]', or leave n_workers and scheduler out of ranking.parameters",
+        )  # fmt: skip
+
+
 @contextmanager
 def cluster(n_workers: int, scheduler: str, *, wait: str = "10s") -> Iterator[Any]:
     """Yield a client of the workers that the knobs ask for: those of a running scheduler, else processes of this machine, else None.
@@ -37,11 +50,7 @@ def cluster(n_workers: int, scheduler: str, *, wait: str = "10s") -> Iterator[An
     if not n_workers and not scheduler:
         yield None
         return
-    if missing := [package for package in ("dask", "distributed") if find_spec(package) is None]:
-        raise ReloopError(
-            "training on several workers", found=f"{missing} not installed", allowed="the extra `dask`",
-            hint="pip install 'reloop[dask]', or leave n_workers and scheduler out of ranking.parameters",
-        )  # fmt: skip
+    require()
     from distributed import Client, LocalCluster
 
     if scheduler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from ranker_contract import NAMES, NETWORK, SMALL, RankerContract, world
 
 from pipelines import publish
 from pipelines.config import RankingSettings
-from pipelines.errors import StateError
+from pipelines.errors import ReloopError, StateError
 from pipelines.ranking import rankers
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.protocol import schema_hash
@@ -121,6 +122,21 @@ def test_the_settings_choose_a_ranker_and_its_knobs():
 )
 def test_a_wrong_choice_is_refused_with_what_would_be_right(given, said):
     with pytest.raises(StateError, match=said):
+        rankers.chosen(RankingSettings(**given))
+
+
+@pytest.mark.parametrize(
+    ("lacking", "given", "extra"),
+    [
+        ("jax", {"ranker": "dcn"}, "neural"),
+        ("jax", {"baselines": ["wide_deep"]}, "neural"),
+        ("jax", {"ranker": "ensemble", "parameters": {"ensemble": {"ranker": "mmoe"}}}, "neural"),
+        ("dask", {"parameters": {"lambdarank": {"n_workers": 2}}}, "dask"),
+    ],
+)
+def test_a_ranker_that_cannot_be_trained_here_is_refused_before_anything_is(lacking, given, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, lacking, None)  # as if it were not installed
+    with pytest.raises(ReloopError, match=extra):
         rankers.chosen(RankingSettings(**given))
 
 
