@@ -36,6 +36,7 @@ from pipelines.datasets import newness, universe
 from pipelines.datasets.interactions import Ints, histories, positions
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
+from pipelines.errors import StateError
 from pipelines.evaluation import cold, metrics, paired, slices, spread
 from pipelines.evaluation.metrics import Doubles, Judged
 from pipelines.evaluation.slices import Mask
@@ -70,6 +71,27 @@ def served(home: Home, as_of: datetime) -> str:
     """
     publish.manifest(folder(home, as_of), verify=True)
     return str(json.loads((folder(home, as_of) / "metrics.json").read_text(encoding="utf-8"))["serves"])
+
+
+def check(home: Home, as_of: datetime, model: TwoStage) -> None:
+    """Check that the evaluation of a run judged lists as a model shows them.
+
+    Raises:
+        StateError: the settings of what is shown were changed since.
+    """
+    facts, now = publish.manifest(folder(home, as_of)).facts, _shown(model)
+    if changed := [name for name in now if facts.get(name, now[name]) != now[name]]:
+        raise StateError(
+            "evaluation",
+            found=f"lists that were judged under another {' and '.join(changed)}",
+            allowed=f"{ {name: now[name] for name in changed} }",
+            hint="evaluate again, or take the change back",
+        )
+
+
+def _shown(model: TwoStage) -> dict[str, Any]:
+    """Return what of the settings, beside those of earlier stages, decides on a list."""
+    return {"rerank": model.rerank.model_dump(mode="json"), "exclude_seen": model.exclude_seen}
 
 
 def evaluate(home: Home, as_of: datetime) -> None:
@@ -151,7 +173,7 @@ def evaluate(home: Home, as_of: datetime) -> None:
             worth = attribution.rows(_stages(lists, decision, settings.retrieval.sources, rules), audience, K)
             told["steps"] = attribution.nested(worth)
         write_fairness(home, as_of, lists[SERVED], audience, settings.fairness)
-        with publish.folder(folder(home, as_of), {"universe": world.digest, "serves": report["serves"]}) as out:
+        with publish.folder(folder(home, as_of), {"universe": world.digest, "serves": report["serves"], **_shown(model)}) as out:
             columns: dict[str, Any] = {c.USER_ID: pa.array(truth.user_ids, pa.string())}
             columns |= {f"ndcg_at_10__{name}": table["ndcg_at_10"] for name, table in sorted(per_user.items())}
             publish.write_parquet(out / "per_user.parquet", pa.table(columns | {f"slice__{name}": rows for name, rows in groups.items()}))

@@ -135,6 +135,7 @@ def _assemble(home: Home, as_of: datetime) -> Path:
     world = universe.load(home, as_of)
     settings = config.load(home)
     model = two_stage.of_run(home, as_of, serves=judging.served(home, as_of))
+    judging.check(home, as_of, model)
     metrics = json.loads((judging.folder(home, as_of) / "metrics.json").read_text(encoding="utf-8"))
     learnt = [fold for fold in world.folds if fold.name != JUDGE]
     importance = model.ranker.importance if model.ranker else {}

@@ -66,6 +66,14 @@ def test_what_was_judged_with_rules_is_what_the_saved_model_serves(evaluated, se
     assert {"mmr", "caps"} <= fired <= set(chain.active(served.rerank))
 
 
+def test_rules_that_were_not_judged_are_no_part_of_a_release(evaluated, monkeypatch):
+    judging.check(evaluated, AS_OF, two_stage.of_run(evaluated, AS_OF))
+    usual = config.load(evaluated)
+    monkeypatch.setattr(config, "load", lambda _: usual.model_copy(update={"rerank": RerankSettings()}))
+    with pytest.raises(StateError, match=r"judged under another rerank; expected .*evaluate again"):
+        judging.check(evaluated, AS_OF, two_stage.of_run(evaluated, AS_OF))
+
+
 def test_nobody_is_shown_what_they_just_bought(evaluated, served):
     cutoff = universe.load(evaluated, AS_OF).fold("judge").cutoff
     known = load(evaluated, cutoff, config.load(evaluated).training, item_ids=served.item_ids)
