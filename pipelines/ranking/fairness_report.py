@@ -44,6 +44,12 @@ def bounds(settings: FairnessSettings) -> dict[str, Bound]:
     return {name: Bound(_PATHS[name][0], limit, _PATHS[name][1]) for name, limit in held.items() if limit is not None}
 
 
+def broken(home: Home, as_of: datetime, settings: FairnessSettings) -> tuple[str, ...]:
+    """Return the bounds in force that the lists of a run break, in sentences; what was not measured breaks its bound."""
+    measured = cycle.records(home, as_of, "fairness")
+    return tuple(fairness.verdict(measured[0] if measured else {}, bounds(settings)))
+
+
 def file(home: Home, as_of: datetime) -> Path:
     """Return where the figures of a run are kept; the page lies beside them."""
     return home.reports / "fairness" / f"{utc(as_of):%Y-%m-%dT%H%M%S}.json"

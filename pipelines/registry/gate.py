@@ -41,6 +41,7 @@ class Evidence:
         slices: guarded slice -> (champion, challenger), two arrays over the slice's users.
         coverage: (champion, challenger), share of the catalogue in anyone's first ten.
         champion_age_days: from the champion's as_of to the challenger's.
+        broken: bounds that the challenger's own lists break, in sentences (`evaluation.fairness.verdict`).
         earlier_decisions: times this champion has been tested before.
         seed: of the bootstrap.
     """
@@ -51,6 +52,7 @@ class Evidence:
     slices: Mapping[str, tuple[Scores, Scores]] = field(default_factory=dict)
     coverage: tuple[float, float] | None = None
     champion_age_days: float | None = None
+    broken: tuple[str, ...] = ()
     earlier_decisions: int = 0
     seed: int = 7
 
@@ -185,7 +187,7 @@ def _guardrail(subject: str, found: _Comparison, margin: float, harmed: float) -
 
 
 def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[_Finding], dict[str, Any]]:
-    findings: list[_Finding] = []
+    findings = [_Finding(KEEP, reason) for reason in evidence.broken]
     figures: dict[str, Any] = {"incumbents": {}, "slices": {}, "coverage": None}
     for name in policy.incumbents:
         found = _compare(evidence.incumbents[name], evidence.challenger, policy.confidence, evidence.seed)

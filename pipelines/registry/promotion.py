@@ -25,7 +25,7 @@ from pipelines.datasets.split import JUDGE
 from pipelines.datasets.universe import Universe
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
-from pipelines.ranking import judging, two_stage
+from pipelines.ranking import fairness_report, judging, two_stage
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.registry import bundle, gate, releases, runs
 from pipelines.registry.gate import Evidence, Scores
@@ -129,10 +129,11 @@ def weigh(home: Home, as_of: datetime, baseline: releases.Pointer, challenger: T
     settings = config.load(home)
     judged = bench(home, as_of, settings)
     new = judged.score(home, challenger)
+    broken = fairness_report.broken(home, as_of, settings.fairness)
     wanted = [*settings.gate.incumbents, settings.gate.baseline]
     trivial = incumbents(home, as_of, wanted, judged.truth.user_ids)
     if baseline.digest is None or baseline.as_of is None:
-        return Evidence(challenger=new.ndcg, incumbents=trivial, seed=settings.training.seed)
+        return Evidence(challenger=new.ndcg, incumbents=trivial, broken=broken, seed=settings.training.seed)
     old = judged.score(home, bundle.load(home, baseline.digest))
     has_tail = ~np.isnan(old.tail)
     return Evidence(
@@ -142,6 +143,7 @@ def weigh(home: Home, as_of: datetime, baseline: releases.Pointer, challenger: T
         slices={"light_users": (old.ndcg[judged.light], new.ndcg[judged.light]), "tail_items": (old.tail[has_tail], new.tail[has_tail])},
         coverage=(old.coverage, new.coverage),
         champion_age_days=(utc(as_of) - utc(baseline.as_of)) / DAY,
+        broken=broken,
         earlier_decisions=tested(home, baseline.version),
         seed=settings.training.seed,
     )

@@ -64,6 +64,13 @@ def first(**changes: Any) -> Evidence:
     )
 
 
+def test_a_broken_bound_of_fairness_keeps_the_champion_and_says_which():
+    reason = "fairness: min_tail_ratio is 0.100 [0.080, 0.120], below 0.5"
+    for weighed in (evidence(broken=(reason,)), first(broken=(reason,))):
+        verdict = judge(weighed, POLICY)
+        assert (verdict.verdict, verdict.reasons[0]) == (KEEP, reason)
+
+
 CHAMPION = users(1)
 CASES = {
     "better everywhere": (evidence(), PROMOTE, "superiority", "NDCG@10 .* of the champion"),

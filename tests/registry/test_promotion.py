@@ -38,6 +38,15 @@ def test_first_model_then_a_week_later(fresh: Home) -> None:
     assert tags["gate.verdict"] == second["verdict"]
 
 
+def test_a_bound_of_fairness_that_the_challenger_breaks_keeps_it_back(fresh: Home) -> None:
+    settings = fresh.root / "reloop.toml"
+    before = settings.read_text(encoding="utf-8") if settings.is_file() else ""
+    settings.write_text(before + "\n[fairness]\nmax_miscalibration = 0.0\n", encoding="utf-8")
+    decision = promotion.decide(fresh, FIRST)
+    assert decision["verdict"] == "keep"
+    assert decision["reasons"][0].startswith("fairness: max_miscalibration")
+
+
 def test_the_champion_scored_against_itself_does_not_differ(fresh: Home) -> None:
     """The same bundle on both sides: every difference is zero, so nothing hangs on which side a model stands."""
     digest = cycle.records(fresh, FIRST, "bundle")[0]["digest"]
