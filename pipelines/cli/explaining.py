@@ -45,7 +45,7 @@ def explain(
     if found["item"] is None:
         out.print("  nothing is shown to this user", highlight=False)
     else:
-        _tell_item(found["item"])
+        _tell_item(found["item"], found["serves"])
 
 
 def _released(home: Home, release: str | None) -> tuple[int, str]:
@@ -81,14 +81,14 @@ def _tell_list(found: dict[str, Any]) -> None:
         out.print("  beyond this, some places are drawn for among new items (exploration)", highlight=False)
 
 
-def _tell_item(item: dict[str, Any]) -> None:
+def _tell_item(item: dict[str, Any], serves: str) -> None:
     place = "not in the list" if item["place"] is None else f"place {item['place']}"
     out.print(f"\n{escape(item['item_id'])}: {place}", highlight=False)
     grid = _grid("Who proposed it", "source", "place", "score")
     for name, told in item["sources"].items():
         rank = "-" if told["place"] is None else str(told["place"])
-        grid.add_row(name, rank if told["proposed"] else f"{rank} (not asked for so many)", _number(told["score"]))
-    for step in ("blend", "ranker"):
+        grid.add_row(name, rank if told["proposed"] else f"{rank} (beyond its list)", _number(told["score"]))
+    for step in ("blend", "ranker") if serves == "ranked" else ("blend",):
         if item[step] is not None:
             grid.add_row(step, f"{item[step]['place']} of {item[step]['of']}", _number(item[step]["score"]))
     out.print(grid)
