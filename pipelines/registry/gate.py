@@ -41,9 +41,9 @@ class Evidence:
         slices: guarded slice -> (champion, challenger), two arrays over the slice's users.
         coverage: (champion, challenger), share of the catalogue in anyone's first ten.
         champion_age_days: from the champion's as_of to the challenger's.
-        broken: bounds that the challenger's own lists break, in sentences (`evaluation.fairness.verdict`).
         earlier_decisions: times this champion has been tested before.
         seed: of the bootstrap.
+        broken: bounds that the challenger's own lists break, in sentences (`evaluation.fairness.verdict`).
     """
 
     challenger: Scores
@@ -52,9 +52,9 @@ class Evidence:
     slices: Mapping[str, tuple[Scores, Scores]] = field(default_factory=dict)
     coverage: tuple[float, float] | None = None
     champion_age_days: float | None = None
-    broken: tuple[str, ...] = ()
     earlier_decisions: int = 0
     seed: int = 7
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
