@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -37,9 +36,8 @@ def described(known: pa.Table | None, n_rows: int) -> list[list[str]]:
         for row, title in _there(known[c.TITLE]):
             found[row] += [f"{c.TITLE}:{word}" for word in dict.fromkeys(str(title).lower().split())]
     if c.ATTRIBUTES in names:
-        for row, text in _there(known[c.ATTRIBUTES]):
-            given = json.loads(text)
-            found[row] += [f"{name}={value}" for name, value in sorted(given.items())] if isinstance(given, dict) else []
+        for row, pairs in _there(known[c.ATTRIBUTES]):
+            found[row] += [f"{name}={value}" for name, value in sorted(pairs) if value]
     if c.PRICE in names:
         for row, price in _there(known[c.PRICE]):
             found[row] += [f"{c.PRICE}=2^{int(np.floor(np.log2(price)))}"] if price > 0 else []
