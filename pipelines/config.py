@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines import misfit
+from pipelines.decision_policies import DriftPolicy, FairnessSettings, GatePolicy, RetrainPolicy
 from pipelines.errors import StateError
+from pipelines.frozen import Frozen
 from pipelines.rerank_policies import RerankSettings
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
@@ -106,12 +108,6 @@ class Home:
     def reports(self) -> Path:
         """What people read: run.json, Data Docs, Evidently pages."""
         return self.root / "reports"
-
-
-class Frozen(BaseModel):
-    """A settings class: immutable, and a misspelt knob is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SourceSettings(Frozen):
@@ -296,53 +292,6 @@ class ExplorationPolicy(Frozen):
     def cards(self) -> int:
         """Return how many new items a slot may draw among, so that each keeps `min_propensity`."""
         return self.max_cards if not self.min_propensity else min(self.max_cards, int(self.share / self.min_propensity))
-
-
-class FairnessSettings(Frozen):
-    """What the fairness report is about, and bounds that a gate may guard; one that is not set bounds nothing."""
-
-    provider: Literal["brand", "seller"] = "brand"
-    max_popularity_lift: float | None = Field(default=None, allow_inf_nan=False)  # mean popularity of lists over that of histories, minus 1
-    max_miscalibration: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False
-    )  # KL from the history's categories to the list's, nats
-    max_relative_quality_gap: float | None = Field(default=None, ge=0, le=1)  # NDCG@10 of the best user group to the worst, of the best
-    max_provider_distance: float | None = Field(default=None, ge=0, le=1)  # of attention from demand, over all providers
-    min_tail_ratio: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # attention that tail items get over demand for them
-
-
-class GatePolicy(Frozen):
-    """What a challenger must show (promises: a bare "NDCG improved" fires on half of equal retrains)."""
-
-    confidence: float = 0.95
-    min_effect: float = 0.005  # relative NDCG@10
-    min_users: int = 2000  # below it the answer is "not enough evidence"
-    max_age_days: float = 28.0  # an older champion yields to a challenger that is not worse
-    non_inferiority_margin: float = 0.01  # relative, on the freshness track
-    max_coverage_loss: float = 0.10  # relative
-    max_slice_loss: float = 0.03  # relative, lower bound, on every guarded slice
-    min_slice_users: int = 200
-    baseline: str = "popular"  # what the first model must beat
-    incumbents: tuple[str, ...] = ("popular_7d", "sequence_rules", "item_knn")  # what no release may be worse than
-    slices: tuple[str, ...] = ("light_users", "tail_items")  # guarded by max_slice_loss
-
-
-class DriftPolicy(Frozen):
-    """When a feature counts as drifted."""
-
-    psi_threshold: float = 0.2
-    false_alarm_rate: float = 0.01  # a check, over all features together
-    bins: int = 10
-    min_rows: int = 300
-    smoothing: float = 0.5
-    min_drifted_importance: float = 0.1  # share of the ranker's gain carried by drifted features
-
-
-class RetrainPolicy(Frozen):
-    """When a training run is due."""
-
-    cadence_days: float = 7.0
-    cooldown_days: float = 1.0
 
 
 class Settings(Frozen):

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Policy(BaseModel):
-    """A frozen policy: a misspelt knob is an error, and so is a number that is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from pipelines.frozen import Policy
 
 
 class AvailabilityPolicy(Policy):

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pipelines import config, cycle, publish
-from pipelines.config import DriftPolicy, Home
+from pipelines.config import Home
+from pipelines.decision_policies import DriftPolicy
 from pipelines.evaluation import psi
 from pipelines.monitoring import evidently_page
 from pipelines.registry import bundle, population, releases, runs

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pipelines import config, cycle
-from pipelines.config import Home, RetrainPolicy
+from pipelines.config import Home
 from pipelines.datasets.split import planned
+from pipelines.decision_policies import RetrainPolicy
 from pipelines.errors import NotEnoughData
 from pipelines.window import utc
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pipelines.datasets.interactions import Floats, Ints
 from pipelines.errors import StateError
 from pipelines.knobs import Range
-from pipelines.ranking.protocol import Ranker, RankingRows
+from pipelines.ranking.protocol import Ranker, RankingRows, check_width
 
 Doubles = npt.NDArray[np.float64]
 
@@ -82,8 +82,7 @@ class Ensemble:
             StateError: not fitted, another number of features, or lists that do not tile the rows.
         """
         members, names = self._members(), self.features
-        if features.shape[1] != len(names):
-            raise StateError("feature matrix", found=f"{features.shape[1]} columns", allowed=f"the ranker's {len(names)} features")
+        check_width(features, names)
         sizes = np.array([len(features)]) if group is None else np.asarray(group)
         if sizes.sum() != len(features):
             raise StateError("lists to rank", found=f"{sizes.sum()} rows in lists", allowed=f"the {len(features)} rows of the matrix")

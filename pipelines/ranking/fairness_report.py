@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from scipy import sparse
 
 from pipelines import cycle, publish
-from pipelines.config import FairnessSettings, Home
+from pipelines.config import Home
 from pipelines.datasets.interactions import Ints
+from pipelines.decision_policies import FairnessSettings
 from pipelines.evaluation import fairness, metrics
 from pipelines.evaluation.fairness import Bound
 from pipelines.ranking.attribution import Audience

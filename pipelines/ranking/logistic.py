@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pipelines.datasets.interactions import Floats, Ints
 from pipelines.errors import StateError
 from pipelines.knobs import Range
-from pipelines.ranking.protocol import RankingRows, source_columns
+from pipelines.ranking.protocol import RankingRows, check_width, source_columns
 
 STATE_FILE: Final = "model.npz"
 ROWS_AT_ONCE: Final = 1 << 17
@@ -115,8 +115,7 @@ class Logistic:
         """
         del group
         state = self._fitted()
-        if features.shape[1] != len(state.names):
-            raise StateError("feature matrix", found=f"{features.shape[1]} columns", allowed=f"the ranker's {len(state.names)} features")
+        check_width(features, state.names)
         inputs = self._inputs(features, state.names)
         found = np.full(len(inputs), state.intercept)
         # Column by column: a matrix product rounds by the height of the matrix, and a score must not depend on the batch.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets.interactions import Floats, Ids, Ints
+from pipelines.errors import StateError
 
 
 def schema_hash(names: tuple[str, ...]) -> str:
@@ -26,6 +27,16 @@ def source_columns(names: tuple[str, ...]) -> list[tuple[int, int]]:
     at = {name: place for place, name in enumerate(names)}
     ranked = [name.removesuffix("_rank") for name in names if name.endswith("_rank") and name != "blend_rank"]
     return [(at[f"{source}_score"], at[f"{source}_rank"]) for source in ranked if f"{source}_score" in at]
+
+
+def check_width(features: Floats, names: tuple[str, ...]) -> None:
+    """Check that a matrix [n, n_features] has a column for each feature of a ranker.
+
+    Raises:
+        StateError: it has another number of columns.
+    """
+    if features.shape[1] != len(names):
+        raise StateError("feature matrix", found=f"{features.shape[1]} columns", allowed=f"the ranker's {len(names)} features")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipelines.datasets.interactions import Floats, Ints
 from pipelines.errors import StateError
 from pipelines.knobs import Range
-from pipelines.ranking.protocol import RankingRows, source_columns
+from pipelines.ranking.protocol import RankingRows, check_width, source_columns
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Rrf:
         """
         del group
         names = self.features
-        if features.shape[1] != len(names):
-            raise StateError("feature matrix", found=f"{features.shape[1]} columns", allowed=f"the ranker's {len(names)} features")
+        check_width(features, names)
         found = np.zeros(len(features))
         for _, rank in source_columns(names):
             found += np.nan_to_num(1 / (self.constant + features[:, rank].astype(np.float64)), nan=0.0)

@@ -27,7 +27,7 @@ from pipelines.errors import StateError
 from pipelines.knobs import Range
 from pipelines.ranking import scale_out
 from pipelines.ranking.forest import Forest
-from pipelines.ranking.protocol import RankingRows
+from pipelines.ranking.protocol import RankingRows, check_width
 
 MODEL_FILE: Final = "model.txt"
 IMPORTANCE_FILE: Final = "importance.json"
@@ -228,8 +228,7 @@ class Boosted(ABC):
         """
         del group
         state = self.fitted()
-        if features.shape[1] != len(state.names):
-            raise StateError("feature matrix", found=f"{features.shape[1]} columns", allowed=f"the ranker's {len(state.names)} features")
+        check_width(features, state.names)
         return state.forest.score(features)
 
     @property

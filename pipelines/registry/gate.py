@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from pipelines.config import GatePolicy
+from pipelines.decision_policies import GatePolicy
 from pipelines.evaluation import paired
 
 PROMOTE: Final = "promote"

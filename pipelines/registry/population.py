@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 
 from pipelines import columns as c
 from pipelines import lake
-from pipelines.config import DriftPolicy, Home
+from pipelines.config import Home
+from pipelines.decision_policies import DriftPolicy
 from pipelines.errors import StateError
 from pipelines.evaluation import psi
 from pipelines.window import DAY, floor_day, utc

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from pipelines import columns as c
 from pipelines import config, cycle, publish
-from pipelines.config import GatePolicy, Home, Settings
+from pipelines.config import Home, Settings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Ids, Interactions, positions, strings
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
 from pipelines.datasets.universe import Universe
+from pipelines.decision_policies import GatePolicy
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
 from pipelines.ranking import fairness_report, judging, two_stage

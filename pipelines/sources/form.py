@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError, field_validator
 
 from pipelines import lake
-from pipelines.config import Frozen, Home
+from pipelines.config import Home
 from pipelines.errors import SourceError
+from pipelines.frozen import Frozen
 from pipelines.sources import plan
 from pipelines.sources.request import Request, Source, World
 from pipelines.window import Window, utc

@@ -19,8 +19,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from pipelines import columns as c
 from pipelines import misfit
-from pipelines.config import Frozen, Settings
+from pipelines.config import Settings
 from pipelines.errors import MappingError
+from pipelines.frozen import Frozen
 from pipelines.window import utc
 
 LARGEST: Final = 1 << 20  # bytes of a mapping file

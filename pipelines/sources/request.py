@@ -11,8 +11,8 @@ from typing import Annotated, Final
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipelines.config import Frozen
 from pipelines.errors import SourceError
+from pipelines.frozen import Frozen
 from pipelines.sources.simulator.incidents import Fault, Shift, parse
 from pipelines.window import Window
 

@@ -13,7 +13,8 @@ import trained_shop
 from trained_shop import FIRST, SECOND
 
 from pipelines import cycle
-from pipelines.config import DriftPolicy, Home
+from pipelines.config import Home
+from pipelines.decision_policies import DriftPolicy
 from pipelines.errors import StateError
 from pipelines.evaluation import psi
 from pipelines.features import build

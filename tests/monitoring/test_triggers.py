@@ -7,10 +7,12 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from small_shop import shop
 
 from pipelines import cycle, lake
-from pipelines.config import Home, RetrainPolicy
+from pipelines.config import Home
+from pipelines.decision_policies import RetrainPolicy
 from pipelines.monitoring import triggers
 from pipelines.monitoring.triggers import Situation, judge
 from pipelines.window import utc
@@ -54,8 +56,11 @@ def test_a_training_never_follows_another_within_the_cooldown_and_every_answer_h
         assert all(NOW - moment >= timedelta(days=POLICY.cooldown_days) for moment in trained)
 
 
-def test_a_policy_that_is_no_number_never_trains() -> None:
-    broken = RetrainPolicy(cooldown_days=float("nan"), cadence_days=float("nan"))
+def test_a_policy_that_is_no_number_is_refused_and_never_trains() -> None:
+    unknown = {"cooldown_days": float("nan"), "cadence_days": float("nan")}
+    with pytest.raises(ValidationError, match="finite number"):
+        RetrainPolicy(**unknown)
+    broken = RetrainPolicy.model_construct(**unknown)  # by a road that checks nothing
     assert not judge(Situation(NOW, days_ago(100), "by hand"), broken).due
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import GatePolicy
+from pipelines.decision_policies import GatePolicy
 from pipelines.registry.gate import KEEP, NOT_ENOUGH, PROMOTE, Evidence, judge, spent_alpha
 
 POLICY = GatePolicy()

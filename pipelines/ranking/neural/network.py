@@ -22,7 +22,7 @@ from pipelines.evaluation import metrics
 from pipelines.knobs import Range
 from pipelines.ranking.logistic import packed
 from pipelines.ranking.neural import inputs
-from pipelines.ranking.protocol import RankingRows
+from pipelines.ranking.protocol import RankingRows, check_width
 from pipelines.retrieval.neural import backend, layers
 from pipelines.retrieval.neural.backend import Array, Params
 from pipelines.retrieval.neural.training import Batch, Material, train
@@ -148,8 +148,7 @@ class Network:
         """
         del group
         state = self._fitted()
-        if features.shape[1] != len(state.names):
-            raise StateError("feature matrix", found=f"{features.shape[1]} columns", allowed=f"the ranker's {len(state.names)} features")
+        check_width(features, state.names)
         scale = {name.removeprefix("in."): array for name, array in state.arrays.items() if name.startswith("in.")}
         return self._scores(scale, state.arrays, features)
 

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets import newness
-from pipelines.datasets.interactions import Bools, Histories, Ints
+from pipelines.datasets.interactions import Bools, Floats, Histories, Ints, Longs
+from pipelines.ranking.rerank import likeness
+from pipelines.ranking.rerank.goods import Goods
+from pipelines.ranking.rerank.likeness import Likeness
 from pipelines.ranking.rerank.ranked import Ranked, codes
+from pipelines.rerank_policies import LikenessPolicy
 
 Doubles = npt.NDArray[np.float64]
+
+
+def picked(
+    select: Callable[[Floats, Likeness, int], Longs],
+    lists: Ranked,
+    goods: Goods,
+    max_candidates: int,
+    asked: tuple[int, LikenessPolicy],
+) -> Ranked:
+    """Return the lists with their first places chosen one list at a time; what is left keeps its order.
+
+    Args:
+        select: is given relevance float32 [m], the likenesses of the m items, and how many to take; returns int64, which, in order.
+        max_candidates: of the beginning of a list that are chosen among.
+        asked: how many places to fill, and what makes items alike.
+    """
+    depth, compared = asked
+    relevance, length = lists.relevance(), np.minimum(lists.lengths(), max_candidates)
+    chosen = np.full((len(length), min(depth, lists.item.shape[1])), -1, np.int64)
+    for row, m in enumerate(length.tolist()):
+        found = select(relevance[row, :m], likeness.of(goods, lists.item[row, :m], compared), chosen.shape[1])
+        chosen[row, : len(found)] = found
+    return lists.led_by(chosen)
 
 
 def with_quotas(lists: Ranked, quotas: Sequence[tuple[Bools, float]], depth: int) -> Ranked:

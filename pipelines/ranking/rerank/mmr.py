@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.datasets.interactions import Floats, Histories, Longs
-from pipelines.ranking.rerank import likeness
+from pipelines.ranking.rerank import greedy
 from pipelines.ranking.rerank.goods import Goods
 from pipelines.ranking.rerank.likeness import Likeness
 from pipelines.ranking.rerank.ranked import Ranked
@@ -39,10 +39,6 @@ def select(relevance: Floats, alike: Likeness, k: int, trade_off: float) -> Long
 
 def apply(lists: Ranked, goods: Goods, _users: Histories, policy: MmrPolicy, depth: int, compared: LikenessPolicy) -> Ranked:
     """Return the lists with their first places chosen by `select` among the best `max_candidates`."""
-    relevance, length = lists.relevance(), np.minimum(lists.lengths(), policy.max_candidates)
-    chosen = np.full((len(length), min(depth, lists.item.shape[1])), -1, np.int64)
-    for row, m in enumerate(length.tolist()):
-        alike = likeness.of(goods, lists.item[row, :m], compared)
-        found = select(relevance[row, :m], alike, chosen.shape[1], policy.trade_off)
-        chosen[row, : len(found)] = found
-    return lists.led_by(chosen)
+    return greedy.picked(
+        lambda relevance, alike, k: select(relevance, alike, k, policy.trade_off), lists, goods, policy.max_candidates, (depth, compared)
+    )

@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import GatePolicy, RetrievalSettings
+from pipelines.config import RetrievalSettings
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
+from pipelines.decision_policies import GatePolicy
 from pipelines.evaluation import metrics, paired
 from pipelines.retrieval import merging
 from pipelines.retrieval.leaderboard.board import Board
