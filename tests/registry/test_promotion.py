@@ -12,7 +12,7 @@ from trained_shop import FIRST, SECOND
 from pipelines import cycle
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.registry import bundle, promotion, releases, tracking
+from pipelines.registry import bundle, evidence, promotion, releases, tracking
 
 
 def aliases(home: Home) -> dict[str, str]:
@@ -51,12 +51,12 @@ def test_the_champion_scored_against_itself_does_not_differ(fresh: Home) -> None
     """The same bundle on both sides: every difference is zero, so nothing hangs on which side a model stands."""
     digest = cycle.records(fresh, FIRST, "bundle")[0]["digest"]
     baseline = releases.Pointer(1, digest, FIRST.isoformat(), None, None, 1)
-    evidence = promotion.weigh(fresh, FIRST, baseline, bundle.load(fresh, digest))
-    assert evidence.champion is not None
-    assert (evidence.challenger == evidence.champion).all()
-    assert all((before == after).all() for before, after in evidence.slices.values())
-    assert len(evidence.challenger) > 100
-    assert evidence.challenger.mean() == pytest.approx(cycle.records(fresh, FIRST, "ranking")[0]["ndcg_at_10"], abs=1e-9)
+    found = evidence.weigh(fresh, FIRST, baseline, bundle.load(fresh, digest))
+    assert found.champion is not None
+    assert (found.challenger == found.champion).all()
+    assert all((before == after).all() for before, after in found.slices.values())
+    assert len(found.challenger) > 100
+    assert found.challenger.mean() == pytest.approx(cycle.records(fresh, FIRST, "ranking")[0]["ndcg_at_10"], abs=1e-9)
 
 
 def test_deciding_again_repeats_the_decision_and_nothing_else(fresh: Home) -> None:
@@ -101,7 +101,7 @@ def test_an_older_challenger_never_replaces_a_newer_champion(fresh: Home) -> Non
     "step",
     [
         "bundle.load",
-        "promotion.weigh",
+        "evidence.weigh",
         "releases._append",
         "promotion.report_file",
         "releases.sync",
