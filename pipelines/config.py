@@ -23,7 +23,7 @@ from pipelines.rerank_policies import RerankSettings
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 # The groups of the ranker's features, in the order of its matrix (docs/ranking/features.md).
-FeatureGroup = Literal["retrieval", "standardised", "embedding", "stored", "contact", "price", "content", "request", "encoding"]
+FeatureGroup = Literal["retrieval", "standardised", "embedding", "stored", "contact", "price", "content", "session", "request", "encoding"]
 FEATURE_GROUPS: Final[tuple[FeatureGroup, ...]] = get_args(FeatureGroup)
 MAX_SOURCES: Final = 63  # a finished list has a bit for each (uint64), and one for exploration
 

@@ -25,6 +25,9 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Bytes: TypeAlias = npt.NDArray[np.int8]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
+DEVICES: Final = ("desktop", "phone", "tablet")  # what a device is taken for; any that is neither of the last two is the first
+_DEVICE_CODES: Final = """CASE WHEN device IS NULL THEN -1 WHEN lower(device) = 'tablet' THEN 2
+    WHEN lower(device) IN ('mobile', 'phone', 'smartphone', 'app', 'android', 'ios') THEN 1 ELSE 0 END"""  # as int_user_days has it
 TYPE_CODES: Final = " ".join(f"WHEN '{name}' THEN {code}" for code, name in enumerate(c.EVENT_TYPES))
 
 
@@ -45,6 +48,8 @@ class Histories:
         rating: float32 [n_events], NaN where the event is no rating; None where the caller has none.
         users: what is known of each user, a row each (`profiles.USERS`); None where nothing is.
         event_type: int8 [n_events], position in `columns.EVENT_TYPES`; None where the caller does not say.
+        device: int8 [n_users], position in `DEVICES` of the device in hand: the request's, or else that of the last event; -1
+            where unknown; None where the caller does not say.
     """
 
     indptr: Longs
@@ -56,6 +61,7 @@ class Histories:
     rating: Floats | None = None
     users: pa.Table | None = None
     event_type: Bytes | None = None
+    device: Bytes | None = None
 
     @property
     def n_users(self) -> int:
@@ -79,6 +85,7 @@ class Histories:
             None if self.rating is None else self.rating[begin:end],
             None if self.users is None else self.users.slice(first, last - first),
             None if self.event_type is None else self.event_type[begin:end],
+            None if self.device is None else self.device[first:last],
         )
 
     def row_of_event(self) -> Longs:
@@ -111,6 +118,7 @@ class Interactions:
         as_of: microseconds UTC; every event happened and was received before it.
         items, users: what is known of each besides its events as of then, a row an index with the
             columns `profiles.ITEMS` and `profiles.USERS`, null where unknown; None where nothing is.
+        device: int8 [n], position in `DEVICES`, -1 where unknown; None where the caller does not say.
     """
 
     user_ids: Ids
@@ -124,6 +132,7 @@ class Interactions:
     as_of: int
     items: pa.Table | None = None
     users: pa.Table | None = None
+    device: Bytes | None = None
 
 
 def gains(event_type: Bytes, value: Floats, settings: TrainingSettings) -> Floats:
@@ -160,7 +169,7 @@ def load(home: Home, before: datetime, settings: TrainingSettings, *, item_ids: 
 
 @dataclass(frozen=True)
 class Dense:
-    """Events with dense ids as an Arrow table: user, item, event_type, value, at, received; sorted by (user, at, event_id)."""
+    """Events with dense ids as an Arrow table: user, item, event_type, value, device, at, received; sorted by (user, at, event_id)."""
 
     events: pa.Table
     user_ids: Ids
@@ -178,7 +187,7 @@ def read(home: Home, before: datetime, *, item_ids: Ids | None = None, window: W
     where = "true" if window is None else "epoch_us(event_at) >= ? AND epoch_us(event_at) < ?"
     bound = [] if window is None else [micros(window.start), micros(window.end)]
     with lake.connect(home, before=before) as db:
-        wanted = 'event_id, user_id, item_id, event_type, "value", epoch_us(event_at) AS "at", epoch_us(received_at) AS received'
+        wanted = 'event_id, user_id, item_id, event_type, "value", device, epoch_us(event_at) AS "at", epoch_us(received_at) AS received'
         db.execute(f"CREATE TEMP TABLE wanted AS SELECT {wanted} FROM events WHERE {where}", bound)
         if item_ids is None:
             db.execute("CREATE TEMP TABLE known AS SELECT DISTINCT item_id FROM wanted")
@@ -192,7 +201,8 @@ def read(home: Home, before: datetime, *, item_ids: Ids | None = None, window: W
             FROM (SELECT DISTINCT user_id FROM wanted SEMI JOIN item_index USING (item_id))"""
         )
         found = db.sql(
-            f"""SELECT "user", item, (CASE event_type {TYPE_CODES} END)::TINYINT AS event_type, "value"::FLOAT AS "value", "at", received
+            f"""SELECT "user", item, (CASE event_type {TYPE_CODES} END)::TINYINT AS event_type, "value"::FLOAT AS "value",
+                ({_DEVICE_CODES})::TINYINT AS device, "at", received
             FROM wanted JOIN item_index USING (item_id) JOIN user_index USING (user_id)
             ORDER BY "user", "at", event_id"""
         ).to_arrow_table()
@@ -217,6 +227,7 @@ def arrays(dense: Dense, before: datetime, settings: TrainingSettings) -> Intera
         event_type=event_type,
         value=value,
         as_of=micros(before),
+        device=dense.events["device"].to_numpy(),
     )
 
 
@@ -273,7 +284,16 @@ def histories(interactions: Interactions, user_ids: Ids, as_of: datetime | None 
         rating=np.where(interactions.event_type[take] == c.EVENT_TYPES.index(c.RATING), interactions.value[take], np.float32(np.nan)),
         users=None if interactions.users is None else profiles.taken(interactions.users, known),
         event_type=interactions.event_type[take],
+        device=None if interactions.device is None else _last(interactions.device[take], indptr),
     )
+
+
+def _last(device: Bytes, indptr: Longs) -> Bytes:
+    """Return int8 [n_users], the device of each row's last event; -1 for a row without any."""
+    found = np.full(len(indptr) - 1, -1, np.int8)
+    filled = np.diff(indptr) > 0
+    found[filled] = device[indptr[1:][filled] - 1]
+    return found
 
 
 def remap(known: Histories, from_ids: Ids, to_ids: Ids) -> Histories:
@@ -303,4 +323,5 @@ def moved(known: Histories, place: Longs, n_items: int) -> Histories:
         rating=None if known.rating is None else known.rating[kept],
         users=known.users,
         event_type=None if known.event_type is None else known.event_type[kept],
+        device=known.device,
     )

@@ -3,8 +3,8 @@
     training/<as_of>/universe/
         items.parquet           item_id; its position is the item index of every file of the run
         users.parquet           user_id; its position is the user index
-        events.parquet          user, item, event_type, value, at, received: every event known as of the
-                                run, sorted by (user, at, event_id)
+        events.parquet          user, item, event_type, value, device, at, received: every event known as of
+                                the run, sorted by (user, at, event_id)
         item_versions.parquet   every version of the catalogue known as of the run (`profiles.versions`)
         user_versions.parquet   likewise of its users
         labels_<fold>.parquet   user, item, gain: the positives of the fold's users, sorted by (user, item)

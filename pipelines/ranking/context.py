@@ -27,6 +27,7 @@ from pipelines.retrieval.vectors import Vectors
 from pipelines.tables import TIMESTAMP
 from pipelines.window import micros
 
+BY_VECTORS: Final = frozenset({"embedding", "session"})  # the groups that read the vectors of the sources
 BEFORE_GROUPS: Final = ("retrieval", "stored", "contact", "price")  # the features of bundles that do not say which they read
 
 
@@ -153,7 +154,7 @@ def gather(
         proposals: `row` counts `user_ids` and the rows of `histories`; `item` counts `item_ids`.
         groups: of features, as in `RankingSettings.features`.
         memory: learnt before the moment, over `item_ids`.
-        vectors: of the sources that have some, of the rows of `histories`; used where `groups` has `embedding`.
+        vectors: of the sources that have some, of the rows of `histories`; used where `groups` has one of `BY_VECTORS`.
         goods: the catalogue of the moment, where it was read before.
     """
     goods = goods or catalogue(home, item_ids, as_of)
@@ -205,5 +206,5 @@ def gather(
         groups=groups,
         encoded=Stored(items.astype(np.int64), worth[:, None], ("encoded_item",)),
         memory=memory,
-        vectors=dict(vectors or {}) if "embedding" in groups else {},
+        vectors=dict(vectors or {}) if BY_VECTORS & set(groups) else {},
     )

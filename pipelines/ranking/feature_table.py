@@ -167,12 +167,19 @@ def _content(_: Columns) -> Described:
     ]
 
 
+def _session(columns: Columns) -> Described:
+    meaning = "of the vectors that {} has of the item and, in the mean, of the items of the user's last session"
+    return [(f"{source}_to_session", "cosine", meaning.format(source), "history", True) for source in columns.placed]
+
+
 def _request(_: Columns) -> Described:
     return [
         ("request_hour", "hours", "of the day at which the list is made, UTC", "request", True),
         ("request_weekday", "days", "of the week, 0 is Monday, UTC", "request", True),
         ("request_session_events", "events", "of the session under way; 0 where the last event is over 30 minutes old", "request", True),
         ("request_session_minutes", "minutes", "since the session under way began", "request", True),
+        ("request_phone", "0 or 1", "the device in hand is a phone; missing where unknown", "request", True),
+        ("request_tablet", "0 or 1", "the device in hand is a tablet; missing where unknown", "request", True),
     ]
 
 
@@ -189,6 +196,7 @@ DESCRIBED: Final[dict[str, Callable[[Columns], Described]]] = {
     "contact": _contact,
     "price": _price,
     "content": _content,
+    "session": _session,
     "request": _request,
     "encoding": _encoding,
 }

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config import FEATURE_GROUPS
-from pipelines.datasets.interactions import Floats, Histories, Ints, Longs
+from pipelines.datasets.interactions import DEVICES, Floats, Histories, Ints, Longs
 from pipelines.errors import StateError
 from pipelines.ranking import likeness
-from pipelines.ranking.contact import activity, contact, session, usual_log_price
+from pipelines.ranking.contact import activity, contact, last_sessions, session, usual_log_price
 from pipelines.ranking.context import Context
 from pipelines.ranking.feature_table import Columns, specs
 from pipelines.ranking.proposals import Proposals
@@ -150,13 +150,24 @@ def _content(block: Block) -> list[Floats]:
     return [likeness.cosine(profile, block.own, vectors, block.candidates.item) for profile in likeness.profiles(block.histories, vectors)]
 
 
+def _session(block: Block) -> list[Floats]:
+    """Return, of every source that has vectors, how near the candidate is to the items of the user's last session."""
+    begin, end = last_sessions(block.histories), block.histories.indptr[1:]
+    length = np.where(block.histories.lengths() > 0, end - begin, 0)
+    indptr = np.append(0, np.cumsum(length)).astype(np.int64)
+    member = block.histories.item[np.arange(indptr[-1]) - np.repeat(indptr[:-1] - begin, length)]
+    return [placed.of_lists(indptr, member, block.own, block.candidates.item) for placed in block.known.vectors.values()]
+
+
 def _request(block: Block) -> list[Floats]:
-    """Return when the list is made, and the session it is made in."""
+    """Return when the list is made, on what, and the session it is made in."""
     moment = datetime.fromtimestamp(block.histories.as_of / 1e6, UTC)
     n = len(block.own)
     events, minutes = session(block.histories)
     when = [moment.hour + moment.minute / 60, float(moment.weekday())]
-    return [*(np.full(n, value, np.float32) for value in when), block.per_list(events), block.per_list(minutes)]
+    device = np.full(block.histories.n_users, -1) if block.histories.device is None else block.histories.device
+    on = [block.per_list(np.where(device < 0, np.nan, device == DEVICES.index(kind))) for kind in ("phone", "tablet")]
+    return [*(np.full(n, value, np.float32) for value in when), block.per_list(events), block.per_list(minutes), *on]
 
 
 def _encoding(block: Block) -> list[Floats]:
@@ -178,6 +189,7 @@ MADE: Final[dict[str, Callable[[Block], list[Floats]]]] = {
     "contact": _contact,
     "price": _price,
     "content": _content,
+    "session": _session,
     "request": _request,
     "encoding": _encoding,
 }

@@ -31,7 +31,7 @@ from pipelines.datasets import universe
 from pipelines.datasets.interactions import Floats, Histories, Ids, Interactions, histories, load, strings
 from pipelines.errors import StateError
 from pipelines.ranking import newcomers, proposals, rankers, training, training_set
-from pipelines.ranking.context import BEFORE_GROUPS, Context, gather
+from pipelines.ranking.context import BEFORE_GROUPS, BY_VECTORS, Context, gather
 from pipelines.ranking.features import assemble
 from pipelines.ranking.memory import Memory
 from pipelines.ranking.proposals import Proposals
@@ -99,7 +99,7 @@ class TwoStage:
         Args:
             proposed: `row` counts `user_ids` and the rows of `users`.
         """
-        placed = {name: vectors.of(model, users) for name, model in self.retrievers.items()} if "embedding" in self.groups else {}
+        placed = {name: vectors.of(model, users) for name, model in self.retrievers.items()} if BY_VECTORS & set(self.groups) else {}
         return gather(
             home,
             proposed,

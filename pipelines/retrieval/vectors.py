@@ -42,6 +42,31 @@ class Vectors:
             cosine = _products(self.item, one, self.item, other) / (size[: len(one)] * size[len(one) :])
         return np.where((one >= 0) & self.known[one] & self.known[other], cosine, np.float32(np.nan)).astype(np.float32)
 
+    def of_lists(self, indptr: Longs, member: Ints, row: Longs, item: Ints) -> Floats:
+        """Return float32 [n], the cosine of an item's vector and the mean of those, each of length 1, of a list of items.
+
+        NaN where the source knows none of the list, or not the item.
+
+        Args:
+            indptr: int64 [n_lists + 1]; member: int32 [indptr[-1]], the items of each list.
+            row: int64 [n], which list; item: int32 [n].
+        """
+        kept = self.known[member]
+        member, indptr = member[kept], np.concatenate([[0], np.cumsum(kept)])[indptr]
+        mean = np.zeros((len(indptr) - 1, self.item.shape[1]), np.float32)
+        filled = np.diff(indptr) > 0
+        if len(member):
+            mean[filled] = np.add.reduceat(_unit(self.item[member]), indptr[:-1][filled], axis=0)
+        asked, place = np.unique(item, return_inverse=True)
+        cosine = _products(_unit(mean), row, _unit(self.item[asked]), place.astype(np.int32))
+        return np.where(filled[row] & self.known[item], cosine, np.float32(np.nan)).astype(np.float32)
+
+
+def _unit(rows: Floats) -> Floats:
+    """Return rows of length 1, but for those of nothing."""
+    size = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return np.asarray(rows / np.where(size > 0, size, 1)[:, None], np.float32)
+
 
 def _products(left: Floats, row: Longs | Ints, right: Floats, column: Ints) -> Floats:
     """Return float32 [n], left[row] . right[column]; each is summed by itself, so that its bits do not depend on the others."""
