@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines import misfit
-from pipelines.decision_policies import DriftPolicy, FairnessSettings, GatePolicy, RetrainPolicy
+from pipelines.decision_policies import DriftPolicy, FairnessSettings, GatePolicy, ReleasePolicy, RetrainPolicy, TriagePolicy
 from pipelines.errors import StateError
 from pipelines.frozen import Frozen
 from pipelines.rerank_policies import RerankSettings
@@ -309,7 +309,9 @@ class Settings(Frozen):
     fairness: FairnessSettings = FairnessSettings()
     gate: GatePolicy = GatePolicy()
     drift: DriftPolicy = DriftPolicy()
+    triage: TriagePolicy = TriagePolicy()
     retrain: RetrainPolicy = RetrainPolicy()
+    release: ReleasePolicy = ReleasePolicy()
 
     @model_validator(mode="after")
     def _can_compare(self) -> Self:
