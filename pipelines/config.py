@@ -16,7 +16,16 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines import misfit
-from pipelines.decision_policies import DriftPolicy, FairnessSettings, GatePolicy, ReleasePolicy, RetrainPolicy, TriagePolicy
+from pipelines.decision_policies import (
+    BundlePolicy,
+    DriftPolicy,
+    FairnessSettings,
+    GatePolicy,
+    ReleasePolicy,
+    RetentionPolicy,
+    RetrainPolicy,
+    TriagePolicy,
+)
 from pipelines.errors import StateError
 from pipelines.frozen import Frozen
 from pipelines.rerank_policies import RerankSettings
@@ -311,6 +320,8 @@ class Settings(Frozen):
     drift: DriftPolicy = DriftPolicy()
     triage: TriagePolicy = TriagePolicy()
     retrain: RetrainPolicy = RetrainPolicy()
+    bundle: BundlePolicy = BundlePolicy()
+    retention: RetentionPolicy = RetentionPolicy()
     release: ReleasePolicy = ReleasePolicy()
 
     @model_validator(mode="after")

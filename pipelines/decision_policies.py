@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.frozen import Policy
+
+# What the gate guards beside the quality for slices of users (`registry.gate_guardrails`).
+Guardrail = Literal[
+    "coverage", "tail_exposure", "gini", "diversity", "miscalibration", "ece", "empty_lists", "latency", "bundle_size", "null_rates",
+    "score_ties", "score_psi",
+]  # fmt: skip
+GUARDRAILS: Final[tuple[Guardrail, ...]] = get_args(Guardrail)
 
 
 class FairnessSettings(Policy):
@@ -21,19 +28,48 @@ class FairnessSettings(Policy):
 
 
 class GatePolicy(Policy):
-    """What a challenger must show (promises: a bare "NDCG improved" fires on half of equal retrains)."""
+    """What a challenger must show (a bare "NDCG improved" fires on half of equal retrains).
 
-    confidence: float = 0.95
-    min_effect: float = 0.005  # relative NDCG@10
-    min_users: int = 2000  # below it the answer is "not enough evidence"
-    max_age_days: float = 28.0  # an older champion yields to a challenger that is not worse
-    non_inferiority_margin: float = 0.01  # relative, on the freshness track
-    max_coverage_loss: float = 0.10  # relative
-    max_slice_loss: float = 0.03  # relative, lower bound, on every guarded slice
-    min_slice_users: int = 200
+    Losses are relative where not said otherwise, and bound what the one-sided interval still allows, not the estimate.
+    """
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)  # over all the times one champion is challenged (`registry.gate_sequence`)
+    min_effect: float = Field(default=0.005, ge=0, le=1)  # relative NDCG@10 that the lower bound must exceed
+    min_users: int = Field(default=2000, ge=2)  # of the fresh window; below it the answer is "not enough evidence"
+    windows: int = Field(default=4, ge=1, le=52)  # weeks of this champion's reign whose evidence is pooled, the fresh one among them
+    min_windows: int = Field(default=2, ge=1)  # so many there must be, or one lucky week would decide; not for a first model or an old champion
+    max_fresh_loss: float = Field(default=0.03, ge=0, le=1)  # NDCG@10 of this very challenger on the fresh window
+    max_age_days: float = Field(default=28.0, gt=0)  # an older champion yields to a challenger that is not worse
+    non_inferiority_margin: float = Field(default=0.01, ge=0, le=1)  # for an old champion, and against the incumbents
     baseline: str = "popular"  # what the first model must beat
     incumbents: tuple[str, ...] = ("popular_7d", "sequence_rules", "item_knn")  # what no release may be worse than
-    slices: tuple[str, ...] = ("light_users", "tail_items")  # guarded by max_slice_loss
+    slices: tuple[Literal["light_users", "cold_users", "tail_items"], ...] = ("light_users", "cold_users", "tail_items")
+    max_slice_loss: float = Field(default=0.05, ge=0, le=1)  # NDCG@10 of each
+    min_slice_users: int = Field(default=200, ge=2)  # in each slice; fewer are "not enough evidence"
+    cold_events: int = Field(default=2, ge=0)  # events before the window, up to which a user is cold
+    segments: tuple[Literal["country", "age_band", "device"], ...] = ("country", "age_band", "device")  # those the data has
+    max_segment_loss: float = Field(default=0.05, ge=0, le=1)  # NDCG@10 of each of the largest four values of a segment
+    min_segment_users: int = Field(default=1000, ge=2)  # a smaller one is told, not guarded
+    guardrails: tuple[Guardrail, ...] = GUARDRAILS  # of the lists and of what it takes to make them
+    max_coverage_loss: float = Field(default=0.10, ge=0, le=1)  # items in anyone's first ten
+    max_tail_exposure_loss: float = Field(default=0.10, ge=0, le=1)  # attention, by place, that tail items get
+    max_gini_increase: float = Field(default=0.05, ge=0, le=1)  # absolute
+    max_diversity_loss: float = Field(default=0.10, ge=0, le=1)  # pairs of a list from different categories
+    max_miscalibration_increase: float = Field(default=0.05, ge=0)  # absolute, nats
+    max_ece_increase: float = Field(default=0.01, ge=0, le=1)  # absolute; where both rankers tell probabilities
+    max_empty_increase: float = Field(default=0.005, ge=0, le=1)  # absolute, share of users
+    max_latency_increase: float = Field(default=0.25, ge=0)  # median over users
+    max_size_increase: float = Field(default=0.5, ge=0)
+    max_null_increase: float = Field(default=0.10, ge=0, le=1)  # absolute, of any feature, from training rows to those that were ranked
+    max_tie_increase: float = Field(default=0.25, ge=0, le=1)  # absolute; a ranker that collapsed scores all alike
+    max_score_psi: float = Field(default=5.0, ge=0)  # of scores standardised within their list: another model, not another world
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        """Refuse to ask for more windows than are looked at."""
+        if self.min_windows > self.windows:
+            raise ValueError(f"gate.min_windows is {self.min_windows}, above gate.windows {self.windows}")
+        return self
 
 
 class DriftPolicy(Policy):
@@ -91,3 +127,18 @@ class ReleasePolicy(Policy):
     review_hours: float = Field(default=24.0, gt=0, le=8760)  # for a person to answer; then the champion stays
     by_hand: Literal["honour", "refuse"] = "honour"  # what is set by hand in MLflow's pages: alias `champion`, tag `validation_status`
     on_rejected_champion: Literal["rollback", "keep"] = "rollback"  # where a person rejects, in MLflow, the version that serves
+
+
+class BundlePolicy(Policy):
+    """What a bundle must show before anything of it is parsed, and before it may serve."""
+
+    require_signature: bool = True  # unsigned, or signed with another environment's key: refused
+    rehearsal_seconds: float = Field(default=120.0, gt=0)  # a bundle's first load, in a process that may hang
+    golden_tolerance: float = Field(default=1e-9, ge=0)  # by which a score may differ from what it was when the bundle was built
+
+
+class RetentionPolicy(Policy):
+    """What is kept of earlier releases; the champion, the one before it and what a person is asked about stay whatever is said here."""
+
+    keep_last: int = Field(default=5, ge=0)  # of the newest bundles, and of the newest that were released, so many each
+    keep_runs: int = Field(default=3, ge=0)  # of the newest training runs; a bundle that is kept does not need its run

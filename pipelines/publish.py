@@ -154,21 +154,52 @@ def manifest(path: Path, *, verify: bool = False) -> Manifest:
     """Read the manifest of a published folder; with `verify`, check every byte it names first.
 
     Raises:
-        StateError: the folder was never published, or a file is missing or was changed.
+        StateError: the folder was never published, its manifest is damaged, or a file is missing or was changed.
     """
     file = path / MANIFEST
     if not file.is_file():
         raise StateError(str(path), found="no manifest.json", allowed="a published folder", hint="run the stage that writes it")
-    loaded = Manifest(**json.loads(file.read_text(encoding="utf-8")))
+    loaded = parsed(file.read_bytes(), str(file))
     if verify:
-        for name, entry in loaded.files.items():
-            if not (path / name).is_file():
-                raise StateError(str(path / name), found="missing", allowed="the file its manifest names", hint="run the stage again")
-            if digest(path / name) != entry["sha256"]:
-                raise StateError(
-                    str(path / name),
-                    found="bytes that differ from its manifest",
-                    allowed=f"sha256 {entry['sha256']}",
-                    hint="run the stage again",
-                )
+        for name in loaded.files:
+            check_file(path, name, loaded)
     return loaded
+
+
+def parsed(content: bytes, where: str) -> Manifest:
+    """Return what the bytes of a manifest say.
+
+    Raises:
+        StateError: they are no manifest, or name a file outside of its folder.
+    """
+    try:
+        loaded = Manifest(**json.loads(content))
+        sound = isinstance(loaded.facts, dict) and all(
+            isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int) for entry in loaded.files.values()
+        )
+        outside = [name for name in loaded.files if Path(name).is_absolute() or not {"", ".", ".."}.isdisjoint(name.split("/"))]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _no_manifest(where, f"{type(error).__name__}: {error}"[:200]) from error
+    if not sound or outside:
+        raise _no_manifest(where, f"files outside of its folder: {outside[:3]}" if outside else "entries of another shape")
+    return loaded
+
+
+def _no_manifest(where: str, found: str) -> StateError:
+    return StateError(where, found=found, allowed="a manifest as it was published", hint="run the stage again")
+
+
+def check_file(path: Path, name: str, said: Manifest) -> Path:
+    """Check the bytes of one file of a published folder and return where it lies.
+
+    Raises:
+        StateError: the manifest does not name it, it is missing or was changed.
+    """
+    file, entry = path / name, said.files.get(name)
+    if entry is None or not file.is_file():
+        raise StateError(str(file), found="missing", allowed="the file its manifest names", hint="run the stage again")
+    if file.stat().st_size != entry["bytes"] or digest(file) != entry["sha256"]:
+        raise StateError(
+            str(file), found="bytes that differ from its manifest", allowed=f"sha256 {entry['sha256']}", hint="run the stage again"
+        )
+    return file
