@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import bench, explaining, generating, operations, ranking, retrieval, stages
+from pipelines.cli import bench, explaining, generating, operations, ranking, replaying, retrieval, stages
 from pipelines.errors import ReloopError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for verb in (
     stages.evaluate,
     stages.promote,
     stages.monitor,
+    replaying.replay,
     explaining.explain,
     operations.stream,
     operations.simulate,

@@ -38,7 +38,7 @@ from pipelines.sources.request import Request, Source
 from pipelines.window import Window, utc
 
 
-def _span(home: Home, request: Request, start: str | None, end: str | None, default_days: int | None = None) -> Window:
+def span_of(home: Home, request: Request, start: str | None, end: str | None, default_days: int | None = None) -> Window:
     """Return the window asked for, its open ends filled from the source."""
     from pipelines.sources import plan
 
@@ -80,7 +80,7 @@ def run(
     request = Request(source=source, path=path, mapping=mapping, world=world_of(seed, users, items, events_per_day, faults, shifts))
     simulated = source is Source.SIMULATED
     warmup = warmup_days if warmup_days is not None or not simulated else 56
-    span = _span(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
+    span = span_of(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
     settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
     rankers.chosen(settings.ranking)
     lineup.chosen(settings.retrieval)  # a knob out of its range is refused before anything is read

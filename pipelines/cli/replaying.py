@@ -1,0 +1,137 @@
+"""`reloop replay`: past time lived through again, and what every other policy would have had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines import config
+from pipelines.cli.answers import out
+from pipelines.cli.options import (
+    DEFAULT,
+    BatchOption,
+    FaultOption,
+    FromOption,
+    HomeOption,
+    ItemsOption,
+    JsonOption,
+    MapOption,
+    PathOption,
+    RateOption,
+    SeedOption,
+    ShiftOption,
+    SourceOption,
+    ToOption,
+    UsersOption,
+    home_at,
+    world_of,
+)
+from pipelines.replay.live import Tell
+from pipelines.sources.request import Request, Source
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Tell]:
+    """Yield what tells a person what is being done: a line that moves, or lines where the output is no terminal."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=out,
+        transient=True,
+        disable=quiet or not out.is_terminal,
+    ) as bar:
+        task = bar.add_task("replay")
+
+        def tell(what: str, as_of: datetime) -> None:
+            bar.update(task, description=f"{as_of:%Y-%m-%d} {what}")
+            if not quiet and not out.is_terminal:
+                out.print(f"{as_of:%Y-%m-%d} {what}", highlight=False)
+
+        yield tell
+
+
+def replay(
+    source: SourceOption = Source.SIMULATED,
+    path: PathOption = None,
+    mapping: MapOption = None,
+    start: FromOption = None,
+    end: ToOption = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Days between two decisions; each one trains.")] = 7,
+    warmup_days: Annotated[
+        int | None, typer.Option("--warmup-days", min=1, help="Days before the first training; simulated: 56, else what training needs.")
+    ] = None,
+    policies: Annotated[list[str] | None, typer.Option("--policies", help="Only this policy; may be repeated. Default: all.")] = None,
+    max_age_days: Annotated[
+        int | None,
+        typer.Option("--max-age-days", min=1, help="Do not measure models in weeks that begin later than this after their training."),
+    ] = None,
+    batch_days: BatchOption = 7,
+    seed: SeedOption = DEFAULT.seed,
+    users: UsersOption = DEFAULT.users,
+    items: ItemsOption = DEFAULT.items,
+    events_per_day: RateOption = DEFAULT.events_per_day,
+    faults: FaultOption = None,
+    shifts: ShiftOption = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Live through past time as if it were now, and measure what each policy of retraining and release would have had.
+
+    Every cycle reads, trains and decides by the real stages; the ledger is the real one. What is done already is not
+    done again: a replay that was killed goes on. Figures and plot: reports/replay/replay.{json,svg}.
+    """
+    from pipelines import run as running
+    from pipelines.cli.stages import span_of
+    from pipelines.errors import ReloopError
+    from pipelines.registry import releases
+    from pipelines.replay import live, matrix, outcome, page, signals
+    from pipelines.replay.policies import POLICIES
+    from pipelines.sources import normalising
+
+    if strangers := [name for name in policies or () if name not in POLICIES]:
+        raise ReloopError("--policies", found=str(strangers), allowed=f"some of {list(POLICIES)}")
+    state = home_at(home)
+    request = Request(source=source, path=path, mapping=mapping, world=world_of(seed, users, items, events_per_day, faults, shifts))
+    simulated = source is Source.SIMULATED
+    warmup = warmup_days if warmup_days is not None or not simulated else 56
+    span = span_of(state, request, start, end, default_days=(warmup or 0) + 4 * every if simulated else None)
+    settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
+    planned = running.plan(request, span, settings, step_days=every, warmup_days=warmup, batch_days=batch_days)
+    with _progress(as_json) as tell:
+        done = live.live(state, request, planned.windows, batch_days=batch_days, tell=tell)
+        bundles = {as_of: digest for as_of, digest in live.cycles(state).items() if as_of in set(done)}
+        measured = matrix.measure(state, bundles, max_age=timedelta(days=max_age_days) if max_age_days else None, tell=tell)
+        said = signals.signals(state, bundles, tell)
+        first = outcome.first(releases.history(state), measured)
+        found = outcome.outcomes(measured, said, first, names=policies, seconds=live.seconds(state, bundles))
+    ledger = [entry for entry in releases.history(state) if entry.get("as_of")]
+    facts = {
+        "source": str(source),
+        "from": span.start.isoformat(),
+        "to": span.end.isoformat(),
+        "every_days": every,
+        "first": first.isoformat(),
+    }
+    figures = page.write(state, found, ledger, facts)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2, sort_keys=True, default=str))
+        return
+    grid = Table(title="The ledger")
+    for heading in ("as of", "decision", "before", "after", "reasons"):
+        grid.add_column(heading, no_wrap=heading != "reasons")
+    for entry in ledger:
+        *cells, reasons = releases.line(entry)
+        grid.add_row(*cells, reasons.split("\n", 1)[0])
+    out.print(grid)
+    out.print(page.table(found))
+    out.print(
+        f"  figures and plot     {page.json_file(state)}, {page.json_file(state).with_suffix('.svg')}", highlight=False, soft_wrap=True
+    )
