@@ -70,11 +70,14 @@ def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
     def sources() -> list[str]:
         from pipelines import config
         from pipelines.ranking import rankers
+        from pipelines.ranking.rerank import goods
         from pipelines.retrieval import lineup
 
         settings = config.load(config.Home.from_environment())
         rankers.chosen(settings.ranking)
-        return list(lineup.chosen(settings.retrieval))
+        chosen = lineup.chosen(settings.retrieval)
+        goods.vectored(settings.rerank, chosen)
+        return list(chosen)
 
     @task(pool=TRAINING, map_index_template="{{ task.op_kwargs['source'] }}", execution_timeout=timedelta(hours=4))
     def retrieve(source: str, as_of: str) -> None:

@@ -16,6 +16,7 @@ from pipelines.lake import impressions
 from pipelines.window import Window, micros
 
 OUTCOMES: Final = {"view": (c.VIEW, c.CLICK), "add_to_cart": (c.ADD_TO_CART,), "purchase": (c.PURCHASE,)}
+TOLD: Final = (*OUTCOMES, "value")  # the outcomes of a training row
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def done(known: Interactions, window: Window) -> Pairs:
     kind = known.event_type[within]
     pair = known.user[within].astype(np.int64) * len(known.item_ids) + known.item[within]
     key, place = np.unique(pair, return_inverse=True)
-    values = {name: np.zeros(len(key), np.float32) for name in ("gain", *OUTCOMES, "value")}
+    values = {name: np.zeros(len(key), np.float32) for name in ("gain", *TOLD)}
     np.maximum.at(values["gain"], place, known.weight[within])
     for name, types in OUTCOMES.items():
         values[name][place[np.isin(kind, [c.EVENT_TYPES.index(one) for one in types])]] = 1

@@ -43,6 +43,13 @@ class LambdaRank(Boosted):
 
     name: ClassVar[str] = "lambdarank"
 
+    def __post_init__(self) -> None:
+        if self.debias == "position" and (self.n_workers or self.scheduler):
+            raise StateError(
+                self.name, found="biases of places, and several workers", allowed="one of the two: LightGBM learns such biases in one process",
+                hint="leave n_workers and scheduler out of ranking.parameters, or take debias = 'weight'",
+            )  # fmt: skip
+
     def aim(self, rows: RankingRows) -> Aim:
         """Return the grades, and what the debiasing asks for.
 

@@ -21,6 +21,7 @@ from pipelines import knobs, publish
 from pipelines.config import RankingSettings
 from pipelines.errors import StateError
 from pipelines.ranking import scale_out
+from pipelines.ranking.deeds import TOLD
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.logistic import Logistic
@@ -110,11 +111,13 @@ def chosen(settings: RankingSettings, name: str | None = None) -> Ranker:
 
 
 def _fits_here(ranker: Ranker) -> None:
-    """Check that what the ranker is trained with is installed, importing nothing."""
+    """Check that what the ranker is trained with is installed, importing nothing, and that it can learn what it is asked for."""
     if isinstance(ranker, Network):
         backend.require(f"ranker {ranker.name}")
     if isinstance(ranker, Boosted) and (ranker.n_workers or ranker.scheduler):
         scale_out.require()
+    if isinstance(ranker, Pointwise) and ranker.outcome not in ("", *TOLD):
+        raise StateError(f"ranking.parameters.{ranker.name}.outcome", found=repr(ranker.outcome), allowed=f"one of {['', *TOLD]}")
 
 
 def name_of(ranker: Ranker) -> str:

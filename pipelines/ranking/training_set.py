@@ -44,7 +44,7 @@ from pipelines.datasets.universe import Universe
 from pipelines.errors import StateError
 from pipelines.ranking import deeds, memory, proposals, room
 from pipelines.ranking.context import Catalogue, catalogue, gather
-from pipelines.ranking.deeds import Pairs
+from pipelines.ranking.deeds import TOLD, Pairs
 from pipelines.ranking.feature_table import Columns, specs
 from pipelines.ranking.features import assemble
 from pipelines.ranking.memory import Memory
@@ -56,8 +56,7 @@ from pipelines.retrieval import blend, fitting
 from pipelines.retrieval.vectors import Vectors
 
 OUTCOME: Final = "outcome__"
-OUTCOMES: Final = (*deeds.OUTCOMES, "value")
-KEYS: Final = ("user", "item", "gain", "position", "propensity", "weight", *(OUTCOME + name for name in OUTCOMES))
+KEYS: Final = ("user", "item", "gain", "position", "propensity", "weight", *(OUTCOME + name for name in TOLD))
 MEMORY: Final = "memory"
 FEATURES_FILE: Final = "features.json"
 LISTS_AT_ONCE: Final = 8192  # one question to the feature store for each so many users
@@ -189,7 +188,7 @@ class _Fold:
             "position": position[kept].astype(np.int32),
             "propensity": seen.of("propensity", user, item, np.nan),
             "weight": weight.astype(np.float32),
-            **{OUTCOME + name: did.of(name, user, item) for name in OUTCOMES},
+            **{OUTCOME + name: did.of(name, user, item) for name in TOLD},
         }
 
 
@@ -283,5 +282,5 @@ def load(home: Home, as_of: datetime) -> RankingRows:
         np.concatenate(windows or empty).astype(np.int32),
         position=columns["position"] if any(facts["folds"][fold]["shown"] for fold in folds) else None,
         weight=columns["weight"],
-        outcomes={name: columns[OUTCOME + name] for name in OUTCOMES},
+        outcomes={name: columns[OUTCOME + name] for name in TOLD},
     )

@@ -156,11 +156,6 @@ class Boosted(ABC):
                 hint="lower retrieval.k_blend",
             )
         aim = self.aim(rows)
-        if aim.position is not None and (self.n_workers or self.scheduler):
-            raise StateError(
-                self.name, found="biases of places, and several workers", allowed="one of the two: LightGBM learns such biases in one process",
-                hint="leave n_workers and scheduler out of ranking.parameters",
-            )  # fmt: skip
         parameters = self.parameters(aim, rows.names)
         rounds = self.n_rounds
         extras: tuple[tuple[str, bytes], ...] = ()

@@ -72,12 +72,11 @@ def compare(size: int, ours: dict[str, float], peer: dict[str, float], *, min_ra
 
 def publish_page(name: str, rows: list[dict[str, Any]], notes: str) -> None:
     """Print the figures for people and write them for machines."""
+    write_page(name, rows, notes)
     print(f"{name}, on {machine()}\n{notes}")
     for line in rows:
-        print(
-            f"  {line['case']:<26} ours {line['ours']:>10,.2f}  peer {line['peer']:>10,.2f} {line['unit']:<16} ratio {line['ratio']:.3f}  {line['target']}"
-        )
-    write_page(name, rows, notes)
+        peer, ratio = ("-" if line[at] is None else f"{line[at]:,.2f}" for at in ("peer", "ratio"))  # a peer that does not fit
+        print(f"  {line['case']:<26} ours {line['ours']:>10,.2f}  peer {peer:>10} {line['unit']:<16} ratio {ratio}  {line['target']}")
 
 
 def write_page(name: str, rows: list[dict[str, Any]], notes: str) -> None:

@@ -11,11 +11,14 @@ import pytest
 from ranker_contract import NAMES, NETWORK, SMALL, RankerContract, world
 
 from pipelines import publish
-from pipelines.config import RankingSettings
+from pipelines.config import RankingSettings, RetrievalSettings
 from pipelines.errors import ReloopError, StateError
 from pipelines.ranking import rankers
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.protocol import schema_hash
+from pipelines.ranking.rerank import goods
+from pipelines.rerank_policies import RerankSettings
+from pipelines.retrieval import lineup
 
 BY_RANK = {"scores": "rank", "weight": 0.7}
 
@@ -113,6 +116,11 @@ def test_the_settings_choose_a_ranker_and_its_knobs():
         ({"ranker": "ensemble", "parameters": {"ensemble": {"ranker": "rff"}}}, "did you mean 'rrf'"),
         ({"baselines": ["ensemble"]}, "rankers that learn on their own"),
         ({"baselines": ["popular"]}, "ranker 'popular': unknown"),
+        (
+            {"parameters": {"pointwise": {"outcome": "click"}}, "baselines": ["pointwise"]},
+            r"outcome: 'click'; expected one of \['', 'view'",
+        ),
+        ({"parameters": {"lambdarank": {"debias": "position", "n_workers": 2}}}, "learns such biases in one process"),
         ({"features": ["stored"]}, r"ranking.features: no 'retrieval', which \['logistic', 'rrf'\] read"),
         (
             {"features": ["stored"], "ranker": "ensemble", "baselines": [], "parameters": {"ensemble": {"ranker": "rrf"}}},
@@ -186,3 +194,11 @@ def test_what_describes_a_ranker_cannot_be_changed_unseen(tmp_path):
 def test_an_empty_folder_is_no_ranker(tmp_path):
     with pytest.raises(StateError, match=r"no ranker\.json"):
         rankers.load(tmp_path)
+
+
+def test_comparing_items_by_the_vectors_of_a_source_without_any_is_refused_before_anything_is_trained():
+    asked = RerankSettings(mmr={"trade_off": 0.5}, likeness={"by": "vectors", "source": "popular"})
+    with pytest.raises(StateError, match="'popular', which has no vectors of items"):
+        goods.vectored(asked, lineup.chosen(RetrievalSettings(sources=("popular", "als"))))
+    with pytest.raises(StateError, match="'als', which is no source of the run"):
+        goods.vectored(RerankSettings(mmr={"trade_off": 0.5}, likeness={"by": "vectors", "source": "als"}), {})

@@ -120,7 +120,16 @@ def test_a_training_row_is_the_row_of_a_request_at_its_cutoff_bit_for_bit(shop, 
 
 def test_every_group_brings_values_that_differ(shop):
     table = pq.read_table(training_set.folder(shop, AS_OF) / "rank_2.parquet")
-    for name in ("als_dot", "als_to_last", "als_z", "als_to_session", "content_to_history", "content_to_last", "encoded_item", "own_item_count"):
+    for name in (
+        "als_dot",
+        "als_to_last",
+        "als_z",
+        "als_to_session",
+        "content_to_history",
+        "content_to_last",
+        "encoded_item",
+        "own_item_count",
+    ):
         values = table[name].to_numpy()
         assert len(np.unique(values[np.isfinite(values)])) > 5, name
     proposed = np.isfinite(table["als_score"].to_numpy())

@@ -127,9 +127,22 @@ def compared(known: Interactions, settings: RerankSettings, retrievers: Mapping[
     Raises:
         StateError: there is no such retriever, or it has no vectors of items.
     """
-    goods, source = of(known, settings), settings.likeness.source
-    if settings.likeness.by != "vectors" or (settings.mmr is None and settings.dpp is None):
+    goods, inner = of(known, settings), vectored(settings, retrievers)
+    if inner is None:
         return goods
+    vectors, known_items = inner.item_vectors()
+    return goods.with_vectors(np.where(known_items[:, None], vectors, np.float32(0)))
+
+
+def vectored(settings: RerankSettings, retrievers: Mapping[str, Retriever]) -> Vectored | None:
+    """Return the source, fitted or not, by whose vectors a rule that is on compares items; None where none does.
+
+    Raises:
+        StateError: as `compared`.
+    """
+    source = settings.likeness.source
+    if settings.likeness.by != "vectors" or (settings.mmr is None and settings.dpp is None):
+        return None
     model = retrievers.get(source)
     inner = model.model if isinstance(model, Indexed) else model
     if not isinstance(inner, Vectored):
@@ -138,5 +151,4 @@ def compared(known: Interactions, settings: RerankSettings, retrievers: Mapping[
             found=f"{source!r}, which {'has no vectors of items' if model else 'is no source of the run'}",
             allowed="a source of retrieval.sources that has them, such as als",
         )
-    vectors, known_items = inner.item_vectors()
-    return goods.with_vectors(np.where(known_items[:, None], vectors, np.float32(0)))
+    return inner
