@@ -68,12 +68,16 @@ def _released(home: Home, release: str | None) -> tuple[int, str]:
 
 def _tell_list(found: dict[str, Any]) -> None:
     history = found["history"]
-    newest = ", ".join(f"{event['item']} ({event['days_ago']:g} d ago)" for event in history["newest"][:5])
+    newest = "; ".join(f"{_named(event['item'], event['title'])}, {event['days_ago']:g} d ago" for event in history["newest"][:5])
     title = f"{escape(found['user'])} as of {found['as_of'][:10]}, version {found['version']}, order: {found['serves']}"
     grid = _grid(title, "", "item", "score", "proposed by", "lifted by")
     for line in found["list"]:
         grid.add_row(
-            str(line["place"]), escape(line["item"]), f"{line['score']:.4f}", ", ".join(line["sources"]), ", ".join(line["rules"]) or "-"
+            str(line["place"]),
+            escape(_named(line["item"], line["title"])),
+            f"{line['score']:.4f}",
+            ", ".join(line["sources"]),
+            ", ".join(line["rules"]) or "-",
         )
     out.print(grid)
     out.print(f"  history: {history['events']} events" + (f"; newest {escape(newest)}" if newest else ""), highlight=False)
@@ -83,7 +87,7 @@ def _tell_list(found: dict[str, Any]) -> None:
 
 def _tell_item(item: dict[str, Any], serves: str) -> None:
     place = "not in the list" if item["place"] is None else f"place {item['place']}"
-    out.print(f"\n{escape(item['item_id'])}: {place}", highlight=False)
+    out.print(f"\n{escape(_named(item['item_id'], item['title']))}: {place}", highlight=False)
     grid = _grid("Who proposed it", "source", "place", "score")
     for name, told in item["sources"].items():
         rank = "-" if told["place"] is None else str(told["place"])
@@ -106,6 +110,10 @@ def _tell_item(item: dict[str, Any], serves: str) -> None:
     for change in item["counterfactuals"]:
         would = "not in the list" if change["place"] is None else f"place {change['place']}"
         out.print(f"  without {change['without']}: {would}", highlight=False)
+
+
+def _named(item: str, title: str | None) -> str:
+    return item if title is None else f"{item} ({title})"
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -16,7 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from pipelines import columns as c
 from pipelines import config
 from pipelines.config import Home
 from pipelines.datasets.interactions import Floats, Histories, histories, load
@@ -45,6 +47,7 @@ class Question:
     Attributes:
         users: the history, one row.
         goods: what the rules know of the items; None where none is on.
+        titles: of the model's items, in their order; None for one that the catalogue does not name.
     """
 
     home: Home
@@ -53,6 +56,11 @@ class Question:
     as_of: datetime
     users: Histories
     goods: Goods | None
+    titles: pa.ChunkedArray | None = None
+
+    def title(self, item: int) -> str | None:
+        """Return what the catalogue calls an item, None where it says nothing."""
+        return None if self.titles is None else self.titles[item].as_py()
 
     def answered(self, lists: dict[str, Candidates]) -> Asked:
         """Return what the model makes of the sources' lists.
@@ -117,7 +125,8 @@ def ask(home: Home, model: TwoStage, user_id: str, as_of: datetime) -> Asked:
     user_ids = np.array([user_id])
     users = histories(known, user_ids)
     goods = model.goods(known) if chain.active(model.rerank) else None
-    return Question(home, model, user_id, as_of, users, goods).answered(_proposed(model, users))
+    titles = None if known.items is None else known.items[c.TITLE]
+    return Question(home, model, user_id, as_of, users, goods, titles).answered(_proposed(model, users))
 
 
 def _proposed(model: TwoStage, users: Histories) -> dict[str, Candidates]:
@@ -133,7 +142,7 @@ def explain(home: Home, model: TwoStage, user_id: str, as_of: datetime, *, item_
 
     Returns:
         `user`, `as_of`, `serves`, `exploration` (whether the settings have places drawn for beyond this), `history` (newest
-        first), `list` (place, item, score, sources, rules), and `item`: None for a user who is shown nothing, else `item_id`, `place` (None where it is not listed), `candidate`, `sources`, `blend`, `ranker`,
+        first), `list` (place, item, title, score, sources, rules), and `item`: None for a user who is shown nothing, else `item_id`, `title`, `place` (None where it is not listed), `candidate`, `sources`, `blend`, `ranker`,
         `rules` (its place after each), `lifted_by`, `features` (largest contribution first), `counterfactuals`.
 
     Raises:
@@ -162,7 +171,7 @@ def explain(home: Home, model: TwoStage, user_id: str, as_of: datetime, *, item_
 def _history(asked: Asked) -> dict[str, Any]:
     users, ids = asked.question.users, asked.model.item_ids
     newest = [
-        {"item": str(ids[item]), "days_ago": round(float(users.as_of - at) / 86_400_000_000, 2)}
+        {"item": str(ids[item]), "title": asked.question.title(int(item)), "days_ago": round(float(users.as_of - at) / 86_400_000_000, 2)}
         for item, at in list(zip(users.item, users.at, strict=True))[: -N_HISTORY - 1 : -1]
     ]
     return {"events": len(users.item), "newest": newest}
@@ -177,6 +186,7 @@ def _line(asked: Asked, shown: Ranked, fired: npt.NDArray[np.uint32], place: int
     return {
         "place": place + 1,
         "item": str(asked.model.item_ids[item]),
+        "title": asked.question.title(item),
         "score": float(shown.score[0, place]),
         "sources": proposed_by,
         "rules": [name for bit, name in enumerate(rules) if int(fired[0, place]) >> bit & 1],
@@ -191,6 +201,7 @@ def _about(asked: Asked, item: int) -> dict[str, Any]:
     bits = 0 if place is None else int(fired[0, place - 1])
     found: dict[str, Any] = {
         "item_id": str(model.item_ids[item]),
+        "title": asked.question.title(item),
         "place": place,
         "candidate": row is not None,
         "sources": dict(_sources(asked, item)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ranking_world import AS_OF
 
@@ -41,6 +42,14 @@ def test_the_list_that_is_explained_is_the_list_that_is_served(shop, model):
     assert [tuple(line["sources"]) for line in told["list"]] == [served.sources_of(0, place) for place in range(10)]
     assert told["item"]["item_id"] == told["list"][0]["item"]
     assert told["item"]["place"] == 1
+
+
+def test_an_item_is_called_by_its_title_where_the_catalogue_has_one(shop, model):
+    known = load(shop, AS_OF, config.load(shop).training, item_ids=model.item_ids)
+    assert explain.ask(shop, model, "u003", AS_OF).question.titles == known.items["title"]
+    question = explain.Question(shop, model, "u003", AS_OF, None, None, pa.chunked_array([["lamp", None]]))
+    assert [question.title(0), question.title(1)] == ["lamp", None]
+    assert replace(question, titles=None).title(0) is None
 
 
 def test_what_the_features_add_makes_the_score(shop, model):
