@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import duckdb
+import pytest
 from feature_world import END, day, events, items, table, users
 
 from pipelines import lake, publish
@@ -33,6 +34,7 @@ def days(first: int, last: int) -> set[str]:
     return {f"{day(n):%F}" for n in range(first, last + 1)}
 
 
+@pytest.mark.slow
 def test_an_event_heard_of_ten_days_late_rebuilds_the_days_since_and_ends_where_a_fresh_build_ends(lived: Home, tmp_path: Path):
     """It happened on day 25 and was received on day 35, but lands after day 40 was built: days 36 to 40 are stale, and no other."""
     late = {**events()[0], "event_id": "late", "user_id": "u1", "event_type": "purchase", "value": 7.0, "quantity": 1.0}
@@ -61,6 +63,7 @@ def test_a_correction_of_a_profile_changes_the_users_of_the_days_since_its_recei
     assert changed(before, digests(lived)) == {"user_daily": days(38, 40)}
 
 
+@pytest.mark.slow
 def test_incremental_backfilled_and_fully_refreshed_days_are_the_same_bytes(lived: Home):
     """What three incremental builds left equals one of ten days in the middle, built again, and one of all days from nothing."""
     before = digests(lived)

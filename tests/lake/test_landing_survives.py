@@ -55,6 +55,7 @@ def test_validation_and_landing_killed_at_any_moment_and_run_again_end_in_the_sa
         assert (outcome["again"], outcome["same"], outcome["litter"]) == ([0, ""], True, []), outcome
 
 
+@pytest.mark.slow
 def test_a_full_disk_tears_nothing_says_so_and_the_next_run_succeeds(tmp_path):
     outcomes = lab(tmp_path, "full_disk")["outcomes"]
     assert any(outcome["ended"][0] == 3 for outcome in outcomes)
