@@ -10,17 +10,20 @@ newest training window. Three things would make an unchanged world look drifted,
   how old and how large the shop is, and are left out.
 - Youth. A 30-day sum is not comparable while history is shorter than 30 days (`incomparable`), and
   what still moved from week to week before the reference is kept as `movement`, which drift must exceed.
+- The week. Each weekday of the week before the reference is counted in the same bins, so that a
+  Sunday is compared with a Sunday.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,6 +43,9 @@ KEYS: Final = {c.USER_ID, c.ITEM_ID, c.AS_OF, c.AVAILABLE_AT}
 ALIVE: Final = {"user_daily": "events_7d", "item_daily": "events_30d"}  # a row counts while this is above zero
 LAGS_DAYS: Final = (7, 14, 21, 28)  # whole weeks, so that weekdays compare with themselves
 TRAFFIC: Final = "traffic"  # who comes, from where: no mart has it, and the ranker does not read it
+LABELS: Final = "labels"  # what a week of a user is, of which labels are made
+LABEL_DAYS: Final = 7
+YEAR_DAYS: Final = 364  # the same week of last year, on the same weekday
 
 Columns = dict[str, pa.ChunkedArray]
 
@@ -50,7 +56,7 @@ def mart_file(home: Home, mart: str, day: date | datetime) -> Path:
 
 
 def columns(home: Home, day: datetime) -> Columns:
-    """Return the comparable columns of a day, named mart__column as everywhere; of each mart one row an entity.
+    """Return the comparable columns of a day, named mart__column as everywhere; one row an entity, a list where it has several values.
 
     Raises:
         StateError: the marts of that day were never built.
@@ -70,7 +76,12 @@ def columns(home: Home, day: datetime) -> Columns:
     pairs = mart_file(home, "user_category_daily", day)
     if pairs.is_file():
         found["user_category_daily__category"] = _favourites(home, pairs)
-    return found | _traffic(home, day)
+    return found | _traffic(home, day) | _labels(home, day)
+
+
+def known(home: Home, day: datetime) -> Columns | None:
+    """Return the columns of a day whose marts were built, None of one that has none."""
+    return columns(home, day) if all(mart_file(home, mart, day).is_file() for mart in ALIVE) else None
 
 
 def _unclocked(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -103,6 +114,17 @@ def _traffic(home: Home, day: datetime) -> Columns:
     return {f"{TRAFFIC}__{name}": found[name] for name in found.column_names if found[name].null_count < len(found)}
 
 
+def _labels(home: Home, day: datetime) -> Columns:
+    """Return what the users of the last seven days did: the types of their events, a list a user, and how many items they met."""
+    with lake.connect(home, before=day) as db:
+        found = db.sql(
+            """SELECT list(event_type ORDER BY event_type) AS event_mix, count(DISTINCT item_id) AS items
+            FROM events WHERE event_at >= ? GROUP BY user_id ORDER BY user_id""",
+            params=[utc(day) - timedelta(days=LABEL_DAYS)],
+        ).to_arrow_table()
+    return {f"{LABELS}__{name}": found[name] for name in found.column_names if len(found)}
+
+
 @dataclass(frozen=True)
 class Profile:
     """What a bundle remembers of the population it learnt from.
@@ -113,6 +135,7 @@ class Profile:
         movement: column -> {lag in days -> PSI between that long before and `day`}, what is usual.
         incomparable: column -> why it is left out.
         importance: column -> share of the ranker's split gain.
+        weekdays: ISO weekday -> column -> counts of that weekday of the week up to `day`, in the same bins.
     """
 
     day: datetime
@@ -120,6 +143,13 @@ class Profile:
     movement: dict[str, dict[int, float]]
     incomparable: dict[str, str]
     importance: dict[str, float]
+    weekdays: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+
+    def reference(self, column: str, day: datetime) -> psi.Reference:
+        """Return the reference of a column for a day: of the same weekday where that is known, for a week has its rhythm."""
+        found = self.references[column]
+        same = self.weekdays.get(utc(day).isoweekday(), {}).get(column)
+        return found if same is None else found.like(np.asarray(same), found.design_effect)
 
     def usual(self, column: str, gap_days: float) -> float:
         """Return the largest movement of a column that was usual over at most `gap_days` (at least the shortest lag known)."""
@@ -134,6 +164,7 @@ class Profile:
             "movement": {name: {str(lag): value for lag, value in lags.items()} for name, lags in self.movement.items()},
             "incomparable": self.incomparable,
             "importance": self.importance,
+            "weekdays": {str(day): {name: list(counts) for name, counts in found.items()} for day, found in sorted(self.weekdays.items())},
         }
 
     @classmethod
@@ -145,14 +176,18 @@ class Profile:
             movement={name: {int(lag): value for lag, value in lags.items()} for name, lags in found["movement"].items()},
             incomparable=dict(found["incomparable"]),
             importance=dict(found["importance"]),
+            weekdays={
+                int(day): {name: tuple(counts) for name, counts in columns.items()} for day, columns in found.get("weekdays", {}).items()
+            },
         )
 
 
-def profile(home: Home, moment: datetime, importance: Mapping[str, float], policy: DriftPolicy) -> Profile:
-    """Freeze the population of the day of `moment`, and how much it had been moving.
+def profile(home: Home, moment: datetime, importance: Mapping[str, float], policy: DriftPolicy, outputs: Columns | None = None) -> Profile:
+    """Freeze the population of the day of `moment`, its weekdays, and how much it had been moving.
 
     Args:
         importance: column -> share of the ranker's gain.
+        outputs: what the model made of the people it was judged on (`outputs`); of no weekday, and not known to move.
     """
     day = floor_day(moment)
     now = columns(home, day)
@@ -160,16 +195,22 @@ def profile(home: Home, moment: datetime, importance: Mapping[str, float], polic
     movement: dict[str, dict[int, float]] = {name: {} for name in now}
     for lag in LAGS_DAYS:
         earlier = day - lag * DAY
-        if not all(mart_file(home, mart, earlier).is_file() for mart in ALIVE):
+        if (then := known(home, earlier)) is None:
             break
-        for name, column in columns(home, earlier).items():
+        for name, column in then.items():
             if name in references and not _too_young(home, name, earlier):
-                before, after = psi.counts(references[name], column), references[name].counted
-                moved = psi.psi(before, after, policy.smoothing)
+                moved = psi.psi(psi.counts(references[name], column), references[name].counted, policy.smoothing)
                 if moved >= 0:
                     movement[name][lag] = round(moved, 6)
+    weekdays = {}
+    for back in range(1, 7):
+        if (then := known(home, day - back * DAY)) is not None:
+            counted = {name: psi.counts(references[name], column) for name, column in then.items() if name in references}
+            weekdays[(day - back * DAY).isoweekday()] = {name: tuple(int(n) for n in counts) for name, counts in counted.items()}
     young = {name: reason for name in now if (reason := _too_young(home, name, day))}
-    return Profile(day, references, movement, young, {name: share for name, share in importance.items() if name in now})
+    shown = {name: psi.reference(column, policy.bins) for name, column in (outputs or {}).items()}
+    weights = {name: share for name, share in importance.items() if name in now}
+    return Profile(day, references | shown, movement, young, weights, weekdays)
 
 
 def _too_young(home: Home, column: str, day: datetime) -> str | None:

@@ -18,7 +18,7 @@ from pipelines.decision_policies import DriftPolicy
 from pipelines.errors import StateError
 from pipelines.evaluation import psi
 from pipelines.features import build
-from pipelines.monitoring import drift, evidently_page
+from pipelines.monitoring import comparison, drift, evidently_page
 from pipelines.registry import bundle, population, promotion
 from pipelines.window import Window, utc
 
@@ -45,8 +45,8 @@ def profile(importance: dict[str, float] | None = None, **changes: object) -> po
     )
 
 
-def verdict(now: population.Columns, frozen: population.Profile | None = None) -> drift.Check:
-    return drift.compare(frozen or profile(), now, DAY + timedelta(days=14), POLICY)
+def verdict(now: population.Columns, frozen: population.Profile | None = None) -> comparison.Check:
+    return comparison.compare(frozen or profile(), now, DAY + timedelta(days=14), POLICY)
 
 
 def test_another_draw_of_the_same_world_is_no_drift() -> None:
@@ -109,7 +109,7 @@ def test_false_alarms_of_a_whole_check_stay_under_the_rate() -> None:
         rng = np.random.default_rng(seed)
         draw = [{f"user_daily__f{i}": pa.chunked_array([rng.lognormal(size=n)]) for i in range(12)} for n in (1500, 400)]
         frozen = population.Profile(DAY, {name: psi.reference(column, 10) for name, column in draw[0].items()}, {}, {}, {})
-        alarms += drift.compare(frozen, draw[1], DAY, policy).verdict == drift.DRIFT
+        alarms += comparison.compare(frozen, draw[1], DAY, policy).verdict == drift.DRIFT
     assert alarms <= 6
 
 
