@@ -137,6 +137,7 @@ def _build(home: Home, as_of: datetime, settings: TrainingSettings, path: Path, 
         described = {"item": profiles.versions(db, "items", item_ids), "user": profiles.versions(db, "users", known.user_ids)}
     facts: dict[str, Any] = {
         "made_of": made_of,
+        "partitions": lake.partitions(home, before=as_of),
         "folds": [],
         "users": len(known.user_ids),
         "items": len(item_ids),

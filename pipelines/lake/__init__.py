@@ -15,7 +15,7 @@ from pipelines.lake.engine import open_engine
 from pipelines.lake.journal import recover
 from pipelines.lake.landing import check_source, land, land_tables
 from pipelines.lake.ledger import Landing, LandingReport, head, landings, reports
-from pipelines.lake.reading import connect, days, event_files, received_since
+from pipelines.lake.reading import connect, days, event_files, partitions, received_since
 
 __all__ = [
     "Landing",
@@ -29,6 +29,7 @@ __all__ = [
     "land_tables",
     "landings",
     "open_engine",
+    "partitions",
     "received_since",
     "recover",
     "reports",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import columns as c
-from pipelines import tables
+from pipelines import publish, tables
 from pipelines.config import Home
 from pipelines.lake.engine import open_engine, parquet, quoted
 from pipelines.lake.journal import JOURNAL, locked, recover
@@ -39,6 +39,13 @@ def event_files(home: Home, window: Window | None = None) -> list[Path]:
     recover(home)
     wanted = None if window is None else set(window.days())
     return [file for file in _event_files(home.lake) if wanted is None or _day(file) in wanted]
+
+
+def partitions(home: Home, before: datetime) -> dict[str, str]:
+    """Return the sha256 of every file that a reader of what was known before a moment is given, by its path inside the lake."""
+    root, last = _snapshot(home), utc(before).date()
+    files = [file for file in _event_files(root) if _day(file) <= last] + [root / name for name, _ in VERSIONS.values()]
+    return {str(file.relative_to(root)): publish.digest(file) for file in files if file.is_file()}
 
 
 def received_since(home: Home, day: date) -> list[date]:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 from pipelines import config, cycle, publish
@@ -25,6 +26,7 @@ RANKING: Final = "reloop/ranking"
 RELEASE: Final = "reloop/release"
 TABLES: Final = "mlflow.loggedArtifacts"  # the tag by which MLflow finds the tables of a run
 NOT_METRICS: Final = {"seconds"}
+SERVED: Final = Path(__file__).with_name("served_model.py")
 
 
 def metric_name(name: str) -> str:
@@ -189,10 +191,10 @@ def log_bundle(home: Home, as_of: datetime, digest: str) -> tuple[str, str]:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    from pipelines.registry import bundle
+    from pipelines.registry import bundle_folder
 
     run_id = ensure(home, RELEASE, as_of, "release")
-    said = bundle.facts(home, digest)
+    said = bundle_folder.document(home, digest, bundle_folder.FACTS_FILE)
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "user_id")]),
         outputs=Schema(
@@ -206,12 +208,12 @@ def log_bundle(home: Home, as_of: datetime, digest: str) -> tuple[str, str]:
         ),
         params=ParamSchema([ParamSpec("as_of", "string", said["as_of"]), ParamSpec("k", "long", 10)]),
     )
-    versions = publish.manifest(bundle.folder(home, digest)).facts["libraries"]
+    versions = publish.manifest(bundle_folder.folder(home, digest)).facts["libraries"]
     with _quiet(), mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name=tracking.MODEL,
-            python_model=str(bundle.SERVED),
-            artifacts={"bundle": str(bundle.folder(home, digest))},
+            python_model=str(SERVED),
+            artifacts={"bundle": str(bundle_folder.folder(home, digest))},
             signature=signature,
             input_example=pd.DataFrame({"user_id": ["someone-new"]}),
             # Named, because guessing them runs the model in a process of its own.

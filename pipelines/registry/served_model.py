@@ -30,10 +30,9 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow ships n
         """Check and load the bundle that was registered.
 
         Raises:
-            StateError: any byte differs from what was published.
+            StateError: any byte differs from what was published, or it is not signed in this environment.
         """
-        path = bundle.checked_folder(Path(context.artifacts["bundle"]))
-        self.model = TwoStage.load(path / bundle.MODEL_FOLDER)
+        self.model = bundle.load_folder(Home.from_environment(), Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - MLflow's signature
         """Return one row a recommended item: user_id, rank, item_id, score, sources.
