@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Longs
 from pipelines.knobs import Range
 from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.threads import limited
 
 STEP: Final = 1.25  # of regularization, between rows that are solved together
 
@@ -66,7 +68,7 @@ class Als:
         power = self._power(np.diff(users.indptr), n_items)
         if known.any():
             users.data = 1 + np.float32(self.alpha) * users.data
-            with threadpool_limits(1, "blas"):  # implicit runs its own threads over rows
+            with limited(1, "blas"):  # implicit runs its own threads over rows
                 solver = self._solver()
                 if self.frequency_exponent:
                     self._alternate(solver, users, power)
@@ -121,18 +123,25 @@ class Als:
     def query_vectors(self, histories: Histories) -> tuple[Floats, Bools]:
         """Return the users' folded-in factors, and who liked an item that the model knows."""
         state = topk.checked("als", self.state, histories)
-        factor, known = self.item_vectors()
-        users = self._fold_in(histories, known, factor, float(state["mean_power"].astype(np.float64)[0]))
+        known = self.item_vectors()[1]
+        users = self._fold_in(histories, known, float(state["mean_power"].astype(np.float64)[0]))
         return users, factors.told_of(histories, known)
 
-    def _fold_in(self, histories: Histories, known: npt.NDArray[np.bool_], factor: Floats, mean_power: float) -> Floats:
+    @cached_property
+    def _folding(self) -> AlternatingLeastSquares:
+        """The solver over the fitted items, which takes their products with each other once."""
+        solver = self._solver()
+        solver.item_factors = np.require(self.item_vectors()[0], requirements="W")  # implicit asks for an array it might write to
+        _ = solver.YtY
+        return solver
+
+    def _fold_in(self, histories: Histories, known: npt.NDArray[np.bool_], mean_power: float) -> Floats:
         """Return float32 [n_users, n_factors]; a user without a known item has zeros."""
         pairs = histories.weighted(factors.faded(histories, self.recency_half_life_days, known))
         pairs.data = 1 + np.float32(self.alpha) * pairs.data
         users: Floats = np.zeros((histories.n_users, self.n_factors), dtype=np.float32)
-        with threadpool_limits(1, "blas"):
-            solver = self._solver()
-            solver.item_factors = np.require(factor, requirements="W")  # implicit asks for an array it might write to
+        with limited(1, "blas"):
+            solver = copy(self._folding)  # its regularization is this call's own
             for share, rows in _steps(self._power(np.diff(pairs.indptr), histories.n_items) / mean_power):
                 solver.regularization = self.regularization * share
                 users[rows] = solver.recalculate_user(rows, pairs[rows])

@@ -8,11 +8,11 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import factors, ratings, topk
 from pipelines.retrieval.ratings import RatingModel
+from pipelines.retrieval.threads import limited
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BiasedMf(RatingModel):
         items = users.T.tocsr()
         q = (0.1 * np.random.default_rng(self.seed).standard_normal((users.shape[1], self.n_factors))).astype(np.float32)
         item_bias = ratings.shrunk_means(items, self.bias_regularization)
-        with threadpool_limits(self.num_threads):
+        with limited(self.num_threads):
             for _ in range(self.n_epochs if users.nnz else 0):
                 p, user_bias = self._solve(users, q, item_bias)
                 q, item_bias = self._solve(items, p, user_bias)
@@ -70,7 +70,7 @@ class BiasedMf(RatingModel):
         """Return float32 [n_users, n_factors + 1], p and b, and whether the user gave a rating."""
         state = topk.checked("biased_mf", self.state, histories)
         users = ratings.given(histories, state["mean"].astype(np.float32))
-        with threadpool_limits(self.num_threads):
+        with limited(self.num_threads):
             p, bias = self._solve(users, state["factor"].astype(np.float32)[:, :-1], state["bias"].astype(np.float32))
         return np.column_stack([p, bias]).astype(np.float32), np.diff(users.indptr) > 0
 

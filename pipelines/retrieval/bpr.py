@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.special import expit
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.threads import limited
 
 PAIRS: Final = 10_000  # of user and item in one step, about
 
@@ -81,7 +81,7 @@ class Bpr:
             "bias": np.zeros(users.shape[1], dtype=np.float32),
         }
         users = users[np.diff(users.indptr) > 1]  # who liked one item alone has no history but the target
-        with threadpool_limits(self.num_threads):
+        with limited(self.num_threads):
             if users.nnz:
                 self._train(users, np.flatnonzero(known).astype(np.int32), learnt, rng)
         return learnt

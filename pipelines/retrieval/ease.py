@@ -9,13 +9,13 @@ from typing import Annotated, Final, Self
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg, sparse
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions
 from pipelines.errors import ReloopError
 from pipelines.knobs import Range
 from pipelines.retrieval import neighbours, topk
 from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.threads import limited
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Ease:
             log.warning(
                 "ease: %d of %d items with events take part, the most frequent; %d are left out", len(some), len(some) + left_out, left_out
             )
-        with threadpool_limits(self.num_threads):
+        with limited(self.num_threads):
             weights = self._solve(users[:, some])
         pruned = neighbours.strongest(weights, self.n_neighbours).tocoo()
         of_all = sparse.csr_matrix((pruned.data, (some[pruned.row], some[pruned.col])), shape=(n_items, n_items), dtype=np.float32)

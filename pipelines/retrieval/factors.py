@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions
 from pipelines.retrieval import neighbours, topk
 from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.threads import limited
 
 
 def known_items(interactions: Interactions) -> npt.NDArray[np.bool_]:
@@ -79,7 +79,7 @@ def retrieve(
         told = told_of(histories, known)
     parts = []
     for first, last, rows in topk.blocks(histories, histories.n_items):
-        with threadpool_limits(num_threads):
+        with limited(num_threads):
             scores = users[first:last] @ items.T
         scores[~told[first:last]] = -np.inf
         scores[:, ~known] = -np.inf

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Histories, Interactions
 from pipelines.knobs import Range
 from pipelines.retrieval import factors, neighbours, topk
 from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.threads import limited
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class GraphFilter:
         if users.nnz:
             normal = users.copy()
             normal.data = 1 / np.sqrt(np.repeat(np.diff(users.indptr), np.diff(users.indptr)) * degree[users.indices])
-            with threadpool_limits(self.num_threads):
+            with limited(self.num_threads):
                 n_factors = factors.rank_within(self.n_factors, users.shape)
                 factor = randomized_svd(normal, n_factors, n_iter=4, random_state=self.seed)[2].T
         return {"factor": np.ascontiguousarray(factor, dtype=np.float32), "degree": degree}
@@ -100,7 +100,7 @@ class GraphFilter:
         parts = []
         for first, last, rows in topk.blocks(histories, histories.n_items):
             mine = users[first:last]
-            with threadpool_limits(self.num_threads):
+            with limited(self.num_threads):
                 scores = ((mine.multiply(asks).tocsr() @ factor) @ (factor * proposed[:, None]).T).astype(np.float32)
             scores += (mine @ weights).toarray()
             scores[~told[first:last]] = -np.inf

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from scipy import sparse
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import factors, topk
 from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.threads import limited
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Nmf:
                 alpha_W=self.regularization,
                 alpha_H="same",
             )
-            with threadpool_limits(self.num_threads), warnings.catch_warnings():
+            with limited(self.num_threads), warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the rounds are the budget
                 factor = solver.fit(users).components_.T
         state = {

@@ -8,11 +8,11 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils.extmath import randomized_svd
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions
 from pipelines.retrieval import factors, topk
 from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.threads import limited
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PureSvd:
         factor = np.zeros((n_items, 1), dtype=np.float32)
         if users.nnz:
             n_factors = factors.rank_within(self.n_factors, users.shape)
-            with threadpool_limits(self.num_threads):
+            with limited(self.num_threads):
                 factor = randomized_svd(users, n_factors, n_iter=self.n_epochs, random_state=self.seed)[2].T
         state = {
             "n_items": np.array([n_items]),

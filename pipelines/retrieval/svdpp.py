@@ -9,11 +9,11 @@ from typing import ClassVar, Final, Self
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from pipelines.datasets.interactions import Bools, Floats, Histories, Interactions, Ints, Longs
 from pipelines.retrieval import factors, ratings, topk
 from pipelines.retrieval.ratings import RatingModel
+from pipelines.retrieval.threads import limited
 
 HELD: Final = 250_000_000  # numbers of the users' normal equations held at once, 1 GB; of more, they are made anew in each step
 
@@ -61,7 +61,7 @@ class SvdPp(RatingModel):
         q = (0.1 * np.random.default_rng(self.seed).standard_normal((users.shape[1], self.n_factors))).astype(np.float32)
         y = np.zeros_like(q)
         item_bias = ratings.shrunk_means(items, self.bias_regularization)
-        with threadpool_limits(self.num_threads):
+        with limited(self.num_threads):
             for _ in range(self.n_epochs if users.nnz else 0):
                 y = self._implicit(users, met, q, item_bias, y)
                 z = met @ y
@@ -136,7 +136,7 @@ class SvdPp(RatingModel):
         q, bias = state["factor"].astype(np.float32)[:, :-1], state["bias"].astype(np.float32)
         given = ratings.given(histories, state["mean"].astype(np.float32))
         met = _met(histories.row_of_event(), histories.item, given.shape)
-        with threadpool_limits(self.num_threads):
+        with limited(self.num_threads):
             z = met @ state["implicit"].astype(np.float32)
             users = self._users(given, z, q, bias)
         users[:, :-1] += z

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -63,15 +64,21 @@ class UserKnn:
         }
         return replace(self, state=state)
 
-    def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
-        """Return what the most similar users met, blocks of users at a time."""
-        state = topk.checked("user_knn", self.state, histories)
+    @cached_property
+    def _evidence(self) -> tuple[sparse.csr_matrix, Floats, Floats, sparse.csr_matrix, int]:
+        """The training rows, the items' discount, the rows' norms and columns with the discount, and the longest row."""
+        state = topk.fitted("user_knn", self.state)
         discount = state["discount"].astype(np.float32)
-        shape = (len(state["indptr"]) - 1, histories.n_items)
+        shape = (len(state["indptr"]) - 1, int(state["n_items"][0]))
         rows = sparse.csr_matrix((state["data"], state["indices"], state["indptr"]), shape=shape)
         compared = _discounted(rows, discount)
-        norm, columns = _norms(compared), compared.T.tocsr()
+        return rows, discount, _norms(compared), compared.T.tocsr(), int(np.diff(rows.indptr).max(initial=0))
 
+    def retrieve(self, histories: Histories, k: int, *, exclude_seen: bool) -> Candidates:
+        """Return what the most similar users met, blocks of users at a time."""
+        topk.checked("user_knn", self.state, histories)
+        rows, discount, norm, columns, length = self._evidence
+        shape = rows.shape
         strength = (histories.weight * 0.5 ** (topk.age_days(histories) / self.recency_half_life_days)).astype(np.float32)
         asking = histories.weighted(strength)
         asking.data = np.sqrt(asking.data)
@@ -79,7 +86,6 @@ class UserKnn:
         own = _norms(asking)
         reach = np.concatenate([[0], np.cumsum(np.diff(columns.indptr)[asking.indices])])
         # What is stored for a user: its similarities, then the items of its neighbours.
-        length = int(np.diff(rows.indptr).max(initial=0))
         cost = np.minimum(np.diff(reach[asking.indptr]), shape[0]) + min(self.n_neighbours * length, shape[1])
         parts = []
         for first, last in neighbours.within_bounds(cost):
