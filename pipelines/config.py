@@ -99,6 +99,11 @@ class Home:
         return self.root / "bundles"
 
     @property
+    def evidence(self) -> Path:
+        """What decisions on releases were made on, user by user, a folder a decision."""
+        return self.root / "evidence"
+
+    @property
     def mlflow(self) -> Path:
         """MLflow tracking database and artifacts."""
         return self.root / "mlflow"

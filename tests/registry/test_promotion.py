@@ -27,7 +27,7 @@ def test_first_model_then_a_week_later(fresh: Home) -> None:
     second = promotion.decide(fresh, SECOND)
     assert second["champion_before"] == 1
     assert second["figures"]["champion_age_days"] == 7.0
-    assert set(second["figures"]["slices"]) == {"light_users", "tail_items"}
+    assert set(second["figures"]["slices"]) == {"light_users", "cold_users", "tail_items"}
     assert 0 < second["figures"]["slices"]["tail_items"]["n_users"] <= second["figures"]["n_users"]
     (gate,) = cycle.records(fresh, SECOND, "gate")
     assert {"verdict", "champion_before", "champion_after", "reasons", "figures"} <= set(gate)
