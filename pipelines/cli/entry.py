@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import bench, explaining, generating, operations, ranking, replaying, retrieval, stages
+from pipelines.cli import bench, explaining, generating, operations, ranking, releasing, replaying, retrieval, stages
 from pipelines.errors import ReloopError
 
 app = typer.Typer(
@@ -31,16 +31,18 @@ for verb in (
     stages.promote,
     stages.monitor,
     replaying.replay,
+    reporting.report,
     explaining.explain,
     operations.stream,
     operations.simulate,
-    operations.releases,
-    operations.rollback,
+    releasing.rollback,
     operations.status,
     operations.doctor,
 ):
     app.command()(verb)
 retrieval.app.command()(generating.generate)
+app.add_typer(releasing.releases, name="releases")
+app.add_typer(releasing.review, name="review")
 app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(ranking.app, name="ranking")
 app.add_typer(bench.app, name="bench")

@@ -1,9 +1,11 @@
 """Past time, cycle by cycle, as if it were now: the real stages, without a scheduler between them.
 
-What a cycle knows is what had been received before its `as_of`, so its bundle, its decision and its
-ledger entry are those that the day would have had. Every cycle trains, whether or not a training would
-have been due: the counterfactuals need every model. Only what serves the present is left out, the
-online store and its parity check: nobody asks for a recommendation in the past.
+What a cycle knows is what had been received before its `as_of`: every stage from the features on asks
+for that and no more, so the lake may hold the whole span before the first cycle trains, and the marts
+of all days are built in two goes instead of one a week. Bundle, decision and ledger entry are those
+that the day would have had. Every cycle trains, whether or not a training would have been due: the
+counterfactuals need every model. Only what serves the present is left out, the online store and its
+parity check: nobody asks for a recommendation in the past.
 """
 
 from __future__ import annotations
@@ -40,15 +42,17 @@ def live(home: Home, request: Request, windows: Sequence[Window], *, batch_days:
         ValidationBlocked: a batch may not enter.
         StateError: the lake holds another source.
     """
-    for window in windows:
-        if done(home, window.end):
-            continue
-        tell("ingest", window.end)
-        ingest(home, request, window, batch_days)
-        tell("features", window.end)
-        build.build(home, window.end)
-        checkpoint.validate_features(home, window.end)
+    todo = [window for window in windows if not done(home, window.end)]
+    for window in todo:
+        if (plan.landed_until(home) or window.start) < window.end:
+            tell("ingest", window.end)
+            ingest(home, request, window, batch_days)
+    for end in dict.fromkeys([windows[0].end, todo[-1].end] if todo else []):  # the first build reaches back, later ones only add days
+        tell("features", end)
+        build.build(home, end)
+        checkpoint.validate_features(home, end)
         store.apply(home)
+    for window in todo:
         tell("training", window.end)
         train(home, window.end)
         tell("decision", window.end)
