@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import bench, explaining, generating, operations, ranking, releasing, replaying, retrieval, stages
+from pipelines.cli import bench, explaining, generating, operations, ranking, releasing, replaying, reporting, retrieval, stages
 from pipelines.errors import ReloopError
 
 app = typer.Typer(
