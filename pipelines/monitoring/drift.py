@@ -15,7 +15,8 @@ from pipelines.config import Home
 from pipelines.decision_policies import DriftPolicy
 from pipelines.monitoring import comparison, evidently_page
 from pipelines.monitoring.comparison import Check, Past
-from pipelines.registry import bundle, population, releases, runs
+from pipelines.ranking.two_stage import TwoStage
+from pipelines.registry import bundle, outputs, population, releases, runs
 from pipelines.window import DAY, floor_day, utc
 
 DRIFT: Final = comparison.DRIFT
@@ -42,10 +43,11 @@ def check(home: Home, as_of: datetime) -> Check:
         else:
             day, policy = floor_day(as_of), config.load(home).drift
             profile = bundle.reference(home, champion.digest)
-            now = population.columns(home, day)
+            model = bundle.load(home, champion.digest) if _compares_outputs(profile) else None
+            now = _columns(home, model, day, policy)
             found = comparison.compare(profile, now, day, policy)
             if any(one.drifted or one.moved for one in found.features.values()):
-                found = comparison.compare(profile, now, day, policy, _past(home, profile, day, policy))
+                found = comparison.compare(profile, now, day, policy, _past(home, profile, model, day, policy))
             evidently_page.render(home, day, profile, now, {name: one.threshold for name, one in found.features.items()})
         said = found.to_json()
         publish.write_json(report_file(home, as_of), said)
@@ -59,12 +61,22 @@ def check(home: Home, as_of: datetime) -> Check:
     return found
 
 
-def _past(home: Home, profile: population.Profile, day: datetime, policy: DriftPolicy) -> Past:
+def _compares_outputs(profile: population.Profile) -> bool:
+    return any(name.startswith(comparison.OUTPUTS) for name in profile.references)
+
+
+def _columns(home: Home, model: TwoStage | None, day: datetime, policy: DriftPolicy) -> population.Columns:
+    """Return the columns of a day, with what the champion makes of its people where that is compared."""
+    shown = {} if model is None else outputs.columns(home, model, day, policy.output_users)
+    return population.columns(home, day) | shown
+
+
+def _past(home: Home, profile: population.Profile, model: TwoStage | None, day: datetime, policy: DriftPolicy) -> Past:
     """Return the days before, and last year's, as far as their marts were built."""
-    earlier = [(then, population.known(home, then)) for then in (day - back * DAY for back in range(1, policy.windows))]
+    built = [then for then in (day - back * DAY for back in range(1, policy.windows)) if population.built(home, then)]
     year = population.YEAR_DAYS * DAY
     return Past(
-        earlier=[(then, columns) for then, columns in earlier if columns is not None],
+        earlier=[(then, _columns(home, model, then, policy)) for then in built],
         year_ago=population.known(home, day - year) or {},
         reference_year_ago=population.known(home, profile.day - year) or {},
     )

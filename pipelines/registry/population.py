@@ -81,7 +81,12 @@ def columns(home: Home, day: datetime) -> Columns:
 
 def known(home: Home, day: datetime) -> Columns | None:
     """Return the columns of a day whose marts were built, None of one that has none."""
-    return columns(home, day) if all(mart_file(home, mart, day).is_file() for mart in ALIVE) else None
+    return columns(home, day) if built(home, day) else None
+
+
+def built(home: Home, day: date | datetime) -> bool:
+    """Tell whether the marts of a day were built."""
+    return all(mart_file(home, mart, day).is_file() for mart in ALIVE)
 
 
 def _unclocked(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -182,12 +187,18 @@ class Profile:
         )
 
 
-def profile(home: Home, moment: datetime, importance: Mapping[str, float], policy: DriftPolicy, outputs: Columns | None = None) -> Profile:
+def profile(
+    home: Home,
+    moment: datetime,
+    importance: Mapping[str, float],
+    policy: DriftPolicy,
+    outputs: tuple[Columns, Columns] = ({}, {}),
+) -> Profile:
     """Freeze the population of the day of `moment`, its weekdays, and how much it had been moving.
 
     Args:
         importance: column -> share of the ranker's gain.
-        outputs: what the model made of the people it was judged on (`outputs`); of no weekday, and not known to move.
+        outputs: what the model makes of its newest people, and of those of a week before (`outputs.with_week_before`).
     """
     day = floor_day(moment)
     now = columns(home, day)
@@ -208,7 +219,10 @@ def profile(home: Home, moment: datetime, importance: Mapping[str, float], polic
             counted = {name: psi.counts(references[name], column) for name, column in then.items() if name in references}
             weekdays[(day - back * DAY).isoweekday()] = {name: tuple(int(n) for n in counts) for name, counts in counted.items()}
     young = {name: reason for name in now if (reason := _too_young(home, name, day))}
-    shown = {name: psi.reference(column, policy.bins) for name, column in (outputs or {}).items()}
+    shown = {name: psi.reference(column, policy.bins) for name, column in outputs[0].items()}
+    for name in shown.keys() & outputs[1].keys():
+        moved = psi.psi(psi.counts(shown[name], outputs[1][name]), shown[name].counted, policy.smoothing)
+        movement[name] = {LAGS_DAYS[0]: round(moved, 6)} if moved >= 0 else {}
     weights = {name: share for name, share in importance.items() if name in now}
     return Profile(day, references | shown, movement, young, weights, weekdays)
 
