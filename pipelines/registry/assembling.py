@@ -17,7 +17,7 @@ from pipelines.datasets.split import JUDGE
 from pipelines.datasets.universe import Universe
 from pipelines.errors import StateError
 from pipelines.ranking import attribution, judging, training_set, two_stage
-from pipelines.registry import bundle_folder, compatibility, golden, libraries, population, signing
+from pipelines.registry import bundle_folder, compatibility, golden, libraries, outputs, population, signing
 from pipelines.registry.bundle_folder import FACTS_FILE, MODEL_FOLDER, REFERENCE_FILE
 from pipelines.registry.rehearsal import GOLDEN_FOLDER
 from pipelines.window import utc
@@ -39,7 +39,9 @@ def assemble(home: Home, as_of: datetime) -> Path:
     judging.check(home, as_of, model)
     settings = config.load(home)
     learnt = [fold for fold in world.folds if fold.name != JUDGE]
-    profile = population.profile(home, learnt[-1].cutoff, model.ranker.importance if model.ranker else {}, settings.drift)
+    shown = outputs.with_week_before(home, model, world.fold(JUDGE).cutoff, settings.drift.output_users)
+    importance = model.ranker.importance if model.ranker else {}
+    profile = population.profile(home, learnt[-1].cutoff, importance, settings.drift, shown)
     described: dict[str, Any] = {
         "as_of": utc(as_of).isoformat(),
         "cutoff": world.fold(JUDGE).cutoff.isoformat(),
@@ -48,7 +50,7 @@ def assemble(home: Home, as_of: datetime) -> Path:
         "trained_on": trained_on(run),
         "features": compatibility.features_of(home, model.ranker),
         "metrics": json.loads((judging.folder(home, as_of) / "metrics.json").read_text(encoding="utf-8")),
-        "attribution": attribution.load(home, as_of),
+        "attribution": [row for row in attribution.load(home, as_of) if row["slice"] == attribution.ALL],
     }
     building = home.bundles / "building" / run.name
     with publish.folder(building, outside(world)) as out:
