@@ -93,7 +93,7 @@ def replay(
     from pipelines.errors import ReloopError
     from pipelines.registry import releases
     from pipelines.replay import live, matrix, outcome, page, signals
-    from pipelines.replay.policies import POLICIES
+    from pipelines.replay.policies import POLICIES, Rules, asked_of
     from pipelines.sources import normalising
 
     if strangers := [name for name in policies or () if name not in POLICIES]:
@@ -109,9 +109,9 @@ def replay(
         done = live.live(state, request, planned.windows, batch_days=batch_days, tell=tell)
         bundles = {as_of: digest for as_of, digest in live.cycles(state).items() if as_of in set(done)}
         measured = matrix.measure(state, bundles, max_age=timedelta(days=max_age_days) if max_age_days else None, tell=tell)
-        said = signals.signals(state, bundles, tell)
+        rules = Rules(asked_of(settings.gate, measured), signals.drifted(state, bundles, tell))
         first = outcome.first(releases.history(state), measured)
-        found = outcome.outcomes(measured, said, first, names=policies, seconds=live.seconds(state, bundles))
+        found = outcome.outcomes(measured, rules, first, names=policies, seconds=live.seconds(state, bundles))
     ledger = [entry for entry in releases.history(state) if entry.get("as_of")]
     facts = {
         "source": str(source),

@@ -42,12 +42,7 @@ def check(home: Home, as_of: datetime) -> Check:
             found = Check(NO_CHAMPION, ("nothing was ever released, so there is nothing to compare with",), {}, {})
         else:
             day, policy = floor_day(as_of), config.load(home).drift
-            profile = bundle.reference(home, champion.digest)
-            model = bundle.load(home, champion.digest) if _compares_outputs(profile) else None
-            now = _columns(home, model, day, policy)
-            found = comparison.compare(profile, now, day, policy)
-            if any(one.drifted or one.moved for one in found.features.values()):
-                found = comparison.compare(profile, now, day, policy, _past(home, profile, model, day, policy))
+            found, profile, now = _measured(home, champion.digest, day, policy)
             evidently_page.render(home, day, profile, now, {name: one.threshold for name, one in found.features.items()})
         said = found.to_json()
         publish.write_json(report_file(home, as_of), said)
@@ -59,6 +54,25 @@ def check(home: Home, as_of: datetime) -> Check:
         }
     runs.log_cycle(home, as_of)
     return found
+
+
+def measure(home: Home, digest: str, day: datetime, policy: DriftPolicy) -> Check:
+    """Compare a day with the reference of any bundle, and leave nothing behind: what a replay asks of champions that never were.
+
+    Raises:
+        StateError: the marts of that day were never built, or the bundle is damaged.
+    """
+    return _measured(home, digest, day, policy)[0]
+
+
+def _measured(home: Home, digest: str, day: datetime, policy: DriftPolicy) -> tuple[Check, population.Profile, population.Columns]:
+    profile = bundle.reference(home, digest)
+    model = bundle.load(home, digest) if _compares_outputs(profile) else None
+    now = _columns(home, model, day, policy)
+    found = comparison.compare(profile, now, day, policy)
+    if any(one.drifted or one.moved for one in found.features.values()):
+        found = comparison.compare(profile, now, day, policy, _past(home, profile, model, day, policy))
+    return found, profile, now
 
 
 def _compares_outputs(profile: population.Profile) -> bool:

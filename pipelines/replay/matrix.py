@@ -1,20 +1,22 @@
 """What every model would have shown in every later week: NDCG@10[user][model trained at, week judged].
 
 A week is the judged window of a training run: its labels are everyone who did something in it, its
-lists are made at its start from what had been received by then. Each cell is published alone, under
-the digests of what it was made of, so a replay that was killed goes on where it stopped, and one of
-another lake or another bundle never reads a stale cell.
+lists are made at its start from what had been received by then. Users, slices and incumbents are those
+that the gate is shown (`registry.evidence`). Each cell is published alone, under the digests of what it
+was made of, so a replay that was killed goes on where it stopped, and one of another lake or another
+bundle never reads a stale cell.
 
     reports/replay/cells/<digest of the week's universe>/<digest of the bundle>.parquet
-        user_id, sorted; ndcg_at_10 in [0, 1]
+        user_id, sorted; ndcg_at_10 in [0, 1]; tail_ndcg_at_10, NaN for who chose no tail item
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +24,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import columns as c
-from pipelines import publish
+from pipelines import config, publish
 from pipelines.config import Home
-from pipelines.datasets import universe
-from pipelines.datasets.interactions import Ids, positions, strings
-from pipelines.datasets.split import JUDGE, Fold
-from pipelines.datasets.universe import Universe
+from pipelines.datasets.interactions import Ids, strings
+from pipelines.datasets.split import JUDGE
 from pipelines.errors import StateError
-from pipelines.evaluation import metrics
-from pipelines.ranking import two_stage
 from pipelines.ranking.two_stage import TwoStage
-from pipelines.registry import bundle
+from pipelines.registry import bundle, evidence
 from pipelines.replay.live import Tell, silent
 
-K = 10
+NDCG: Final = "ndcg_at_10"
+TAIL: Final = "tail_ndcg_at_10"
 
 Scores = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,23 @@ class Week:
     Attributes:
         start, end: half-open; what serves at `start` is what its users meet.
         users: sorted, unique; who did something in it.
+        slices: name -> bool [users].
+        incumbents: trivial recommender -> float64 [users], NDCG@10.
     """
 
     start: datetime
     end: datetime
     users: Ids
+    slices: Mapping[str, Mask] = field(default_factory=dict)
+    incumbents: Mapping[str, Scores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model in a week: float64 [users of the week] each; `tail` is NaN for who chose no tail item."""
+
+    ndcg: Scores
+    tail: Scores
 
 
 @dataclass(frozen=True)
@@ -61,22 +73,33 @@ class Matrix:
     Attributes:
         trained: as_of of every model, oldest first.
         weeks: oldest first, told apart by their ends.
-        cells: (trained, end of the week) -> float64 [users of the week]; a model has a cell for every week that ends at or after its
-            `trained` and begins no later than the maximum age allows. The one that ends at `trained` is what the gate judges it on.
+        cells: (trained, end of the week) -> what was measured. A model has a cell for the week that ends at `trained`, which the gate
+            judges it on, and for every week that begins at or after `trained`, as far as the maximum age allows.
     """
 
     trained: tuple[datetime, ...]
     weeks: tuple[Week, ...]
-    cells: Mapping[tuple[datetime, datetime], Scores]
+    cells: Mapping[tuple[datetime, datetime], Cell]
 
     def mean(self, trained: datetime, end: datetime) -> float:
-        """Return the mean of a cell; NaN where it was not measured."""
+        """Return the mean NDCG@10 of a cell; NaN where it was not measured."""
         cell = self.cells.get((trained, end))
-        return float(cell.mean()) if cell is not None and len(cell) else float("nan")
+        return float(cell.ndcg.mean()) if cell is not None and len(cell.ndcg) else float("nan")
 
     def after(self, moment: datetime) -> Week | None:
-        """Return the week that a model released at a moment meets first: one that begins then, or None."""
+        """Return the week that a model released at a moment meets: one that begins then, or None."""
         return next((week for week in self.weeks if week.start == moment), None)
+
+    def ending(self, moment: datetime) -> Week:
+        """Return the week that a model trained at a moment is judged on.
+
+        Raises:
+            StateError: nothing was trained then.
+        """
+        for week in self.weeks:
+            if week.end == moment:
+                return week
+        raise StateError("replay", found=f"no week that ends at {moment:%Y-%m-%d}", allowed="the judged window of a training")
 
 
 def measure(home: Home, bundles: Mapping[datetime, str], *, max_age: timedelta | None = None, tell: Tell = silent) -> Matrix:
@@ -89,21 +112,26 @@ def measure(home: Home, bundles: Mapping[datetime, str], *, max_age: timedelta |
     Raises:
         StateError: a training run or a bundle is missing or damaged.
     """
+    settings = config.load(home)
+    names = [*settings.gate.incumbents, settings.gate.baseline]
     trained = tuple(sorted(bundles))
     weeks, cells = [], {}
-    models = _Models(home)
+    models: dict[str, TwoStage] = {}
     for end in trained:
-        world = universe.load(home, end)
-        fold = world.fold(JUDGE)
-        users = world.labels(JUDGE).user_ids
-        weeks.append(Week(fold.window.start, end, users))
+        judged = evidence.bench(home, end, settings)
+        window, users = judged.world.fold(JUDGE).window, judged.truth.user_ids
+        slices = {"light_users": judged.light, "cold_users": judged.cold}
+        weeks.append(Week(window.start, end, users, slices, evidence.incumbents(home, end, names, users)))
         for moment in trained:
-            if moment > end or (moment < end and moment > fold.window.start) or (max_age and fold.window.start - moment > max_age):
+            if moment != end and not _meets(moment, window.start, max_age):
                 continue
-            file = folder(home) / world.digest / f"{bundles[moment]}.parquet"
+            file = folder(home) / judged.world.digest / f"{bundles[moment]}.parquet"
             if not file.is_file():
                 tell(f"the model of {moment:%Y-%m-%d}", end)
-                publish.write_parquet(file, _cell(home, world, fold, models[bundles[moment]]))
+                model = models.setdefault(bundles[moment], models.get(bundles[moment]) or bundle.load(home, bundles[moment]))
+                found = judged.score(model)
+                columns = {c.USER_ID: pa.array(users, pa.string()), NDCG: found.ndcg, TAIL: found.tail}
+                publish.write_parquet(file, pa.table(columns))
             cells[moment, end] = _read(file, users)
     return Matrix(trained, tuple(weeks), cells)
 
@@ -113,38 +141,12 @@ def folder(home: Home) -> Path:
     return home.reports / "replay" / "cells"
 
 
-class _Models:
-    """Bundles, each checked and loaded once."""
-
-    def __init__(self, home: Home) -> None:
-        self.home = home
-        self.loaded: dict[str, TwoStage] = {}
-
-    def __getitem__(self, digest: str) -> TwoStage:
-        if digest not in self.loaded:
-            self.loaded[digest] = bundle.load(self.home, digest)
-        return self.loaded[digest]
+def _meets(trained: datetime, start: datetime, max_age: timedelta | None) -> bool:
+    return trained <= start and (max_age is None or start - trained <= max_age)
 
 
-def _cell(home: Home, world: Universe, fold: Fold, model: TwoStage) -> pa.Table:
-    """Return a model's NDCG@10 for everyone of a judged window, from what was known at its start."""
-    truth = world.labels(JUDGE)
-    lists = two_stage.rank_users(home, model, truth.user_ids, fold.cutoff, K)
-    item = np.where(lists.item_ids == "", -1, positions(lists.item_ids.ravel(), world.item_ids).reshape(lists.item_ids.shape))
-    ndcg = metrics.ndcg(metrics.judge(item, truth.indptr, truth.item, truth.gain), K)
-    return pa.table({c.USER_ID: pa.array(truth.user_ids, pa.string()), "ndcg_at_10": np.asarray(ndcg, dtype=np.float64)})
-
-
-def _read(file: Path, users: Ids) -> Scores:
+def _read(file: Path, users: Ids) -> Cell:
     table = pq.read_table(file, partitioning=None)
     if not np.array_equal(strings(table[c.USER_ID]), users):
         raise StateError(str(file), found="other users than the week's", allowed="the cell as it was measured", hint="delete it")
-    return np.asarray(table["ndcg_at_10"].to_numpy(), dtype=np.float64)
-
-
-def missing(matrix: Matrix) -> Iterator[tuple[datetime, datetime]]:
-    """Yield the (trained, end) that were not measured although the model was there."""
-    for trained in matrix.trained:
-        for week in matrix.weeks:
-            if week.start >= trained and (trained, week.end) not in matrix.cells:
-                yield trained, week.end
+    return Cell(*(np.asarray(table[name].to_numpy(), dtype=np.float64) for name in (NDCG, TAIL)))

@@ -18,7 +18,7 @@ from pipelines.evaluation import resampled
 from pipelines.registry import releases
 from pipelines.replay import policies
 from pipelines.replay.matrix import Matrix
-from pipelines.replay.policies import Signals, Step
+from pipelines.replay.policies import Rules, Step
 from pipelines.window import utc
 
 SEED = 7
@@ -88,7 +88,7 @@ def first(ledger: Sequence[Mapping[str, Any]], matrix: Matrix) -> datetime:
 
 def outcomes(
     matrix: Matrix,
-    signals: Signals,
+    rules: Rules,
     start: datetime,
     *,
     names: Sequence[str] | None = None,
@@ -102,18 +102,18 @@ def outcomes(
         seconds: what each training took.
     """
     wanted = dict.fromkeys([*(names or policies.POLICIES), reference, policies.ORACLE])
-    walked = {name: policies.walk(policies.POLICIES[name], matrix, signals, start) for name in wanted}
+    walked = {name: policies.walk(policies.POLICIES[name], matrix, rules, start) for name in wanted}
     lived = {name: policies.served(matrix, steps) for name, steps in walked.items()}
     # A maximum age leaves old models without cells: only weeks that every policy has can be compared.
     common = [
         place
         for place in range(min(map(len, lived.values())))
-        if all(weeks[place] in matrix.cells and len(matrix.cells[weeks[place]]) for weeks in lived.values())
+        if all(weeks[place] in matrix.cells and len(matrix.cells[weeks[place]].ndcg) for weeks in lived.values())
     ]
     users = {week.end: week.users for week in matrix.weeks}
     ends = [lived[reference][place][1] for place in common]
     everyone, row = np.unique(np.concatenate([np.zeros(0, dtype="<U1"), *(users[end] for end in ends)]), return_inverse=True)
-    values = {name: np.concatenate([np.zeros(0), *(matrix.cells[weeks[place]] for place in common)]) for name, weeks in lived.items()}
+    values = {name: np.concatenate([np.zeros(0), *(matrix.cells[weeks[place]].ndcg for place in common)]) for name, weeks in lived.items()}
     times = np.bincount(row, minlength=len(everyone)).astype(np.float64)
     sums = {name: np.bincount(row, weights=value, minlength=len(everyone)).astype(np.float64) for name, value in values.items()}
     figures = {name: resampled.ratio(total, times) for name, total in sums.items()}

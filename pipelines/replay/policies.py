@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+import numpy as np
+
+from pipelines.decision_policies import GatePolicy
+from pipelines.registry import gate as registry_gate
+from pipelines.registry.gate import Evidence
+from pipelines.registry.gate_windows import Window
 from pipelines.replay.matrix import Matrix
 
 ORACLE: Final = "oracle"
@@ -26,15 +32,30 @@ class Situation:
     Attributes:
         champion: `trained` of what serves until this moment.
         trained: when the policy last trained.
-        asked: how often this champion was already tested by the gate.
+        judged: moments at which this champion was already put before the gate, oldest first.
+        looks: how many of those spent some of the gate's error.
     """
 
     moment: datetime
     champion: datetime
     trained: datetime
-    asked: int
+    judged: tuple[datetime, ...]
+    looks: int
     matrix: Matrix
-    signals: Signals
+    rules: Rules
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What policies go by beside the matrix.
+
+    Attributes:
+        gate: its policy; only what the matrix can answer is asked of it.
+        drifted: (champion, moment) -> why the world has moved, None if it has not; asked only where a policy wants to know.
+    """
+
+    gate: GatePolicy
+    drifted: Callable[[datetime, datetime], str | None] = lambda champion, moment: None
 
 
 @dataclass(frozen=True)
@@ -43,26 +64,14 @@ class Choice:
 
     Attributes:
         release: the `trained` of the model that serves from now on; None: the champion stays.
-        tested: whether the gate was asked, which spends some of its error.
+        judged: whether the gate was asked; `spent`: whether that spent some of its error.
     """
 
     trains: bool
     release: datetime | None = None
-    tested: bool = False
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What the stages say of a champion at a moment, asked only where a policy wants to know.
-
-    Attributes:
-        drifted: (champion, moment) -> why the world has moved, None if it has not.
-        admits: (champion, challenger, times asked before) -> whether the gate promotes, and its first reason.
-    """
-
-    drifted: Callable[[datetime, datetime], str | None]
-    admits: Callable[[datetime, datetime, int], tuple[bool, str]]
+    judged: bool = False
+    spent: bool = False
 
 
 Policy = Callable[[Situation], Choice]
@@ -79,20 +88,25 @@ class Step:
     reason: str
 
 
-def walk(policy: Policy, matrix: Matrix, signals: Signals, start: datetime) -> list[Step]:
+def walk(policy: Policy, matrix: Matrix, rules: Rules, start: datetime) -> list[Step]:
     """Return a policy's steps from the release of the first model, that of `start`, on."""
-    champion = trained = start
-    asked = 0
+    now = Situation(start, start, start, (), 0, matrix, rules)
     steps = [Step(start, start, trained=True, promoted=True, reason="the first model")]
     for moment in matrix.trained:
         if moment <= start:
             continue
-        choice = policy(Situation(moment, champion, trained, asked, matrix, signals))
-        trained = moment if choice.trains else trained
-        promoted = choice.release is not None and choice.release != champion
-        asked = 0 if promoted else asked + choice.tested
-        champion = choice.release or champion
-        steps.append(Step(moment, champion, choice.trains, promoted, choice.reason))
+        choice = policy(replace(now, moment=moment))
+        promoted = choice.release is not None and choice.release != now.champion
+        now = Situation(
+            moment,
+            choice.release or now.champion,
+            moment if choice.trains else now.trained,
+            () if promoted else (*now.judged, *([moment] if choice.judged else [])),
+            0 if promoted else now.looks + choice.spent,
+            matrix,
+            rules,
+        )
+        steps.append(Step(moment, now.champion, choice.trains, promoted, choice.reason))
     return steps
 
 
@@ -114,13 +128,13 @@ def every(days: float) -> Policy:
 
 def on_drift(now: Situation) -> Choice:
     """Train when the drift check of the champion fires, and release what comes of it."""
-    why = now.signals.drifted(now.champion, now.moment)
+    why = now.rules.drifted(now.champion, now.moment)
     return Choice(trains=False) if why is None else Choice(trains=True, release=now.moment, reason=why)
 
 
 def on_drift_gated(now: Situation) -> Choice:
     """Train when the drift check fires; the gate decides."""
-    why = now.signals.drifted(now.champion, now.moment)
+    why = now.rules.drifted(now.champion, now.moment)
     return Choice(trains=False) if why is None else _gated(now)
 
 
@@ -130,8 +144,41 @@ def gate(now: Situation) -> Choice:
 
 
 def _gated(now: Situation) -> Choice:
-    admitted, why = now.signals.admits(now.champion, now.moment, now.asked)
-    return Choice(trains=True, release=now.moment if admitted else None, tested=True, reason=why)
+    if (now.champion, now.moment) not in now.matrix.cells:
+        return Choice(trains=True, reason="the champion was not measured on the challenger's window")
+    found = registry_gate.judge(shown(now), now.rules.gate)
+    spent = bool(found.figures.get("alpha_spent"))
+    return Choice(trains=True, release=now.moment if found.promote else None, reason=found.reasons[0], judged=True, spent=spent)
+
+
+def shown(now: Situation) -> Evidence:
+    """Return what the gate is shown of a challenger that was trained now: the fresh week, and those of this champion's reign before it."""
+    week = now.matrix.ending(now.moment)
+    before, after = (now.matrix.cells[trained, now.moment] for trained in (now.champion, now.moment))
+    known = ~np.isnan(before.tail)
+    slices = {name: (before.ndcg[rows], after.ndcg[rows]) for name, rows in week.slices.items()}
+    return Evidence(
+        challenger=after.ndcg,
+        champion=before.ndcg,
+        users=week.users,
+        as_of=now.moment.isoformat(),
+        earlier=tuple(_window(now, moment) for moment in now.judged if now.matrix.ending(moment).end <= week.start),
+        incumbents=week.incumbents,
+        slices=slices | {"tail_items": (before.tail[known], after.tail[known])},
+        champion_age_days=(now.moment - now.champion) / timedelta(days=1),
+        earlier_decisions=now.looks,
+    )
+
+
+def _window(now: Situation, moment: datetime) -> Window:
+    before, after = (now.matrix.cells[trained, moment].ndcg for trained in (now.champion, moment))
+    return Window(moment.isoformat(), now.matrix.ending(moment).users, before, after)
+
+
+def asked_of(policy: GatePolicy, matrix: Matrix) -> GatePolicy:
+    """Return a gate's policy without what a matrix cannot answer: guardrails of the lists themselves, incumbents that the shop has not."""
+    there = tuple(name for name in policy.incumbents if all(name in week.incumbents for week in matrix.weeks))
+    return policy.model_copy(update={"guardrails": (), "incumbents": there})
 
 
 def improved(by: float) -> Policy:
