@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from pipelines.replay.live import Tell, silent
 NDCG: Final = "ndcg_at_10"
 TAIL: Final = "tail_ndcg_at_10"
 
-Scores = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 

@@ -55,7 +55,7 @@ class Rules:
     """
 
     gate: GatePolicy
-    drifted: Callable[[datetime, datetime], str | None] = lambda champion, moment: None
+    drifted: Callable[[datetime, datetime], str | None] = lambda _champion, _moment: None
 
 
 @dataclass(frozen=True)
