@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import bench, explaining, generating, operations, ranking, releasing, replaying, reporting, retrieval, stages
+from pipelines.cli import bench, bundles, explaining, generating, operations, ranking, releasing, replaying, reporting, retrieval, stages
 from pipelines.errors import ReloopError
 
 app = typer.Typer(
@@ -36,6 +36,8 @@ for verb in (
     operations.stream,
     operations.simulate,
     releasing.rollback,
+    bundles.lineage,
+    bundles.gc,
     operations.status,
     operations.doctor,
 ):
@@ -43,6 +45,7 @@ for verb in (
 retrieval.app.command()(generating.generate)
 app.add_typer(releasing.releases, name="releases")
 app.add_typer(releasing.review, name="review")
+app.add_typer(bundles.bundle, name="bundle")
 app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(ranking.app, name="ranking")
 app.add_typer(bench.app, name="bench")

@@ -48,6 +48,22 @@ def tombstone(home: Home, digest: str) -> Path:
     return home.bundles / COLLECTED / f"{digest}.json"
 
 
+def refuse_collected(home: Home, digest: str) -> None:
+    """Refuse a bundle that retention has taken, or is about to take.
+
+    Raises:
+        StateError: saying which version it was, and how to have it back.
+    """
+    if (grave := tombstone(home, digest)).is_file():
+        was = json.loads(grave.read_text(encoding="utf-8"))
+        raise StateError(
+            f"bundle {digest[:12]}",
+            found=f"collected by retention (version {was['version']}, as of {str(was['as_of'])[:10]})",
+            allowed="a bundle that is kept",
+            hint=f"`reloop train --as-of {str(was['as_of'])[:10]}` builds it anew; retention.keep_last says how many stay",
+        )
+
+
 def part(name: str) -> str | None:
     """Return the part of a release that a file belongs to; None for `bundle.json`, which names the parts.
 
@@ -83,14 +99,8 @@ def manifest(home: Home, path: Path, digest: str | None = None) -> Manifest:
     """
     file = path / publish.MANIFEST
     if not file.is_file():
-        if digest is not None and (grave := tombstone(home, digest)).is_file():
-            was = json.loads(grave.read_text(encoding="utf-8"))
-            raise StateError(
-                f"bundle {digest[:12]}",
-                found=f"collected by retention (version {was['version']}, as of {was['as_of']})",
-                allowed="a bundle that is kept",
-                hint=f"`reloop train --as-of {str(was['as_of'])[:10]}` builds it anew, or raise retention.keep_last",
-            )
+        if digest is not None:
+            refuse_collected(home, digest)
         raise StateError(str(path), found="no manifest.json", allowed="a published bundle", hint="restore the folder or train again")
     content = file.read_bytes()
     if config.load(home).bundle.require_signature:
@@ -118,7 +128,7 @@ def checked_folder(home: Home, path: Path, digest: str | None = None) -> Path:
         raise StateError(str(path), found=f"links, or files of another format: {odd[:3]}", allowed=f"plain files, {sorted(FORMATS)}")
     for name in found.files:
         publish.check_file(path, name, found)
-    said = json.loads((path / FACTS_FILE).read_text(encoding="utf-8")).get("parts")
+    said = read(path).get("parts") if FACTS_FILE in found.files else None
     if said is not None:  # bundles of before named none
         _check_parts(path, said, parts({name: str(entry["sha256"]) for name, entry in found.files.items()}))
     return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pipelines import publish
@@ -148,3 +149,28 @@ def _still(home: Home, found: dict[str, Any]) -> dict[str, Any]:
         now = publish.digest(file) if file.is_file() else None
         partitions[name] = {"sha256": digest, "now": "gone" if now is None else "same" if now == digest else "changed"}
     return {"run": {**run, "trained_on": trained}, "data": {**data, "partitions": partitions}}
+
+
+def say(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `trace` found in words, for people: the chain from the decision to the data."""
+    run, data, airflow = found["run"], found["data"], found["airflow"]
+    days = sorted(name for name in data["partitions"] if "event_date=" in name)
+    span = f", {days[0].split('=')[1].split('/')[0]} to {days[-1].split('=')[1].split('/')[0]}" if days else ""
+    changed = [name for name, one in data["partitions"].items() if one["now"] != "same"]
+    return {
+        "release": f"version {found['version'] or '-'}, as of {run['as_of'][:10]}",
+        "decisions": [
+            f"entry {one['seq']} ({one.get('recorded_at') or '-'}): {one['kind']}" + (f" by {one['author']}" if one.get("author") else "")
+            for one in found["decisions"]
+        ]
+        or ["not decided on yet"],
+        "bundle": f"{found['digest']}, {found['bundle']['files']} files, {found['bundle']['bytes']:,} bytes, environment {found['environment']}",
+        "training run": [f"{name}  {one['digest'][:12]}  {one['now']}" for name, one in run["trained_on"].items()],
+        "data": f"{len(days)} days of events{span}, digest {data['digest'][:12]}, landing {data['lake']}",
+        "changed since": changed or ["nothing"],
+        "code": found["git_commit"],
+        "libraries": " ".join(f"{name}=={one}" for name, one in sorted(found["libraries"].items())),
+        "Airflow run": f"{airflow.get('dag')} / {airflow.get('run')} {airflow.get('url', '')}"
+        if airflow
+        else "none: trained from the command line",
+    }

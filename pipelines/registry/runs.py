@@ -209,6 +209,8 @@ def log_bundle(home: Home, as_of: datetime, digest: str) -> tuple[str, str]:
         params=ParamSchema([ParamSpec("as_of", "string", said["as_of"]), ParamSpec("k", "long", 10)]),
     )
     versions = publish.manifest(bundle_folder.folder(home, digest)).facts["libraries"]
+    if (known := _logged(home, digest)) is not None:
+        return run_id, known
     with _quiet(), mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name=tracking.MODEL,
@@ -222,6 +224,17 @@ def log_bundle(home: Home, as_of: datetime, digest: str) -> tuple[str, str]:
             tags={"digest": digest},
         )
     return run_id, str(logged.model_uri)
+
+
+def _logged(home: Home, digest: str) -> str | None:
+    """Return the URI of a bundle that was logged and not registered, None without; what a killed process had not finished is dropped."""
+    books, found = tracking.client(home), None
+    for one in books.search_logged_models([tracking.experiment(home, RELEASE)], filter_string=f"tags.digest = '{digest}'"):
+        if str(one.status) == "READY" and found is None:
+            found = f"models:/{one.model_id}"
+        elif str(one.status) != "READY":
+            books.delete_logged_model(one.model_id)
+    return found
 
 
 def describe_version(home: Home, version: int, tags: Mapping[str, Any], description: str) -> None:

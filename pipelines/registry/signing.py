@@ -57,6 +57,18 @@ def sign(home: Home, folder: Path) -> None:
     )
 
 
+def vouch(home: Home, folder: Path, digest: str) -> None:
+    """Sign a bundle that was not signed here, after checking that it is the one asked for, byte by byte.
+
+    Raises:
+        StateError: a byte is wrong, or the key is not fit to sign with.
+    """
+    found = publish.manifest(folder, verify=True)
+    if found.digest != digest:
+        raise StateError(str(folder), found=f"the content of bundle {found.digest[:12]}", allowed=digest[:12])
+    sign(home, folder)
+
+
 def check(home: Home, folder: Path, manifest: bytes) -> None:
     """Check that the bytes of a manifest were signed in this environment.
 

@@ -1,0 +1,219 @@
+"""What is kept of earlier releases, and the taking away of the rest without ever breaking a pointer.
+
+Kept are the champion and the one before it, what waits for a person's word or for the gate, the first
+`keep_last` releases that a rollback would choose, and the `keep_last` newest bundles. The rest is taken:
+
+    bundles/<digest>/                    leaves a tombstone, bundles/collected/<digest>.json, that says what it was
+    MLflow's copy of it                  its files, where they lie in the state folder; the version stays, tagged `collected`
+    training/<as_of>/                    of finished cycles beyond the `keep_runs` newest
+    what dead builders left behind
+
+The ledger is never touched. Each bundle is taken inside the transaction that moves the pointer: the
+pointer is read again, the tombstone written, the folder renamed away, and only then is anything
+deleted. A flip reads the tombstone in its own transaction, so of a collection and a promotion at the
+same moment one sees the other. Killed anywhere, the next run finishes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlparse
+
+import sqlalchemy as sa
+
+from pipelines import config, cycle, publish
+from pipelines.config import Home
+from pipelines.decision_policies import RetentionPolicy
+from pipelines.registry import bundle_folder, ledger, lineage, rehearsal, releases, review, rollback
+from pipelines.registry.bundle_folder import COLLECTED
+from pipelines.registry.release_database import NAME, POINTER
+from pipelines.window import utc
+
+DOOMED: Final = ".doomed."
+TAG: Final = "collected"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, as far as retention asks.
+
+    Attributes:
+        order: rises with the moment it was built.
+        decided: whether the ledger has an entry about it.
+    """
+
+    digest: str
+    version: int | None
+    as_of: str
+    order: int
+    decided: bool
+
+
+def kept(bundles: Iterable[Bundle], pointer: releases.Pointer, history: list[dict[str, Any]], policy: RetentionPolicy) -> dict[str, str]:
+    """Return why each bundle that stays does, by digest; pure.
+
+    Args:
+        history: of the ledger, oldest first.
+    """
+    there = sorted(bundles, key=lambda one: -one.order)
+    reasons: dict[str, str] = {}
+
+    def keep(digest: str | None, reason: str) -> None:
+        if digest is not None:
+            reasons.setdefault(digest, reason)
+
+    keep(pointer.digest, "champion")
+    keep(pointer.previous_digest, "previous champion")
+    answered = {entry.get("answers") for entry in history}
+    for entry in history:
+        if entry["kind"] == ledger.WAITING and entry["key"] not in answered:
+            keep(entry.get("challenger_digest"), "waits for a person's word")
+    for entry in rollback.candidates(history, pointer.version)[: policy.keep_last]:
+        keep(entry["digest"], f"one of the {policy.keep_last} releases to go back to")
+    for one in there[: policy.keep_last]:
+        keep(one.digest, f"one of the {policy.keep_last} newest bundles")
+    for one in there:
+        if not one.decided and (pointer.as_of is None or utc(one.as_of) > utc(pointer.as_of)):
+            keep(one.digest, "waits for the gate")
+    return {one.digest: reasons[one.digest] for one in there if one.digest in reasons}
+
+
+def on_disk(home: Home) -> list[Bundle]:
+    """Return every bundle of a state folder, damaged ones included."""
+    numbers = {digest: version for version, digest in sorted(lineage.versions(home).items(), reverse=True)}
+    decided = {entry[name] for entry in ledger.history(home) for name in ("challenger_digest", "digest") if entry.get(name)}
+    found = []
+    for path in sorted(home.bundles.glob("?" * 64)):
+        file = path / bundle_folder.FACTS_FILE
+        try:
+            as_of = str(json.loads(file.read_text(encoding="utf-8"))["as_of"])
+        except (OSError, ValueError, KeyError, TypeError):
+            as_of = "1970-01-01"  # damaged: nothing to be proud of, and nothing that a pointer's own keeping does not cover
+        found.append(Bundle(path.name, numbers.get(path.name), as_of, path.stat().st_mtime_ns, path.name in decided))
+    return found
+
+
+def collect(home: Home, *, dry_run: bool = False) -> dict[str, Any]:
+    """Take away what the policy does not keep; return what was kept and why, and what was taken.
+
+    Returns:
+        {"kept": {digest: reason}, "collected": [{"digest", "version", "as_of"}], "runs": [as_of], "bytes", "mlflow": how many
+        versions were marked, or why none, "dry_run"}.
+    """
+    policy = config.load(home).retention
+    with publish.locked(home.bundles / ".lock"):  # nobody builds meanwhile
+        there = on_disk(home)
+        stays = kept(there, releases.pointer(home), ledger.history(home), policy)
+        goes = [one for one in sorted(there, key=lambda one: one.order) if one.digest not in stays]
+        runs = _runs(home, policy, there)
+        litter = [] if dry_run else _litter(home)
+        size = sum(bundle_folder.size(path) for path in [*(home.bundles / one.digest for one in goes), *runs, *litter])
+        taken = goes if dry_run else [one for one in goes if _take(home, one)]
+        if not dry_run:
+            for path in litter:
+                shutil.rmtree(path, ignore_errors=True)
+            for path in runs:
+                _remove(path)
+    marked: int | str = 0 if dry_run else _mark(home)
+    return {
+        "kept": stays,
+        "collected": [{name: value for name, value in asdict(one).items() if name in {"digest", "version", "as_of"}} for one in taken],
+        "runs": [path.name for path in runs],
+        "bytes": size,
+        "mlflow": marked,
+        "dry_run": dry_run,
+    }
+
+
+def _take(home: Home, one: Bundle) -> bool:
+    """Take one bundle away, unless the pointer or a review has come to need it since."""
+    path = home.bundles / one.digest
+    doomed = path.with_name(f"{DOOMED}{one.digest}")
+    with ledger.recording(home) as connection:  # holds the pointer's row: no flip between the question and the renaming
+        row = connection.execute(sa.select(POINTER).where(POINTER.c.name == NAME)).one()
+        if one.digest in {row.digest, row.previous_digest} or one.digest in {entry["challenger_digest"] for entry in review.waiting(home)}:
+            return False
+        publish.write_json(bundle_folder.tombstone(home, one.digest), {"digest": one.digest, "version": one.version, "as_of": one.as_of})
+        path.rename(doomed)
+    shutil.rmtree(doomed)
+    rehearsal.memo(home, one.digest).unlink(missing_ok=True)
+    return True
+
+
+def _litter(home: Home) -> list[Path]:
+    """Return what a builder or a collection that was killed left behind; the caller holds the lock that both take."""
+    if not home.bundles.is_dir():
+        return []
+    left = [path for path in home.bundles.iterdir() if path.name.startswith(".") and path.is_dir()]
+    building = home.bundles / "building"
+    return left + ([building] if building.is_dir() else [])
+
+
+def _runs(home: Home, policy: RetentionPolicy, bundles: Iterable[Bundle]) -> list[Path]:
+    """Return the training runs to take: finished cycles, beyond the newest, on whose bundle the gate has spoken."""
+    undecided = {utc(one.as_of) for one in bundles if not one.decided}
+    finished = []
+    for path in sorted(home.training.glob("*-*-*T*")) if home.training.is_dir() else []:
+        as_of = utc(f"{path.name[:11]}{path.name[11:13]}:{path.name[13:15]}:{path.name[15:17]}")
+        if as_of not in undecided and any(one["state"] == "done" for one in cycle.records(home, as_of, "bundle")):
+            finished.append(path)
+    return finished[: max(len(finished) - policy.keep_runs, 0)]
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder in a way that a kill leaves it whole or under a hidden name."""
+    doomed = path.with_name(f"{DOOMED}{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _mark(home: Home) -> int | str:
+    """Tell MLflow which versions have no bundle any more, and delete its copies that lie in the state folder; return how many."""
+    graves = {path.stem for path in (home.bundles / COLLECTED).glob("*.json")}
+    if not graves:
+        return 0
+    from mlflow.exceptions import MlflowException
+
+    from pipelines.registry import tracking
+
+    marked = 0
+    try:
+        books = tracking.client(home)
+        for one in books.search_model_versions(f"name = '{tracking.MODEL}'"):
+            if one.tags.get("digest") in graves and TAG not in one.tags:
+                if one.model_id:
+                    _delete_copy(home, books.get_logged_model(one.model_id).artifact_location)
+                books.set_model_version_tag(tracking.MODEL, one.version, TAG, "by retention; train again as of its cycle to have it back")
+                marked += 1
+    except MlflowException as error:
+        return f"MLflow was not reached, the next collection tells it: {error}"[:300]
+    return marked
+
+
+def _delete_copy(home: Home, location: str) -> None:
+    """Delete the files of a logged model that lie in the state folder; those of an artifact store are its own to expire."""
+    place = urlparse(location)
+    path = Path(place.path)
+    if place.scheme in {"", "file"} and path.is_dir() and path.resolve().is_relative_to(home.mlflow.resolve()):
+        _remove(path)
+
+
+def say(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `collect` found in words, for people."""
+    would = "would be taken" if found["dry_run"] else "taken"
+    return {
+        "kept": [f"{digest[:12]}  {reason}" for digest, reason in found["kept"].items()] or ["nothing"],
+        f"bundles {would}": [
+            f"{one['digest'][:12]}  version {one['version'] or '-'}, as of {one['as_of'][:10]}" for one in found["collected"]
+        ]
+        or ["none"],
+        f"training runs {would}": found["runs"] or ["none"],
+        "megabytes": round(found["bytes"] / 1e6, 1),
+        "versions marked in MLflow": found["mlflow"],
+    }
