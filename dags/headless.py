@@ -167,6 +167,7 @@ def main() -> int:
     if _scheduler_runs(home):
         parser.error(f"Airflow is up on {home.root} and would run these tasks too: trigger the Dags there, or `make down` first")
     os.environ.setdefault("RELOOP_RETRIES", "0")
+    os.environ["RELOOP_HEADLESS"] = "1"  # nobody is there to be asked
     os.environ.update(environment(home))
     log = arguments.log or home.root / "run" / "airflow.log"
     with _quiet(log) as answers:

@@ -1,23 +1,27 @@
-"""Let the challenger become champion, if it has shown that it is better.
+"""Let the challenger become champion, if it has shown that it is better, and if nobody has to agree or somebody has.
 
-**Does**: compares champion and challenger on the same users (paired NDCG@10) and on every guardrail; a yes flips the
-champion pointer, a no keeps it. Both are answers, neither is a failure.
+**Does**: honours what people set by hand in MLflow; compares champion and challenger on the same users (paired NDCG@10)
+and on every guardrail; a yes flips the champion pointer, a no keeps it. Both are answers, neither is a failure. With
+`release.mode = "review"` (`reloop.toml`) a yes waits: *review* shows the evidence under **Required Actions** of this run,
+and takes the answer of whoever gives it. No answer within `release.review_hours` keeps the champion. With
+`release.mode = "off"` the gate speaks and nothing moves.
 
 **Writes**: the champion pointer and the ledger (`releases.db`), MLflow aliases. Asset `champion_decision`.
 
 **When it fails**: the pointer has not moved. "stale fence" means that another promotion was faster: its result stands,
-clear the task to decide again against the new champion.
+clear the task to decide again against the new champion. "an older backup was restored": `reloop releases recover`.
 
-**Rerun** is safe: a decision that was taken is not taken twice.
+**Rerun** is safe: a decision that was taken is not taken twice, nor an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from airflow.sdk import Metadata, dag, task
+from airflow.sdk import Metadata, chain, dag, task
 from reloop_assets import challenger, champion_decision
 from reloop_defaults import DEFAULTS, START, as_of_param, current_as_of
+from reloop_review import FORM, Review
 
 
 @dag(
@@ -31,17 +35,29 @@ from reloop_defaults import DEFAULTS, START, as_of_param, current_as_of
     doc_md=__doc__,
 )
 def reloop_promote() -> None:
-    @task(outlets=[champion_decision])
-    def decide() -> Iterator[Metadata]:
+    @task
+    def decide() -> str:
         from pipelines.config import Home
-        from pipelines.registry import promotion
+        from pipelines.registry import promotion, reconcile
 
         as_of = current_as_of()
-        decision = promotion.decide(Home.from_environment(), as_of)
-        said = {name: decision[name] for name in ("verdict", "champion_before", "champion_after", "reasons")}
-        yield Metadata(champion_decision, {"as_of": as_of.isoformat(), **said})
+        for done in reconcile.reconcile(Home.from_environment()):
+            print(done)  # noqa: T201 - into the task's log
+        promotion.decide(Home.from_environment(), as_of)
+        return as_of.isoformat()
 
-    decide()
+    @task(outlets=[champion_decision], trigger_rule="none_failed")
+    def announce(as_of: str) -> Iterator[Metadata]:
+        from pipelines.config import Home
+        from pipelines.registry import promotion
+        from pipelines.window import utc
+
+        decision = promotion.decide(Home.from_environment(), utc(as_of))
+        said = {name: decision[name] for name in ("verdict", "outcome", "champion_before", "champion_after", "reasons")}
+        yield Metadata(champion_decision, {"as_of": as_of, **said})
+
+    as_of = decide()
+    chain(Review(task_id="review", as_of=as_of, params=FORM), announce(as_of))
 
 
 reloop_promote()

@@ -1,15 +1,13 @@
-"""The verbs beside the loop: the event stream, the simulated shop, the ledger, and how things stand."""
+"""The verbs beside the loop: the event stream, the simulated shop, and how things stand."""
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.cli.answers import answer, out
 from pipelines.cli.options import (
@@ -91,33 +89,6 @@ def simulate(
     for name, table in tables.items():
         publish.write_parquet(target / f"{name}.parquet", table)
         out.print(f"{table.num_rows:>12,} {name}", highlight=False)
-
-
-def releases(as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Show the ledger of decisions, newest last."""
-    from pipelines.registry import releases as ledger
-
-    entries = ledger.history(home_at(home))
-    if as_json:
-        typer.echo(json.dumps(entries, indent=2, default=str))
-        return
-    grid = Table(title="Releases")
-    for heading in ("as of", "decision", "before", "after", "reasons"):
-        grid.add_column(heading, no_wrap=heading != "reasons")
-    for entry in entries:
-        grid.add_row(*ledger.line(entry))
-    out.print(grid)
-
-
-def rollback(
-    to: Annotated[str | None, typer.Option("--to", help="Version to return to; default: the previous champion.")] = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-) -> None:
-    """Make an earlier release champion again: one pointer flip."""
-    from pipelines.registry import releases as ledger
-
-    answer(as_json, "rollback", ledger.rollback(home_at(home), to=to))
 
 
 def status(as_json: JsonOption = False, home: HomeOption = None) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -33,8 +33,10 @@ from pipelines.cli.options import (
     home_at,
     world_of,
 )
-from pipelines.replay.live import Tell
 from pipelines.sources.request import Request, Source
+
+if TYPE_CHECKING:
+    from pipelines.replay.live import Tell  # the stages behind it take seconds to import
 
 
 @contextmanager

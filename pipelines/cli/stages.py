@@ -244,14 +244,21 @@ def evaluate(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = 
     answer(as_json, "evaluation", records_of(state, moment, "ranking"))
 
 
-def promote(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
+def promote(
+    as_of: AsOfOption,
+    again: Annotated[
+        bool, typer.Option("--again", help="Judge anew what was decided before: after a rollback, or a change of policy.")
+    ] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
     """Put the challenger of a day before the gate. Exit code 1: the champion stays."""
     from pipelines.registry import promotion
 
     state, moment = home_at(home), utc(as_of)
-    promotion.decide(state, moment)
+    promotion.decide(state, moment, again=again)
     record = records_of(state, moment, "gate")["gate"]
-    answer(as_json, "gate", record, yes=record["verdict"] == "promote")
+    answer(as_json, "gate", record, yes=record["outcome"] == "promoted")
 
 
 def monitor(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:

@@ -1,4 +1,4 @@
-"""The promotion stage: score champion and challenger now, on the same users, let the gate judge, flip the pointer, and say why.
+"""The promotion stage: score champion and challenger now, on the same users, let the gate judge, act on it, and say why.
 
 Every step can be killed and run again. The ledger holds a decision under its cycle and the
 challenger's digest: a rerun finds it there and only repeats what hangs on it (report, alias, tags),
@@ -7,16 +7,21 @@ so one cycle is decided once. Pointer and ledger entry are one transaction.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipelines import config, cycle, publish
 from pipelines.config import Home, Settings
 from pipelines.decision_policies import GatePolicy
 from pipelines.errors import StateError
-from pipelines.registry import bundle, evidence, gate, releases, runs
+from pipelines.registry import bundle, evidence, gate, ledger, projection, releases, review, runs, version_page
 from pipelines.window import utc
+
+OFF: Final = "releases are off"
+SAID: Final = ("verdict", "champion_before", "champion_after", "reasons", "figures", "track", "challenger", "outcome", "trigger")
 
 
 def _policy(settings: Settings) -> GatePolicy:
@@ -25,32 +30,107 @@ def _policy(settings: Settings) -> GatePolicy:
     return settings.gate.model_copy(update={"incumbents": there})
 
 
-def decide(home: Home, as_of: datetime) -> dict[str, Any]:
-    """Put the challenger of a cycle before the gate and act on the verdict; return the decision.
+def decide(home: Home, as_of: datetime, *, again: bool = False) -> dict[str, Any]:
+    """Put the challenger of a cycle before the gate and act on the verdict as `release.mode` has it; return the decision.
+
+    Its `outcome` says what became of it: promoted, kept, waiting for review, rejected, unanswered, releases are off.
+
+    Args:
+        again: judge anew what was decided before: after a rollback, say, or with another policy.
 
     Raises:
-        StateError: no bundle was built for this moment, or a bundle is damaged.
+        StateError: no bundle was built for this moment, a bundle is damaged, or the ledger is not the one that was anchored.
         StaleFence: another process released something meanwhile; run again to be judged against that.
     """
     with cycle.stage(home, as_of, "gate") as record:
+        ledger.check_anchor(home)
+        settings = config.load(home)
+        review.expire(home, settings.release)
         found = _challenger(home, as_of)
-        key = f"decide/{utc(as_of).isoformat()}/{found['digest']}"
-        decision = releases.decision(home, key)
+        decision = None if again else standing(home, as_of, found["digest"])
         if decision is None:
-            decision = _decide(home, as_of, found["version"], found["digest"], key)
-        record |= {
-            name: decision[name] for name in ("verdict", "champion_before", "champion_after", "reasons", "figures", "track", "challenger")
-        }
-        publish.write_json(report_file(home, as_of), {name: decision[name] for name in record})
+            decision = _decide(home, as_of, found["version"], found["digest"], settings)
+        said = {name: decision[name] for name in (*SAID, "author", "words") if name in decision}
+        record.update(said)
+        publish.write_json(report_file(home, as_of), said)
         _project(home, decision)
-        answer = dict(record)
     runs.log_cycle(home, as_of)  # after the stage, so that the gate's own record is among them
-    return answer
+    return said
+
+
+def answer(home: Home, version: str | int, *, approved: bool, author: str, words: str) -> dict[str, Any]:
+    """Take a person's answer to a review and return the decision as it then stands.
+
+    An approval of a challenger that was judged against a champion of before is refused, and the challenger judged again.
+
+    Raises:
+        StateError: no review of that version is open, its time is up, or the bundle is damaged.
+    """
+    review.expire(home, config.load(home).release)
+    entry = review.of_version(home, version)
+    settle(home, entry, approved=approved, author=author, words=words)
+    return decide(home, utc(entry["as_of"]))
+
+
+def heard(home: Home, as_of: str, *, approved: bool, author: str | None, words: str) -> None:
+    """Take the answer that Airflow brings to the review of a cycle; one that was given elsewhere before stands.
+
+    Args:
+        author: None where nobody answered in time.
+    """
+    for entry in review.waiting(home):
+        if entry["as_of"] == as_of and author is None:
+            review.close(home, entry, "no answer in time: the champion stays")
+        elif entry["as_of"] == as_of:
+            settle(home, entry, approved=approved, author=author or review.NOBODY, words=words)
+
+
+def settle(home: Home, entry: Mapping[str, Any], *, approved: bool, author: str, words: str) -> None:
+    """Answer a review, without a word to MLflow."""
+    if approved:
+        sound(home, entry["challenger_digest"])
+        review.approve(home, entry, author=author, words=words)
+    else:
+        review.reject(home, entry, author=author, words=words)
+
+
+def sound(home: Home, digest: str) -> None:
+    """Prove that a bundle can serve, before the pointer moves to it.
+
+    Raises:
+        StateError: it is damaged, or does not load and answer as it did when it was built.
+    """
+    bundle.rehearse(home, digest)
 
 
 def report_file(home: Home, as_of: datetime) -> Path:
     """Return where a cycle's decision is kept for readers."""
     return home.reports / "decisions" / f"{utc(as_of):%Y-%m-%dT%H%M%S}.json"
+
+
+def standing(home: Home, as_of: datetime, digest: str) -> dict[str, Any] | None:
+    """Return what was decided on a challenger and still holds, with its `outcome`; None where it is to be judged."""
+    found = _decisions(home, as_of, digest)
+    if not found:
+        return None
+    decision = found[-1]
+    if decision["kind"] != ledger.WAITING:
+        return {**decision, "outcome": decision.get("outcome", decision["kind"])}
+    given = ledger.decision(home, review.answer_key(decision["key"]))
+    if given is None:
+        return {**decision, "outcome": ledger.WAITING}
+    if given["kind"] == ledger.REFUSED:  # approved, but judged against a champion of before
+        return None
+    return {**decision, **given, "outcome": given["kind"]}
+
+
+def _decisions(home: Home, as_of: datetime, digest: str) -> list[dict[str, Any]]:
+    prefix = _key(as_of, digest)
+    return [entry for entry in ledger.history(home) if entry["key"] == prefix or (entry["key"] or "").startswith(f"{prefix}/")]
+
+
+def _key(as_of: datetime, digest: str) -> str:
+    return f"decide/{utc(as_of).isoformat()}/{digest}"
 
 
 def _challenger(home: Home, as_of: datetime) -> dict[str, Any]:
@@ -62,36 +142,66 @@ def _challenger(home: Home, as_of: datetime) -> dict[str, Any]:
     return built[-1]
 
 
-def _decide(home: Home, as_of: datetime, version: int, digest: str, key: str) -> dict[str, Any]:
+def _decide(home: Home, as_of: datetime, version: int, digest: str, settings: Settings) -> dict[str, Any]:
+    before = len(_decisions(home, as_of, digest))
+    key = _key(as_of, digest) + (f"/{before + 1}" if before else "")
     baseline = releases.pointer(home)
     body: dict[str, Any] = {
         "as_of": utc(as_of).isoformat(),
         "challenger": version,
+        "challenger_digest": digest,
         "champion_before": baseline.version,
+        "champion_after": baseline.version,
         "fence_before": baseline.fence,
+        "trigger": _trigger(home, as_of),
     }
-    if refusal := _pointless(as_of, version, digest, baseline):
+    if refusal := _pointless(home, as_of, version, digest, baseline):
         verdict = gate.Verdict(gate.KEEP, "superiority", (refusal,), {})
     else:
         challenger = bundle.load(home, digest)
-        verdict = gate.judge(evidence.weigh(home, as_of, baseline, challenger), _policy(config.load(home)))
-    body |= {
-        "verdict": verdict.verdict,
-        "track": verdict.track,
-        "reasons": list(verdict.reasons),
-        "figures": verdict.figures,
-        "challenger_digest": digest,
-    }
-    body["champion_after"] = version if verdict.promote else baseline.version
+        verdict = gate.judge(evidence.weigh(home, as_of, baseline, challenger), _policy(settings))
+    body |= {"verdict": verdict.verdict, "track": verdict.track, "reasons": list(verdict.reasons), "figures": verdict.figures}
     if verdict.promote:
-        releases.flip(home, baseline, version=version, digest=digest, as_of=utc(as_of).isoformat(), key=key, body=body)
+        sound(home, digest)
+        _act(home, baseline, key, body, settings.release.mode)
     else:
-        releases.keep(home, key, body)
-    return body
+        releases.keep(home, key, {**body, "outcome": ledger.KEPT})
+    found = standing(home, as_of, digest)
+    if found is None:
+        raise StateError("ledger", found=f"no entry {key}", allowed="the decision that was just recorded")
+    return found
 
 
-def _pointless(as_of: datetime, version: int, digest: str, baseline: releases.Pointer) -> str | None:
+def _act(home: Home, baseline: releases.Pointer, key: str, body: dict[str, Any], mode: str) -> None:
+    """Do what follows from a yes: release, ask a person, or nothing."""
+    word = review.word_on(home, body["challenger"])
+    if mode == "off":
+        reasons = [*body["reasons"], f"{OFF} (release.mode): the champion stays"]
+        releases.keep(home, key, {**body, "reasons": reasons, "outcome": OFF})
+    elif mode == "review" and word is None:
+        for older in review.waiting(home):
+            review.close(home, older, f"version {body['challenger']} was judged before anybody had answered")
+        ledger.record(home, ledger.WAITING, key, {**body, "baseline": asdict(baseline)})
+    else:
+        said = {} if word is None else {"author": word["author"], "words": word["words"]}
+        released = {**body, **said, "champion_after": body["challenger"], "outcome": ledger.PROMOTED}
+        version, digest = body["challenger"], body["challenger_digest"]
+        releases.flip(home, baseline, version=version, digest=digest, as_of=body["as_of"], key=key, body=released)
+
+
+def _trigger(home: Home, as_of: datetime) -> dict[str, Any] | None:
+    """Return why this challenger was trained, as the trigger recorded it; None where a person just trained it."""
+    found = [record for record in cycle.records(home, as_of, "trigger") if record["state"] == "done" and record["due"]]
+    return (
+        {name: value for name, value in found[-1].items() if name not in {"stage", "key", "state", "error", "seconds"}} if found else None
+    )
+
+
+def _pointless(home: Home, as_of: datetime, version: int, digest: str, baseline: releases.Pointer) -> str | None:
     """Return why there is nothing to compare, None if there is."""
+    word = review.word_on(home, version)
+    if word is not None and word["kind"] == ledger.REJECTED:
+        return f"version {version} was rejected by {word['author']}: {'; '.join(word['words'])}"
     if baseline.digest == digest:
         return f"the challenger is the champion already, version {baseline.version}"
     if baseline.as_of is not None and utc(as_of) < utc(baseline.as_of):
@@ -99,16 +209,17 @@ def _pointless(as_of: datetime, version: int, digest: str, baseline: releases.Po
     return None
 
 
-def _project(home: Home, decision: dict[str, Any]) -> None:
+def _project(home: Home, decision: Mapping[str, Any]) -> None:
     """Make MLflow say what was decided: aliases follow the pointer, the reasons go to the version. Safe to repeat."""
-    releases.sync(home)
+    projection.sync(home)
     tags = {
         "gate.verdict": decision["verdict"],
+        "gate.outcome": decision["outcome"],
         "gate.track": decision["track"],
         "gate.reasons": "\n".join(decision["reasons"]),
         "gate.champion_before": decision["champion_before"],
     }
+    if because := (decision["trigger"] or {}).get("reasons"):
+        tags["gate.trigger"] = "\n".join(because)
     tags |= {f"gate.{name}": value for name, value in decision["figures"].items() if isinstance(value, int | float)}
-    runs.describe_version(
-        home, decision["challenger"], tags, f"**{decision['verdict']}**\n\n" + "\n".join(f"- {reason}" for reason in decision["reasons"])
-    )
+    version_page.write(home, decision["challenger"], decision["challenger_digest"], tags)

@@ -13,7 +13,7 @@ from pipelines.config import REPOSITORY
 from pipelines.sources.request import Source, World
 
 DAGS = REPOSITORY / "dags"
-IDS = ("reloop_backfill", "reloop_features", "reloop_ingest", "reloop_monitor", "reloop_promote", "reloop_train")
+IDS = ("reloop_backfill", "reloop_features", "reloop_ingest", "reloop_monitor", "reloop_promote", "reloop_rollback", "reloop_train")
 TAGS = {"reloop", "data", "features", "models", "release", "monitoring", "manual"}
 
 # task -> the tasks that follow it. The picture of each Dag, in words.
@@ -44,7 +44,8 @@ GRAPHS: dict[str, dict[str, list[str]]] = {
         "evaluate": ["bundle"],
         "bundle": [],
     },
-    "reloop_promote": {"decide": []},
+    "reloop_promote": {"decide": ["announce", "review"], "review": ["announce"], "announce": []},
+    "reloop_rollback": {"roll_back": ["tell"], "tell": []},
     "reloop_monitor": {"check_drift": ["request_training"], "request_training": []},
     "reloop_backfill": {
         "plan": ["latest", "read"],
@@ -64,9 +65,10 @@ FLOW = {
     "reloop_ingest": ([], [("land", "lake")]),
     "reloop_features": (["lake"], [("check_parity", "features")]),
     "reloop_train": (["features", "retrain_request"], [("bundle", "challenger")]),
-    "reloop_promote": (["challenger"], [("decide", "champion_decision")]),
+    "reloop_promote": (["challenger"], [("announce", "champion_decision")]),
     "reloop_monitor": (["champion_decision", "features"], [("request_training", "retrain_request")]),
     "reloop_backfill": ([], [("check_parity", "features")]),
+    "reloop_rollback": ([], []),
 }
 MAPPED = {
     ("reloop_ingest", "read"),
@@ -192,7 +194,8 @@ def test_mapped_tasks_say_what_each_instance_works_on(dags):
 
 
 def test_no_task_runs_a_shell_or_a_template(dags):
-    assert {task["operator"] for task in tasks(dags).values()} == {"@task"}
+    others = {name: task["operator"] for name, task in tasks(dags).items() if task["operator"] != "@task"}
+    assert others == {("reloop_promote", "review"): "Review"}  # asks a person: its text is made at run time, by no template
     source = "".join(file.read_text() for file in DAGS.glob("reloop_*.py"))
     assert len(source) > 10_000
     assert not any(word in source for word in ("BashOperator", "@task.bash", "os.system", "shell=True", "Variable.get", "dag_run.conf"))
@@ -201,7 +204,7 @@ def test_no_task_runs_a_shell_or_a_template(dags):
 @pytest.mark.parametrize("dag_id", IDS)
 def test_every_param_has_a_type_a_title_and_a_description_and_text_is_bounded(dags, dag_id):
     params = dags[dag_id]["params"]
-    assert "as_of" in params
+    assert "as_of" in params or dag_id == "reloop_rollback"  # which is about now
     for name, param in params.items():
         schema = param["schema"]
         kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
@@ -240,4 +243,4 @@ def test_hostile_text_does_not_pass_the_form(dags, hostile):
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(value, param["schema"])
             checked += 1
-    assert checked == 31
+    assert checked == 32

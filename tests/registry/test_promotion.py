@@ -12,7 +12,7 @@ from trained_shop import FIRST, SECOND
 from pipelines import cycle
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.registry import bundle, evidence, promotion, releases, tracking
+from pipelines.registry import bundle, evidence, promotion, releases, rollback, tracking
 
 
 def aliases(home: Home) -> dict[str, str]:
@@ -32,6 +32,7 @@ def test_first_model_then_a_week_later(fresh: Home) -> None:
     (gate,) = cycle.records(fresh, SECOND, "gate")
     assert {"verdict", "champion_before", "champion_after", "reasons", "figures"} <= set(gate)
     assert json.loads(promotion.report_file(fresh, SECOND).read_text()) == {name: gate[name] for name in second}
+    assert second["outcome"] in {"promoted", "kept"}
     assert aliases(fresh)["champion"] == str(second["champion_after"])
     tags = tracking.client(fresh).get_model_version(tracking.MODEL, "2").tags
     assert tags["gate.reasons"] == "\n".join(second["reasons"])
@@ -83,10 +84,14 @@ def test_a_rerun_after_a_rollback_does_not_promote_again(fresh: Home) -> None:
         "challenger": 2,
     }
     releases.flip(fresh, now, version=2, digest=digest, as_of=SECOND.isoformat(), key=f"decide/{SECOND.isoformat()}/{digest}", body=body)
-    releases.rollback(fresh)
+    rollback.roll_back(fresh, reason="clicks fell", author="Ada")
     assert promotion.decide(fresh, SECOND)["verdict"] == "promote"  # what was decided then
     assert releases.pointer(fresh).version == 1
     assert aliases(fresh) == {"champion": "1", "previous_champion": "2", "challenger": "2"}
+    assert tracking.client(fresh).get_model_version(tracking.MODEL, "2").tags["rolled_back"] == "to version 1: clicks fell"
+    anew = promotion.decide(fresh, SECOND, again=True)  # who wants it judged anew says so
+    assert anew["champion_before"] == 1
+    assert [entry["key"].count("/") for entry in releases.history(fresh) if entry["key"]] == [2, 2, 3]
 
 
 def test_an_older_challenger_never_replaces_a_newer_champion(fresh: Home) -> None:
@@ -102,10 +107,10 @@ def test_an_older_challenger_never_replaces_a_newer_champion(fresh: Home) -> Non
     [
         "bundle.load",
         "evidence.weigh",
-        "releases._append",
+        "ledger.append",
         "promotion.report_file",
-        "releases.sync",
-        "runs.describe_version",
+        "projection.sync",
+        "version_page.write",
         "runs.log_cycle",
     ],
 )

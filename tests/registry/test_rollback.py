@@ -1,0 +1,121 @@
+"""Back to an earlier champion in seconds, with everything else down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from pointer_lab import bundle, release
+
+from pipelines.config import REPOSITORY, Home
+from pipelines.errors import StateError
+from pipelines.registry import ledger, releases, rollback
+
+
+def test_rollback_returns_to_the_release_before_or_to_any_that_served(home: Home) -> None:
+    for version in (1, 2, 3):
+        release(home, version)
+    back = rollback.roll_back(home, reason="click-through fell", author="Ada")
+    assert (back["champion_before"], back["champion_after"], back["author"]) == (3, 2, "Ada")
+    assert releases.history(home)[3]["reasons"] == ["click-through fell"]
+    assert rollback.roll_back(home, "3")["champion_after"] == 3
+    assert releases.verify(home) == 5
+    with pytest.raises(StateError, match=r"version 9, which was never released; expected one of the versions \[1, 2\]"):
+        rollback.roll_back(home, "9")
+    for target, found in (("3", "serves already"), (9, "never released")):
+        with pytest.raises(StateError, match=found):
+            rollback.roll_back(home, target)
+
+
+def test_rolling_back_twice_goes_further_back_and_never_to_what_was_left(home: Home) -> None:
+    for version in (1, 2, 3):
+        release(home, version)
+    assert [rollback.roll_back(home)["champion_after"] for _ in range(2)] == [2, 1]
+    with pytest.raises(StateError, match=r"no earlier champion that nobody has rolled back from.*--to: \[2, 3\]"):
+        rollback.roll_back(home)
+    assert rollback.roll_back(home, 3)["champion_after"] == 3  # by name, a person may
+    assert rollback.roll_back(home)["champion_after"] == 1
+
+
+def test_rollback_without_a_release_before_says_so(home: Home) -> None:
+    with pytest.raises(StateError, match="no earlier champion"):
+        rollback.roll_back(home)
+    release(home, 1)
+    with pytest.raises(StateError, match=r"version 9, which was never released.*version 1, which serves, is the only one released"):
+        rollback.roll_back(home, "9")
+
+
+def test_rollback_to_a_damaged_or_missing_bundle_is_refused_and_the_champion_stays(home: Home) -> None:
+    for version in (1, 2, 3):
+        release(home, version)
+    digests = [entry["digest"] for entry in releases.history(home)]
+    (home.bundles / digests[1] / "model.txt").write_text("v2 with one byte more", encoding="utf-8")
+    with pytest.raises(StateError, match="differ from its manifest"):
+        rollback.roll_back(home)
+    shutil.rmtree(home.bundles / digests[0])
+    with pytest.raises(StateError, match="gone: removed by retention"):
+        rollback.roll_back(home, 1)
+    assert releases.pointer(home).version == 3
+    assert releases.verify(home) == 3
+
+
+def test_a_bundle_under_the_digest_of_another_is_refused(home: Home) -> None:
+    release(home, 1)
+    release(home, 2)
+    other = bundle(home, "something else")
+    folder = home.bundles / releases.history(home)[0]["digest"]
+    shutil.rmtree(folder)
+    shutil.copytree(home.bundles / other, folder)
+    with pytest.raises(StateError, match="the content of bundle"):
+        rollback.roll_back(home)
+
+
+def test_a_machine_rolls_back_what_it_saw_fail_and_nothing_else(home: Home) -> None:
+    for version in (1, 2, 3):
+        release(home, version)
+    assert rollback.by_machine(home, 2, reason="late alarm about version 2") is None
+    damaged = home.bundles / releases.history(home)[1]["digest"] / "model.txt"
+    damaged.write_text("no longer what it was", encoding="utf-8")
+    back = rollback.by_machine(home, 3, reason="p99 above its bound", figures={"p99_ms": 80})
+    assert back is not None
+    assert back["champion_after"] == 1  # version 2 is damaged
+    assert releases.history(home)[-1]["reasons"] == ["p99 above its bound (p99_ms 80)"]
+    assert releases.history(home)[-1]["author"] == "reloop"
+    assert rollback.by_machine(home, 1, reason="worse still") is None  # nothing sound is left: a person must act
+    assert releases.pointer(home).version == 1
+
+
+def test_the_command_needs_neither_mlflow_nor_redis_nor_airflow(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 7: MLflow and Redis are ports that nobody listens on. The pointer moves, and the command says what is missing."""
+    release(home, 1)
+    release(home, 2)
+    for name, value in {
+        "RELOOP_HOME": str(home.root),
+        "RELOOP_MLFLOW_URI": "http://127.0.0.1:9",
+        "RELOOP_REDIS": "127.0.0.1:9",
+        "RELOOP_AIRFLOW_DB": "postgresql+psycopg2://nobody@127.0.0.1:9/airflow",
+    }.items():
+        monkeypatch.setenv(name, value)
+    command = [
+        sys.executable,
+        "-c",
+        "from pipelines.cli import main; main()",
+        "rollback",
+        "--reason",
+        "clicks fell",
+        "--author",
+        "Ada",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["champion_after"] == 1
+    assert "MLflow was not told" in done.stderr
+    assert releases.pointer(home).version == 1
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY)
+    assert again.returncode == 2
+    assert "rolled back from" in again.stderr
+    assert [entry["kind"] for entry in ledger.history(home)] == ["promoted", "promoted", "rolled back"]
