@@ -151,7 +151,7 @@ def walk(dags: dict[str, Any], form: dict[str, Any]) -> Iterator[dict[str, Any]]
             for follower in FLOW[1:]:
                 # A monitor asks once a walk, and a training that it asked for is the walk's second and last.
                 if name in waits_for[follower] and runs[follower] < (1 if follower == LAST else 2):
-                    waiting[follower] = {field: extra[field] for field in ("as_of", "reason") if field in extra}
+                    waiting[follower] = {"as_of": extra["as_of"]} if "as_of" in extra else {}
 
 
 def main() -> int:

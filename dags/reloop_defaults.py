@@ -92,12 +92,6 @@ def current_as_of() -> datetime:
     return max(carried) if carried else _end_of_lake(context)
 
 
-def requested() -> str | None:
-    """Return why this run was asked for, if it was: its Param `reason`, else the reasons that the triggering events carry."""
-    context: Any = get_current_context()
-    return context["params"].get("reason") or "; ".join(extra["reason"] for extra in _extras(context) if "reason" in extra) or None
-
-
 def _extras(context: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return [event.extra for events in context["triggering_asset_events"].values() for event in events]
 

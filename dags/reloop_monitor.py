@@ -1,14 +1,16 @@
 """Ask whether the world still looks as it did when the champion learnt.
 
-**Does**: compares the features of the day with the champion's training reference (PSI); if they have drifted, asks for
-a training. Runs when new features are there, and again when the gate has spoken.
+**Does**: compares features, labels, scores and lists of the day with the champion's reference (PSI), its quality on fresh
+labels with what it was judged on, the catalogue with the one it knows; looks for faults of the data; says what to do. A fault
+blocks trainings and leaves an alert, anything else that calls for a training asks for one. Runs when new features are
+there, and again when the gate has spoken.
 
-**Writes**: `reports/drift/<as_of>.json`, the Evidently page beside it. Asset `retrain_request`, only when drift is found;
-otherwise `request_training` is skipped and its log says what was measured.
+**Writes**: `reports/{drift,quality,triage}/<as_of>.json`, the Evidently page, `reports/alerts/<as_of>.json` if a person should look.
+Asset `retrain_request`, only when a training is asked for; otherwise `request_training` is skipped and its log says what was measured.
 
 **When it fails**: nothing else waits for it. The message names the feature or file; clear the task.
 
-**Rerun** is safe: it reads, and writes the same report again. A second request within the cool-down trains nothing.
+**Rerun** is safe: it reads, and writes the same reports again. A request within the cool-down is answered once that is over.
 """
 
 from __future__ import annotations
@@ -35,21 +37,17 @@ def reloop_monitor() -> None:
     @task
     def check_drift() -> dict[str, Any]:
         from pipelines.config import Home
-        from pipelines.monitoring import drift
+        from pipelines.monitoring import triage
 
         as_of = current_as_of()
-        found = drift.check(Home.from_environment(), as_of)
-        return {
-            "as_of": as_of.isoformat(),
-            "drifted": found.verdict == drift.DRIFT,
-            "verdict": found.verdict,
-            "reasons": list(found.reasons),
-        }
+        found = triage.check(Home.from_environment(), as_of)
+        return {"as_of": as_of.isoformat(), "trains": found.trains, "action": found.action, "cause": found.cause, "reasons": found.reasons}
 
     @task(outlets=[retrain_request])
     def request_training(found: dict[str, Any]) -> Iterator[Metadata]:
-        proceed(found["drifted"], found["reasons"])
-        yield Metadata(retrain_request, {"as_of": found["as_of"], "reason": "; ".join(found["reasons"])[:REASON_LENGTH]})
+        proceed(found["trains"], found["reasons"])
+        said = {name: found[name] for name in ("as_of", "action", "cause")}
+        yield Metadata(retrain_request, {**said, "reason": "; ".join(found["reasons"])[:REASON_LENGTH]})
 
     request_training(check_drift())
 

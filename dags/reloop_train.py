@@ -1,14 +1,15 @@
 """Train a challenger, if a training is due.
 
-**Does**: decides whether a training is due (cadence, requests, cool-down); if so fits every retrieval source, blends
-their candidates, joins features point-in-time, searches knobs if that is asked for, trains the ranker, judges it on the
-last window and bundles the whole.
-Not due: `due` is skipped, its log says why, and so is everything after it.
+**Does**: decides whether a training is due (cadence, volume, what the monitor or a person asks, cool-down, budget, faults of the
+data); if so fits every retrieval source, blends their candidates, joins features point-in-time, searches knobs if that is
+asked for, trains the ranker, judges it on the last window and bundles the whole. Due for a new catalogue alone, it keeps
+the champion's ranker. Not due: `due` is skipped, its log says why, and so is everything after it.
 
 **Writes**: `training/<as_of>/`, `bundles/`, one MLflow model version with the alias `challenger`. Asset `challenger`.
 
 **When it fails**
-- *due* says "not enough data": ingest more history; nothing is broken.
+- *due* says "not enough data": ingest more history; nothing is broken. "data fault": nothing is trained on broken data; mend it
+  and ingest again, or accept it by name (`triage.accept` in `reloop.toml`); `reports/alerts/` holds what a person should see.
 - *retrieve[source]*: only that source failed; the others keep their result. Clear it, or take the source out of the
   settings (`reloop.toml`).
 - *blend*: a source is missing, or was fitted before the lake changed; clear `retrieve` for it. Its log ends with what each
@@ -26,7 +27,7 @@ from datetime import timedelta
 
 from airflow.sdk import AssetAny, Metadata, Param, chain, dag, get_current_context, task
 from reloop_assets import challenger, features, retrain_request
-from reloop_defaults import DEFAULTS, REASON_LENGTH, START, TRAINING, as_of_param, current_as_of, proceed, requested
+from reloop_defaults import DEFAULTS, REASON_LENGTH, START, TRAINING, as_of_param, current_as_of, proceed
 
 REASON = Param(
     None,
@@ -62,7 +63,7 @@ def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
         from pipelines.monitoring import triggers
 
         as_of = current_as_of()
-        decision = triggers.decide(Home.from_environment(), as_of, requested())
+        decision = triggers.decide(Home.from_environment(), as_of, get_current_context()["params"]["reason"])
         proceed(decision.due, decision.reasons)
         return as_of.isoformat()
 
@@ -108,21 +109,18 @@ def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
     @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
     def search(as_of: str) -> None:
         from pipelines.config import Home
-        from pipelines.ranking import search as searching
+        from pipelines.monitoring import rebuild
         from pipelines.window import utc
 
-        home = Home.from_environment()
-        searching.search(home, utc(as_of), searching.asked(home, get_current_context()["params"]["search_trials"]))
+        rebuild.try_knobs(Home.from_environment(), utc(as_of), get_current_context()["params"]["search_trials"])
 
     @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
     def rank(as_of: str) -> None:
         from pipelines.config import Home
-        from pipelines.ranking import training
-        from pipelines.registry import bundle
+        from pipelines.monitoring import rebuild
         from pipelines.window import utc
 
-        home = Home.from_environment()
-        training.train(home, utc(as_of), bundle.to_join(home, utc(as_of)))
+        rebuild.rank(Home.from_environment(), utc(as_of))
 
     @task(pool=TRAINING)
     def evaluate(as_of: str) -> None:

@@ -11,6 +11,7 @@ The first that holds decides; all that hold are told. Drift of the items alone i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -178,14 +179,12 @@ def check(home: Home, as_of: datetime) -> Triage:
         }
         publish.write_json(report_file(home, as_of), {"as_of": utc(as_of).isoformat(), **found.to_json(), **details})
         alert(home, as_of, "triage", [*(found.reasons if found.blocked else ()), *found.alerts], blocks=found.blocked)
-        record.update(found.to_json(), **details)
+        record.update(found.to_json(), **details, champion=None if champion is None else champion.version)
     return found
 
 
 def alert(home: Home, as_of: datetime, who: str, says: list[str], *, blocks: bool) -> None:
     """Keep what a person should see of a day, each part under who says it; a part that has nothing to say any more goes."""
-    import json
-
     file = alert_file(home, as_of)
     kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["alerts"] if file.is_file() else {}
     kept = {**kept, who: {"blocks": blocks, "says": says}} if says else {name: part for name, part in kept.items() if name != who}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pipelines import columns as c
@@ -51,10 +52,6 @@ class Request:
     def scope(self) -> Scope:
         """Return what of a release must be made again: `catalogue` keeps the champion's ranker."""
         return "catalogue" if self.kind == "catalogue" else "all"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values, as an Asset event carries them."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -209,13 +206,35 @@ def requests_of(found: triage.Triage) -> tuple[Request, ...]:
     return (Request(OF_CAUSE[found.cause], "; ".join(found.reasons), priority=found.action == "retrain first"),)
 
 
+def pending(home: Home, as_of: datetime) -> tuple[Request, ...]:
+    """Return what the newest triage of the champion that serves asks for, which no training has answered yet.
+
+    A request that came within the cooldown is so answered once that is over; one that a later triage takes back is not.
+    """
+    champion = releases.champion(home)
+    found = [(as_of_folder(file), json.loads(file.read_text(encoding="utf-8"))) for file in (home.reports / "cycles").glob("*/triage.json")]
+    known = [(moment, record) for moment, record in found if moment <= utc(as_of) and record["state"] == "done"]
+    if champion is None or not known:
+        return ()
+    moment, record = max(known, key=lambda entry: entry[0])
+    answered = max((done for done in trained(home) if done <= utc(as_of)), default=None)
+    if record.get("champion") != champion.version or (answered is not None and moment < answered):
+        return ()
+    return requests_of(triage.Triage(record["cause"], tuple(record["causes"]), tuple(record["reasons"])))
+
+
+def as_of_folder(file: Path) -> datetime:
+    """Return the moment of the cycle that a record lies in."""
+    return utc(datetime.strptime(file.parent.name, "%Y-%m-%dT%H%M%S"))  # noqa: DTZ007 - utc() adds the zone
+
+
 def trained(home: Home) -> tuple[datetime, ...]:
     """Return the as_of of every training that ended in a bundle, oldest first."""
     found = []
     for file in sorted((home.reports / "cycles").glob("*/bundle.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["state"] == "done":
-            found.append(utc(datetime.strptime(file.parent.name, "%Y-%m-%dT%H%M%S")))  # noqa: DTZ007 - utc() adds the zone
+            found.append(as_of_folder(file))
     return tuple(found)
 
 
@@ -244,7 +263,7 @@ def volume(home: Home, since: datetime, as_of: datetime, cadence_days: float) ->
     return int(now), None if young else before / USUAL_DAYS * cadence_days
 
 
-def situation(home: Home, as_of: datetime, requested: str | None = None, requests: tuple[Request, ...] = ()) -> Situation:
+def situation(home: Home, as_of: datetime, requested: str | None = None) -> Situation:
     """Read from the records what a decision for a moment looks at."""
     done = trained(home)
     earlier = [moment for moment in done if moment < utc(as_of)]
@@ -255,7 +274,7 @@ def situation(home: Home, as_of: datetime, requested: str | None = None, request
         as_of=utc(as_of),
         trained=done,
         requested=requested or None,
-        requests=requests,
+        requests=pending(home, as_of),
         faults=faults.found(home, as_of),
         rejected=rejected(home, as_of),
         events=events,
@@ -263,17 +282,16 @@ def situation(home: Home, as_of: datetime, requested: str | None = None, request
     )
 
 
-def decide(home: Home, as_of: datetime, requested: str | None = None, requests: tuple[Request, ...] = ()) -> Trigger:
+def decide(home: Home, as_of: datetime, requested: str | None = None) -> Trigger:
     """Decide from the records whether a training for `as_of` is due; recorded as stage `trigger`, with an alert where a person is needed.
 
     A lake too young for its folds is no failure: nothing is due until it has grown.
 
     Args:
-        requested: why a person asks for it, if one does.
-        requests: what the monitor asks for.
+        requested: why a person asks for it, if one does; what the monitor asks for is on record (`pending`).
     """
     settings = config.load(home)
-    now = situation(home, as_of, requested, requests)
+    now = situation(home, as_of, requested)
     if now.as_of in now.trained and any(record.get("due") for record in cycle.records(home, as_of, "trigger")):
         return judge(now, settings.retrain)  # asked again: what the training was made for stays on record, for the ledger to find
     with cycle.stage(home, as_of, "trigger") as record:
@@ -283,6 +301,6 @@ def decide(home: Home, as_of: datetime, requested: str | None = None, requests: 
                 planned(home, as_of, settings.training)
             except NotEnoughData as young:
                 found = Trigger(due=False, reasons=(f"not enough data: {young}", *found.reasons), kinds=found.kinds, figures=found.figures)
-        record.update(found.to_json(), requested=requested, requests=[request.to_json() for request in requests])
+        record.update(found.to_json(), requested=requested, requests=[asdict(request) for request in now.requests])
         triage.alert(home, as_of, "trigger", list(found.alerts), blocks=not found.due and bool(found.alerts))
     return found

@@ -27,12 +27,13 @@ def folder(home: Home, as_of: datetime) -> Path:
     return universe.run_folder(home, as_of) / "ranker"
 
 
-def train(home: Home, as_of: datetime, champion: Ranker | None = None) -> None:
+def train(home: Home, as_of: datetime, champion: Ranker | None = None, *, keep: bool = False) -> None:
     """Fit the ranker on the run's training rows and publish it; with too few lists, publish that there is none.
 
     Args:
         champion: the ranker of the release that serves, for `ensemble`. Without one, or where it reads a feature that is
             not made any more, the new ranker is trained alone and the record says so.
+        keep: publish the champion's ranker as it is and train none, where it can read the run's features: only the catalogue is new.
 
     Raises:
         StateError: the training rows were not built, or were changed.
@@ -44,8 +45,10 @@ def train(home: Home, as_of: datetime, champion: Ranker | None = None) -> None:
         record |= {"ranker": settings.ranker, "trained": facts["trained"], "trees": 0, "importance": {}, "reasons": []}
         with publish.folder(folder(home, as_of), facts) as out:
             if facts["trained"]:
-                ranker, reasons = unfitted(settings, champion, rows)
-                fitted = ranker.fit(rows)
+                fitted, reasons = _kept(champion, rows) if keep and champion else (None, [])
+                if fitted is None:
+                    ranker, more = unfitted(settings, champion, rows)
+                    fitted, reasons = ranker.fit(rows), reasons + more
                 rankers.save(out, fitted)
                 facts["ranker"] = rankers.name_of(fitted)
                 record |= {"ranker": facts["ranker"], **fitted.size, "importance": fitted.importance, "reasons": said + reasons}
@@ -55,6 +58,13 @@ def train(home: Home, as_of: datetime, champion: Ranker | None = None) -> None:
                 why = f"{len(rows.group)} users with a positive among their candidates, {settings.min_training_lists} needed"
                 facts["reason"] = why
                 record["reasons"] = [f"no ranker: {why}; the blend is served"]
+
+
+def _kept(champion: Ranker, rows: RankingRows) -> tuple[Ranker | None, list[str]]:
+    """Return the champion's ranker if the run's features are all that it reads, None otherwise, and why."""
+    if missing := [name for name in champion.features if name not in rows.names]:
+        return None, [f"the champion's ranker reads {missing}, which are not made any more; a new one is trained"]
+    return champion, ["the champion's ranker is kept: sources and cold-start vectors were made again for a new catalogue"]
 
 
 def unfitted(settings: RankingSettings, champion: Ranker | None, rows: RankingRows) -> tuple[Ranker, list[str]]:
