@@ -262,10 +262,9 @@ def promote(
 
 
 def monitor(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Compare the features of a day with the champion's training reference. Exit code 1: they drifted."""
-    from pipelines.monitoring import drift
+    """Hold a day against what the champion learnt from, and say what to do: nothing, retrain, rebuild, or block. Exit code 1: something."""
+    from pipelines.monitoring import triage
 
     state, moment = home_at(home), utc(as_of)
-    drift.check(state, moment)
-    record = records_of(state, moment, "drift")["drift"]
-    answer(as_json, "drift", record, yes=record["verdict"] != "drift")
+    found = triage.check(state, moment)
+    answer(as_json, "monitor", records_of(state, moment, "triage", "drift", "quality"), yes=found.action == "nothing")
