@@ -341,15 +341,18 @@ class Settings(Frozen):
 # What lies in files is history: its quiet days are facts, not outages, and its dirt is as it is.
 _HISTORY: Final = {"min_volume_share": 0.0}
 
+# A few hundred users a week cannot rule out that a slice of them lost 5%, and hardly any are new.
+_FEW: Final = {"slices": ("light_users", "tail_items"), "max_slice_loss": 0.10, "max_segment_loss": 0.10, "max_fresh_loss": 0.05}
+
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     # 4,372 customers: a week has 300 to 1,000 of them, so the gate must answer with fewer. On some
     # days most rows lack their customer.
-    "online-retail": {"gate": {"min_users": 200, "min_slice_users": 100}, "validation": {**_HISTORY, "max_null_share": 0.8}},
+    "online-retail": {"gate": {"min_users": 200, "min_slice_users": 50, **_FEW}, "validation": {**_HISTORY, "max_null_share": 0.8}},
     # The sample keeps one row per user, item and behaviour; most weeks have a few hundred buyers.
-    "retailrocket": {"gate": {"min_users": 100, "min_slice_users": 50}, "validation": _HISTORY},
+    "retailrocket": {"gate": {"min_users": 100, "min_slice_users": 50, **_FEW}, "validation": _HISTORY},
     # A film is rated once, and MovieLens users rate in one or two sittings.
     "movielens": {
-        "gate": {"min_users": 50, "min_slice_users": 25},
+        "gate": {"min_users": 50, "min_slice_users": 25, **_FEW},
         "training": {"exclude_seen": True, "horizon_days": 14},
         "validation": _HISTORY,
     },
