@@ -44,6 +44,7 @@ def load_folder(home: Home, path: Path, digest: str | None = None) -> TwoStage:
     """Return the model of a bundle wherever it lies; as `load`."""
     checked_folder(home, path, digest)
     libraries.check(home, path, digest)
+    compatibility.check_weights(path / MODEL_FOLDER / "ranker")
     model = TwoStage.load(path / MODEL_FOLDER)
     said = bundle_folder.read(path)
     if "parts" in said:  # bundles of before were held to less

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -77,7 +77,7 @@ def check_features(home: Home, said: Mapping[str, Any] | None, model: TwoStage) 
 
 
 def check_parts(model: TwoStage) -> None:
-    """Refuse a model whose parts count other items, or hold weights that are no numbers; indexes are checked as they are loaded.
+    """Refuse a model whose parts count other items; indexes and the sources' arrays are checked as they are loaded.
 
     Raises:
         StateError: naming the part.
@@ -98,25 +98,26 @@ def check_parts(model: TwoStage) -> None:
             ) from error
     if model.memory is not None and model.memory.content.shape[0] != n_items:
         raise StateError("memory of the bundle", found=f"{model.memory.content.shape[0]} items", allowed=f"{n_items}", hint="train again")
-    if model.ranker is not None:
-        check_weights(model.ranker)
 
 
 _NO_NUMBER: Final = re.compile(r"^leaf_(?:value|const|coeff)=.*?(?<![\w.])[-+]?(?:nan|inf)", re.IGNORECASE | re.MULTILINE)
 
 
-def check_weights(ranker: Ranker) -> None:
-    """Refuse a ranker with a weight that is NaN or infinite: it would order some lists by nothing.
+def check_weights(ranker: Path) -> None:
+    """Refuse a ranker with a weight that is NaN or infinite: it would order some lists by nothing. Nothing native reads it here.
+
+    Args:
+        ranker: its folder; one that is not there has no weights.
 
     Raises:
         StateError: naming the file.
     """
-    for name, content in ranker.dump().items():
+    for file in sorted(ranker.rglob("*")):
         wrong = False
-        if name.endswith(".txt"):
-            wrong = _NO_NUMBER.search(content.decode()) is not None
-        elif name.endswith(".npz"):
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        if file.suffix == ".txt":
+            wrong = _NO_NUMBER.search(file.read_text(encoding="utf-8", errors="replace")) is not None
+        elif file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
                 wrong = any(arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all() for key in arrays.files)
         if wrong:
-            raise StateError(f"ranker: {name}", found="NaN or infinity", allowed="finite weights", hint="train again")
+            raise StateError(f"ranker: {file.relative_to(ranker)}", found="NaN or infinity", allowed="finite weights", hint="train again")

@@ -143,17 +143,9 @@ def _long_enough(text: str, where: str) -> bytes:
 
 
 def _made(home: Home) -> bytes:
-    """Make the key of a state folder; of two processes that begin at once one makes it and both use it."""
+    """Make the key of a state folder; of two that begin at once one makes it and both use it."""
     file = home.root / KEY_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    mine = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    mine.unlink(missing_ok=True)
-    publish.write_text(mine, secrets.token_hex(32) + "\n", mode=0o600)
-    try:
-        os.link(mine, file)
-    except FileExistsError:
-        pass  # another process was faster
-    finally:
-        mine.unlink(missing_ok=True)
-    publish.fsync(file.parent)
+    with publish.locked(home.root / f".{KEY_FILE}.lock"):
+        if not file.is_file():
+            publish.write_text(file, secrets.token_hex(32) + "\n", mode=0o600)
     return _long_enough(file.read_text(encoding="utf-8"), str(file))
