@@ -18,10 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from airflow.sdk import Metadata, chain, dag, task
+from airflow.sdk import Metadata, Param, chain, dag, get_current_context, task
 from reloop_assets import challenger, champion_decision
 from reloop_defaults import DEFAULTS, START, as_of_param, current_as_of
 from reloop_review import FORM, Review
+
+AGAIN = Param(
+    default=False,
+    type="boolean",
+    title="Judge again",
+    description_md="Judge anew what was decided before: after a rollback, or when the policy has changed. Otherwise a decision stands.",
+)
 
 
 @dag(
@@ -30,7 +37,7 @@ from reloop_review import FORM, Review
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
-    params={"as_of": as_of_param()},
+    params={"as_of": as_of_param(), "again": AGAIN},
     tags=["reloop", "release"],
     doc_md=__doc__,
 )
@@ -40,10 +47,11 @@ def reloop_promote() -> None:
         from pipelines.config import Home
         from pipelines.registry import promotion, reconcile
 
-        as_of = current_as_of()
-        for done in reconcile.reconcile(Home.from_environment()):
+        home, as_of, context = Home.from_environment(), current_as_of(), get_current_context()
+        for done in reconcile.reconcile(home):
             print(done)  # noqa: T201 - into the task's log
-        promotion.decide(Home.from_environment(), as_of)
+        again = context["dag_run"].run_id if context["params"]["again"] else None
+        promotion.decide(home, as_of, again=again)
         return as_of.isoformat()
 
     @task(outlets=[champion_decision], trigger_rule="none_failed")

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pipelines import config, cycle, lake, publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.errors import ReloopError
-from pipelines.registry import releases
+from pipelines.registry import ledger, releases, review
 
 EVERYWHERE: Final = frozenset({"python", "packages", "state folder"})  # checks that need no state
 MIN_FREE_BYTES: Final = 5 << 30
@@ -43,7 +43,14 @@ def status(home: Home) -> dict[str, Any]:
         **newest,
         "online features": _online(materialized),
         "champion": releases.describe(home),
+        "waiting for review": _waiting(home),
     }
+
+
+def _waiting(home: Home) -> str:
+    """Return which challengers wait for a person's word."""
+    open_ones = [f"version {entry['challenger']}, as of {entry['as_of'][:10]}" for entry in review.waiting(home)]
+    return f"{'; '.join(open_ones)}: `reloop review`" if open_ones else "none"
 
 
 def _online(record: dict[str, Any]) -> str:
@@ -137,6 +144,7 @@ def _sources(home: Home) -> Finding:
 
 
 def _champion(home: Home) -> Finding:
+    ledger.check_anchor(home)
     champion = releases.champion(home)
     if champion is None:
         return Finding("champion", ok=True, text="none yet")

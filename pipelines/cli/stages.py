@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import sys
 from datetime import timedelta
@@ -256,7 +257,7 @@ def promote(
     from pipelines.registry import promotion
 
     state, moment = home_at(home), utc(as_of)
-    promotion.decide(state, moment, again=again)
+    promotion.decide(state, moment, again=secrets.token_hex(6) if again else None)
     record = records_of(state, moment, "gate")["gate"]
     answer(as_json, "gate", record, yes=record["outcome"] == "promoted")
 

@@ -7,6 +7,7 @@ so one cycle is decided once. Pointer and ledger entry are one transaction.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -30,13 +31,14 @@ def _policy(settings: Settings) -> GatePolicy:
     return settings.gate.model_copy(update={"incumbents": there})
 
 
-def decide(home: Home, as_of: datetime, *, again: bool = False) -> dict[str, Any]:
+def decide(home: Home, as_of: datetime, *, again: str | None = None) -> dict[str, Any]:
     """Put the challenger of a cycle before the gate and act on the verdict as `release.mode` has it; return the decision.
 
     Its `outcome` says what became of it: promoted, kept, waiting for review, rejected, unanswered, releases are off.
 
     Args:
-        again: judge anew what was decided before: after a rollback, say, or with another policy.
+        again: judge anew what was decided before: after a rollback, say, or with another policy. Any text that names this
+            request, so that a rerun of it finds its own decision.
 
     Raises:
         StateError: no bundle was built for this moment, a bundle is damaged, or the ledger is not the one that was anchored.
@@ -47,9 +49,11 @@ def decide(home: Home, as_of: datetime, *, again: bool = False) -> dict[str, Any
         settings = config.load(home)
         review.expire(home, settings.release)
         found = _challenger(home, as_of)
-        decision = None if again else standing(home, as_of, found["digest"])
+        key = _key(as_of, found["digest"], again)
+        asked_anew = again is not None and ledger.decision(home, key) is None
+        decision = None if asked_anew else standing(home, as_of, found["digest"])
         if decision is None:
-            decision = _decide(home, as_of, found["version"], found["digest"], settings)
+            decision = _decide(home, as_of, found, key, settings)
         said = {name: decision[name] for name in (*SAID, "author", "words") if name in decision}
         record.update(said)
         publish.write_json(report_file(home, as_of), said)
@@ -125,12 +129,14 @@ def standing(home: Home, as_of: datetime, digest: str) -> dict[str, Any] | None:
 
 
 def _decisions(home: Home, as_of: datetime, digest: str) -> list[dict[str, Any]]:
-    prefix = _key(as_of, digest)
+    prefix = _key(as_of, digest, None)
     return [entry for entry in ledger.history(home) if entry["key"] == prefix or (entry["key"] or "").startswith(f"{prefix}/")]
 
 
-def _key(as_of: datetime, digest: str) -> str:
-    return f"decide/{utc(as_of).isoformat()}/{digest}"
+def _key(as_of: datetime, digest: str, again: str | None) -> str:
+    """Return what a decision is found under: the cycle, the challenger, and which asking it is."""
+    asking = "" if again is None else "/" + hashlib.sha256(again.encode()).hexdigest()[:12]
+    return f"decide/{utc(as_of).isoformat()}/{digest}{asking}"
 
 
 def _challenger(home: Home, as_of: datetime) -> dict[str, Any]:
@@ -142,9 +148,11 @@ def _challenger(home: Home, as_of: datetime) -> dict[str, Any]:
     return built[-1]
 
 
-def _decide(home: Home, as_of: datetime, version: int, digest: str, settings: Settings) -> dict[str, Any]:
-    before = len(_decisions(home, as_of, digest))
-    key = _key(as_of, digest) + (f"/{before + 1}" if before else "")
+def _decide(home: Home, as_of: datetime, found: Mapping[str, Any], key: str, settings: Settings) -> dict[str, Any]:
+    """Judge and act, and record it under `key`, or beside what was found there: an approval that came too late."""
+    version, digest = found["version"], found["digest"]
+    if ledger.decision(home, key) is not None:
+        key += f"/{len(_decisions(home, as_of, digest)) + 1}"
     baseline = releases.pointer(home)
     body: dict[str, Any] = {
         "as_of": utc(as_of).isoformat(),
@@ -166,10 +174,10 @@ def _decide(home: Home, as_of: datetime, version: int, digest: str, settings: Se
         _act(home, baseline, key, body, settings.release.mode)
     else:
         releases.keep(home, key, {**body, "outcome": ledger.KEPT})
-    found = standing(home, as_of, digest)
-    if found is None:
+    decided = standing(home, as_of, digest)
+    if decided is None:
         raise StateError("ledger", found=f"no entry {key}", allowed="the decision that was just recorded")
-    return found
+    return decided
 
 
 def _act(home: Home, baseline: releases.Pointer, key: str, body: dict[str, Any], mode: str) -> None:
@@ -219,7 +227,7 @@ def _project(home: Home, decision: Mapping[str, Any]) -> None:
         "gate.reasons": "\n".join(decision["reasons"]),
         "gate.champion_before": decision["champion_before"],
     }
-    if because := (decision["trigger"] or {}).get("reasons"):
+    if because := (decision.get("trigger") or {}).get("reasons"):
         tags["gate.trigger"] = "\n".join(because)
     tags |= {f"gate.{name}": value for name, value in decision["figures"].items() if isinstance(value, int | float)}
-    version_page.write(home, decision["challenger"], decision["challenger_digest"], tags)
+    version_page.write(home, decision["challenger"], decision.get("challenger_digest") or decision["digest"], tags)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from stack import FIRST, MINUTES, Stack, running
 
 from pipelines.config import Home
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,18 @@ def decided(stack: Stack) -> Stack:
     stack.trigger("reloop_ingest", FIRST)
     stack.wait("reloop_promote", 1, seconds=20 * MINUTES)
     return stack
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """Yield a page of a headless Chromium."""
+    if not CHROMIUM.is_file():
+        pytest.skip("no Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+        opened.set_default_timeout(60_000)
+        yield opened
+        browser.close()

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from stack import WORLD, Stack, reports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
-
-
-@pytest.fixture
-def page() -> Iterator[Any]:
-    """Yield a page of a headless Chromium."""
-    if not CHROMIUM.is_file():
-        pytest.skip("no Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
-        opened.set_default_timeout(60_000)
-        yield opened
-        browser.close()
 
 
 def test_a_person_triggers_the_ingest_from_its_form(decided: Stack, page: Any):

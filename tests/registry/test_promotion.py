@@ -89,8 +89,9 @@ def test_a_rerun_after_a_rollback_does_not_promote_again(fresh: Home) -> None:
     assert releases.pointer(fresh).version == 1
     assert aliases(fresh) == {"champion": "1", "previous_champion": "2", "challenger": "2"}
     assert tracking.client(fresh).get_model_version(tracking.MODEL, "2").tags["rolled_back"] == "to version 1: clicks fell"
-    anew = promotion.decide(fresh, SECOND, again=True)  # who wants it judged anew says so
+    anew = promotion.decide(fresh, SECOND, again="a person asked")  # who wants it judged anew says so
     assert anew["champion_before"] == 1
+    assert promotion.decide(fresh, SECOND, again="a person asked") == anew  # a rerun of the same asking
     assert [entry["key"].count("/") for entry in releases.history(fresh) if entry["key"]] == [2, 2, 3]
 
 

@@ -1,0 +1,96 @@
+"""A person in the loop, through the real scheduler: asked on Airflow's own page, answered over its API, and nobody answering."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trained_shop
+from stack import Stack, reports, running
+
+from pipelines import publish
+from pipelines.registry import ledger, promotion, releases
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+MINUTE = 60
+
+
+def settings(stack: Stack, hours: float) -> None:
+    publish.write_text(stack.home.root / "reloop.toml", f'{trained_shop.SETTINGS}\n[release]\nmode = "review"\nreview_hours = {hours}\n')
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Return a running Airflow over a shop that was trained twice, where nothing is released without a person."""
+    trained = trained_shop.twice(tmp_path_factory.getbasetemp() / "trained")
+    with running(trained_shop.copied(trained, tmp_path_factory.mktemp("review") / "var"), {}) as stack:
+        settings(stack, 1.0)
+        yield stack
+
+
+def until(stack: Stack, holds: Callable[[], Any], seconds: float = 8 * MINUTE) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        stack.fail_on_failure()
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    return found
+
+
+def promote(stack: Stack, **conf: Any) -> str:
+    """Trigger reloop_promote and return the run's path in the API."""
+    return f"/dags/reloop_promote/dagRuns/{stack.trigger('reloop_promote', {'as_of': trained_shop.FIRST.isoformat(), **conf})}"
+
+
+def question(stack: Stack, run: str) -> dict[str, Any]:
+    """Wait until the run waits for a person, and return what it asks."""
+    until(stack, lambda: stack.api().call("GET", f"{run}/taskInstances/review")["state"] == "awaiting_input")
+    return stack.api().call("GET", f"{run}/taskInstances/review/-1/hitlDetails")
+
+
+def ended(stack: Stack, run: str) -> str:
+    return until(stack, lambda: (state := stack.api().call("GET", run)["state"]) in {"success", "failed"} and state)
+
+
+def test_a_person_is_shown_the_evidence_and_the_answer_is_recorded_by_name(asked: Stack, page: Any) -> None:
+    stack = asked
+    settings(stack, 0.0003)  # a second: nobody answers
+    run = promote(stack)
+    assert ended(stack, run) == "success"
+    last = releases.history(stack.home)[-1]
+    assert (last["kind"], last["author"]) == ("unanswered", "nobody")
+    assert releases.pointer(stack.home).version is None
+
+    settings(stack, 1.0)
+    run = promote(stack, again=True)
+    shown = question(stack, run)
+    assert shown["subject"] == "Shall version 1 (as of 2025-02-10) replace popularity?"
+    assert shown["options"] == ["Promote", "Keep"]
+    entry = ledger.history(stack.home)[-1]
+    assert entry["kind"] == "waiting for review"
+    assert all(promotion.review._plain(reason) in shown["body"] for reason in entry["reasons"])
+    _look(stack, page, run)
+    answer = {"chosen_options": ["Promote"], "params_input": {"why": "the intervals convince"}}
+    stack.api().call("PATCH", f"{run}/taskInstances/review/-1/hitlDetails", answer)
+    assert ended(stack, run) == "success"
+    last = releases.history(stack.home)[-1]
+    assert (last["kind"], last["author"], last["words"]) == ("promoted", "admin", ["the intervals convince"])
+    assert releases.pointer(stack.home).version == 1
+    decided = [event for event in stack.asset_events() if event["name"] == "champion_decision"]
+    assert [event["extra"]["outcome"] for event in decided] == ["unanswered", "promoted"]
+
+
+def _look(stack: Stack, page: Any, run: str) -> None:
+    """Log in as a person and look at the page that asks."""
+    password = json.loads((stack.home.airflow / "passwords.json").read_text())["admin"]
+    page.goto(stack.url)
+    page.fill('input[name="username"]', "admin")
+    page.fill('input[name="password"]', password)
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "login" not in url)
+    page.goto(f"{stack.url}{run.replace('dagRuns', 'runs')}/tasks/review/required_actions")
+    page.get_by_text("What was measured").first.wait_for()
+    page.screenshot(path=reports("airflow-review.png"), full_page=True)

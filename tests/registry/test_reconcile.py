@@ -1,0 +1,148 @@
+"""What people set by hand in MLflow is honoured or refused, and recorded; what MLflow lost or has not heard yet is told again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from trained_shop import FIRST, SECOND
+
+from pipelines import cycle
+from pipelines.config import Home
+from pipelines.errors import StateError
+from pipelines.registry import ledger, projection, promotion, reconcile, release_database, releases, rollback, tracking
+
+
+def digest(home: Home, as_of: Any) -> str:
+    return str(cycle.records(home, as_of, "bundle")[0]["digest"])
+
+
+@pytest.fixture
+def served(fresh: Home) -> Home:
+    """Return the shop with version 1, then version 2 released, and MLflow told."""
+    for version, as_of in ((1, FIRST), (2, SECOND)):
+        now = releases.pointer(fresh)
+        body = {"as_of": as_of.isoformat(), "champion_before": now.version, "champion_after": version, "reasons": ["as a test has it"]}
+        releases.flip(fresh, now, version=version, digest=digest(fresh, as_of), as_of=as_of.isoformat(), key=None, body=body)
+    projection.sync(fresh)
+    return fresh
+
+
+def alias(home: Home, to: int | None = None) -> str | None:
+    """Return MLflow's alias `champion`; set it by hand first, if told to."""
+    books = tracking.client(home)
+    if to is not None:
+        books.set_registered_model_alias(tracking.MODEL, "champion", str(to))
+    found = books.get_registered_model(tracking.MODEL).aliases.get("champion")
+    return None if found is None else str(found)
+
+
+def tagged(home: Home, version: int, **tags: str) -> None:
+    for name, value in tags.items():
+        tracking.client(home).set_model_version_tag(tracking.MODEL, str(version), name, value)
+
+
+def test_a_lost_alias_is_told_again_and_a_lagging_one_follows(served: Home) -> None:
+    assert alias(served) == "2"
+    assert reconcile.reconcile(served) == []
+    tracking.client(served).delete_registered_model_alias(tracking.MODEL, "champion")
+    assert reconcile.reconcile(served) == ["alias champion was gone: told again"]
+    assert alias(served) == "2"
+    rollback.roll_back(served, reason="clicks fell")  # with MLflow down
+    assert alias(served) == "2"
+    assert reconcile.reconcile(served) == []
+    assert alias(served) == "1"
+    assert [entry["kind"] for entry in releases.history(served)] == ["promoted", "promoted", "rolled back"]
+    tags = tracking.client(served).get_model_version(tracking.MODEL, "2").tags
+    assert tags["rolled_back"] == "to version 1: clicks fell"
+
+
+def test_an_alias_that_a_dying_process_set_is_not_taken_for_a_persons(served: Home) -> None:
+    """It noted what it was about to tell, told it, and died before it could note that it had."""
+    rollback.roll_back(served)
+    release_database.note(served, "alias/champion", done="1")
+    release_database.note(served, "alias/champion", intended="2")  # of before the rollback
+    alias(served, to=2)
+    assert reconcile.reconcile(served) == []
+    assert (alias(served), releases.pointer(served).version) == ("1", 1)
+
+
+def test_an_alias_moved_by_hand_is_honoured_in_the_name_that_the_tags_give(served: Home) -> None:
+    tagged(served, 1, validation_by="Ada", validation_reason="the old one was better")
+    alias(served, to=1)
+    assert reconcile.reconcile(served) == ["version 1 serves: Ada set alias champion"]
+    now, last = releases.pointer(served), releases.history(served)[-1]
+    assert (now.version, now.digest, now.fence) == (1, digest(served, FIRST), 3)
+    assert (last["kind"], last["author"], last["words"]) == ("by hand in MLflow", "Ada", ["the old one was better"])
+    assert last["reasons"] == ["set by hand: an earlier release"]
+    assert reconcile.reconcile(served) == []
+    assert tracking.client(served).get_registered_model(tracking.MODEL).aliases["previous_champion"] in {2, "2"}
+    alias(served, to=2)
+    reconcile.reconcile(served)
+    assert releases.history(served)[-1]["author"] == "somebody in MLflow"
+    assert releases.verify(served) == 4
+
+
+@pytest.mark.parametrize("wrong", ["foreign", "damaged", "rejected", "refused here"])
+def test_an_alias_that_cannot_be_honoured_is_refused_recorded_and_put_back(served: Home, wrong: str) -> None:
+    target, said = 1, {"foreign": "no bundle of ours", "damaged": "differ", "rejected": "validation_status", "refused here": "by_hand"}
+    if wrong == "foreign":
+        made = tracking.client(served).create_model_version(tracking.MODEL, "file:///nowhere")
+        target = int(made.version)
+    elif wrong == "damaged":
+        file = served.bundles / digest(served, FIRST) / "bundle.json"
+        file.write_bytes(file.read_bytes() + b" ")
+    elif wrong == "rejected":
+        tagged(served, 1, validation_status="rejected")
+    else:
+        settings = served.root / "reloop.toml"
+        settings.write_text(settings.read_text() + '\n[release]\nby_hand = "refuse"\n')
+    alias(served, to=target)
+    done = reconcile.reconcile(served)
+    assert said[wrong] in done[-1]
+    assert (alias(served), releases.pointer(served).version) == ("2", 2)
+    last = releases.history(served)[-1]
+    assert (last["kind"], last["champion_after"], last["challenger"]) == ("refused", 2, target)
+    assert said[wrong] in last["refusal"]
+    assert reconcile.reconcile(served) == []  # said once
+
+
+def test_a_champion_that_a_person_rejects_gives_way_and_is_not_promoted_again(served: Home) -> None:
+    tagged(served, 2, validation_status="Rejected", validation_by="Ada", validation_reason="shows what is sold out")
+    assert reconcile.reconcile(served) == ["version 2: rejected by Ada; version 1 serves again"]
+    assert (alias(served), releases.pointer(served).version) == ("1", 1)
+    assert [entry["kind"] for entry in releases.history(served)[2:]] == ["rejected", "rolled back"]
+    assert reconcile.reconcile(served) == []
+    decided = promotion.decide(served, SECOND)
+    assert decided["verdict"] == "keep"
+    assert decided["reasons"] == ["version 2 was rejected by Ada: shows what is sold out"]
+
+
+def test_an_approval_in_the_tag_answers_the_review_that_waits(fresh: Home) -> None:
+    settings = fresh.root / "reloop.toml"
+    settings.write_text(settings.read_text() + '\n[release]\nmode = "review"\n')
+    assert promotion.decide(fresh, FIRST)["outcome"] == ledger.WAITING
+    tagged(fresh, 1, validation_status="approved", validation_by="Ada")
+    assert reconcile.reconcile(fresh) == ["review of version 1: approved by Ada"]
+    assert releases.pointer(fresh).version == 1
+    assert alias(fresh) == "1"
+    assert releases.history(fresh)[-1]["author"] == "Ada"
+    assert cycle.records(fresh, FIRST, "gate")[0]["outcome"] == "promoted"
+
+
+def test_over_a_restored_backup_nothing_is_concluded_from_an_alias(served: Home) -> None:
+    """The database is of before version 2, MLflow of after: the alias is neither lost nor set by hand."""
+    import shutil
+
+    backup = served.root / "backup.db"
+    shutil.copy(served.releases, backup)
+    rollback.roll_back(served)
+    projection.sync(served)
+    shutil.copy(backup, served.releases)
+    with pytest.raises(StateError, match="older backup was restored"):
+        reconcile.reconcile(served)
+    assert alias(served) == "1"
+    outside = projection.anchored(served)
+    assert outside is not None
+    with pytest.raises(StateError, match="known to have been written"):
+        ledger.verify(served, [outside])

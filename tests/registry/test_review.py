@@ -1,0 +1,160 @@
+"""A person between the gate and the pointer: asked, answered once, by name; late answers and silence keep the champion."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from datetime import timedelta
+
+import pytest
+from pointer_lab import FORK, bundle, release
+from trained_shop import FIRST
+
+from pipelines import cycle
+from pipelines.config import Home
+from pipelines.decision_policies import ReleasePolicy
+from pipelines.errors import StateError
+from pipelines.registry import ledger, promotion, releases, review, tracking
+
+
+def ask(home: Home, version: int) -> dict[str, object]:
+    """Record that a challenger waits, judged against the champion of now."""
+    now = releases.pointer(home)
+    body = {
+        "as_of": f"2025-03-{version:02d}T00:00:00+00:00",
+        "challenger": version,
+        "challenger_digest": bundle(home, f"v{version}"),
+        "champion_before": now.version,
+        "champion_after": now.version,
+        "fence_before": now.fence,
+        "verdict": "promote",
+        "track": "superiority",
+        "reasons": [f"better by *much* [{version}](http://evil)"],
+        "figures": {"difference": 0.0123, "n_users": 4711, "slices": {}},
+        "trigger": {"reasons": ["the world has drifted"]},
+        "baseline": asdict(now),
+    }
+    ledger.record(home, ledger.WAITING, f"decide/{version}", body)
+    return review.of_version(home, version)
+
+
+def test_an_approval_flips_the_pointer_in_the_name_of_who_gave_it(home: Home) -> None:
+    release(home, 1)
+    entry = ask(home, 2)
+    assert releases.pointer(home).version == 1
+    assert review.approve(home, entry, author="Ada", words="convinced")
+    last = releases.history(home)[-1]
+    assert (last["kind"], last["author"], last["words"], last["champion_after"]) == ("promoted", "Ada", ["convinced"], 2)
+    assert last["trigger"] == {"reasons": ["the world has drifted"]}
+    assert releases.line(last)[4].startswith("Ada: convinced\nbetter by")
+    assert releases.pointer(home).version == 2
+    assert review.waiting(home) == []
+    with pytest.raises(StateError, match="answered already: promoted by Ada"):
+        review.reject(home, entry, author="Bob", words="no")
+    with pytest.raises(StateError, match="nothing that waits"):
+        review.of_version(home, 2)
+    assert releases.verify(home) == 3
+
+
+def test_a_rejection_keeps_the_champion_with_author_and_words(home: Home) -> None:
+    release(home, 1)
+    review.reject(home, ask(home, 2), author="Ada", words="coverage is thin")
+    last = releases.history(home)[-1]
+    assert (last["kind"], last["author"], last["words"], last["champion_after"]) == ("rejected", "Ada", ["coverage is thin"], 1)
+    assert releases.pointer(home).version == 1
+
+
+def test_a_late_approval_of_what_was_judged_against_another_champion_is_refused(home: Home) -> None:
+    release(home, 1)
+    entry = ask(home, 2)
+    release(home, 3)
+    assert not review.approve(home, entry, author="Ada", words="convinced")
+    last = releases.history(home)[-1]
+    assert last["kind"] == "refused"
+    assert "stale fence" in last["refusal"]
+    assert releases.pointer(home).version == 3
+    assert review.waiting(home) == []  # it is to be judged again
+
+
+def test_silence_keeps_the_champion_and_is_on_record(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(home, 1)
+    ask(home, 2)
+    clock = ledger.clock
+    review.expire(home, ReleasePolicy(mode="review", review_hours=24))
+    assert len(review.waiting(home)) == 1
+    monkeypatch.setattr(ledger, "clock", lambda at: clock(at) + timedelta(hours=25))
+    for _ in range(2):
+        review.expire(home, ReleasePolicy(mode="review", review_hours=24))
+    last = releases.history(home)[-1]
+    assert (last["kind"], last["author"], last["seq"]) == ("unanswered", "nobody", 3)
+    assert last["words"] == ["no answer within 24 hours: the champion stays"]
+    assert releases.pointer(home).version == 1
+
+
+def _approve(root: object, entry: dict[str, object], name: str, start: object) -> None:
+    start.wait()  # type: ignore[attr-defined]
+    try:
+        review.approve(Home(root), entry, author=name, words="me first")  # type: ignore[arg-type]
+    except StateError:
+        os._exit(3)
+    os._exit(0)
+
+
+def test_of_many_answers_at_once_one_counts(home: Home) -> None:
+    release(home, 1)
+    entry, start = ask(home, 2), FORK.Barrier(6)
+    people = [FORK.Process(target=_approve, args=(home.root, entry, f"person {n}", start)) for n in range(6)]
+    for one in people:
+        one.start()
+    for one in people:
+        one.join(60)
+    kinds = [found["kind"] for found in releases.history(home)]
+    assert kinds.count("promoted") == 2
+    assert releases.pointer(home).version == 2
+    assert releases.pointer(home).fence == 2
+    assert releases.verify(home) == len(kinds)
+
+
+def test_the_page_shows_the_evidence_and_renders_no_markup_of_its_own_data(home: Home) -> None:
+    release(home, 1)
+    entry = ask(home, 2)
+    page = review.page(home, entry)
+    assert review.subject(entry) == "Shall version 2 (as of 2025-03-02) replace version 1?"
+    for expected in ("**promote**", "the world has drifted", "| difference | 0.0123 |", "| n users | 4,711 |", "make up"):
+        assert expected in page
+    assert r"better by \*much\* \[2\](http://evil)" in page
+    (home.root / "stack.json").write_text('{"mlflow": "http://127.0.0.1:5000"}')
+    assert "http://127.0.0.1:5000/#/models/reloop/versions/2" in review.page(home, entry)
+
+
+def mode(home: Home, name: str) -> None:
+    settings = home.root / "reloop.toml"
+    settings.write_text(settings.read_text(encoding="utf-8") + f'\n[release]\nmode = "{name}"\n', encoding="utf-8")
+
+
+def test_under_review_the_gates_yes_waits_for_a_person_and_then_serves(fresh: Home) -> None:
+    mode(fresh, "review")
+    asked = promotion.decide(fresh, FIRST)
+    assert (asked["verdict"], asked["outcome"], asked["champion_after"]) == ("promote", "waiting for review", None)
+    assert releases.pointer(fresh).version is None
+    books = tracking.client(fresh)
+    assert "champion" not in books.get_registered_model(tracking.MODEL).aliases
+    assert books.get_model_version(tracking.MODEL, "1").tags["validation_status"] == "pending"
+    assert promotion.decide(fresh, FIRST) == asked  # a rerun asks no second time
+    answered = promotion.answer(fresh, 1, approved=True, author="Ada", words="convinced")
+    assert (answered["outcome"], answered["champion_after"], answered["author"]) == ("promoted", 1, "Ada")
+    assert answered["figures"] == asked["figures"]
+    assert cycle.records(fresh, FIRST, "gate")[0]["outcome"] == "promoted"
+    assert books.get_registered_model(tracking.MODEL).aliases["champion"] == 1 or "1"
+    assert books.get_model_version(tracking.MODEL, "1").tags["validation_status"] == "approved"
+    assert promotion.decide(fresh, FIRST) == answered
+    assert [entry["kind"] for entry in releases.history(fresh)] == ["waiting for review", "promoted"]
+
+
+def test_with_releases_off_the_gate_speaks_and_nothing_moves(fresh: Home) -> None:
+    mode(fresh, "off")
+    said = promotion.decide(fresh, FIRST)
+    assert (said["verdict"], said["outcome"]) == ("promote", "releases are off")
+    assert "releases are off" in said["reasons"][-1]
+    assert releases.pointer(fresh).version is None
+    assert [entry["kind"] for entry in releases.history(fresh)] == ["kept"]
