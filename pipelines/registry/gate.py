@@ -294,6 +294,8 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
         nested[group][short] = told
     nested["not_guarded"] = dict.fromkeys(small, f"fewer than {policy.min_segment_users} users (gate.min_segment_users)")
     nested["not_guarded"] |= {name: why for name, why in evidence.inapplicable.items() if name in policy.guardrails}
+    covered = nested["guardrails"].get("coverage")
+    nested["coverage"] = {"champion": covered["before"], "challenger": covered["after"]} if covered else None
     return [*(Finding(KEEP, reason) for reason in evidence.broken), *findings], nested
 
 

@@ -43,7 +43,7 @@ class Pooled:
 
     Attributes:
         change: relative, clustered by user.
-        base: mean NDCG@10 of the champion over all rows.
+        base: mean NDCG@10 of the champion in the newest window.
         each: the change of each window alone, oldest first.
         without_best: the change without the window that speaks loudest for the challenger; None where there is one window only.
     """
@@ -69,4 +69,5 @@ def pool(windows: Sequence[Window]) -> Pooled:
             np.concatenate([np.asarray(window.challenger) for window in rest]),
         ).value
     whole = clustered.change(before, after, users if len(windows) > 1 else None)
-    return Pooled(whole, float(before.mean()) if len(before) else float("nan"), each, without)
+    fresh = np.asarray(windows[-1].champion, dtype=np.float64)
+    return Pooled(whole, float(fresh.mean()) if len(fresh) else float("nan"), each, without)
