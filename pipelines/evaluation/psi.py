@@ -119,11 +119,21 @@ def reference(column: pa.ChunkedArray, bins: int) -> Reference:
             "numeric", (), edges=_edges(np.clip(values, -LARGEST, LARGEST), bins)
         )  # infinity is a large number, edges stay JSON
     else:
-        names = [name for name, _ in _commonest(flat)]
+        found = _commonest(flat)
+        if any(n == 1 for _, n in found) and len(column) > 1 and len(found) <= TOP_CATEGORIES + KNOWN_CATEGORIES:
+            # Values that come once come and go. Bins chosen by every other row and counted on the rest are as strange to the reference
+            # as to any later sample; counted on the rows that chose them they would have nothing unseen, and all that follows would.
+            found = _commonest(_flat(_every_other(column, 0)))
+            column = _every_other(column, 1)
+        names = [name for name, _ in found]
         top, rest = names[:TOP_CATEGORIES], names[TOP_CATEGORIES:]
         # Too many to remember: then nothing can be called unseen, and "other" is everything else.
         blank = Reference("categorical", (), categories=tuple(top), others=tuple(sorted(rest)) if len(rest) <= KNOWN_CATEGORIES else ("*",))
     return blank.like(counts(blank, column), design_effect(blank, column))
+
+
+def _every_other(column: pa.ChunkedArray, first: int) -> pa.ChunkedArray:
+    return column.take(pa.array(np.arange(first, len(column), 2)))
 
 
 def _commonest(column: pa.ChunkedArray) -> list[tuple[str, int]]:

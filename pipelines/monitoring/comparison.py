@@ -259,7 +259,7 @@ def _share(some: Mapping[str, Finding], features: Mapping[str, Finding]) -> floa
 
 def _worst(features: Mapping[str, Finding]) -> list[tuple[str, Finding]]:
     """Return features, the furthest beyond (or the nearest to) its threshold first."""
-    return sorted(features.items(), key=lambda entry: (-entry[1].psi / entry[1].threshold, entry[0]))
+    return sorted(features.items(), key=lambda entry: (-entry[1].psi / max(entry[1].threshold, 1e-9), entry[0]))
 
 
 def _some(skipped: Mapping[str, str]) -> str:
