@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pipelines import cycle, publish
 from pipelines.config import Home
-from pipelines.monitoring import evidently_page, exposition, report_page
+from pipelines.monitoring import comparison, evidently_page, exposition, report_page
 from pipelines.registry import gate, ledger
 from pipelines.registry import releases as pointers
 from pipelines.window import DAY, utc
@@ -87,8 +87,8 @@ def _cycle(home: Home, when: datetime) -> Figures:
     return {
         "as_of": when.isoformat(),
         "drift": _drift(home, when, done.get("drift")),
-        "triage": _section(done.get("triage"), ("action", "findings", "reasons", "causes", "verdict")),
-        "trigger": _section(done.get("trigger"), ("due", "reasons", "cause", "causes", "requested")),
+        "triage": _section(done.get("triage"), ("action", "cause", "causes", "reasons", "alerts")),
+        "trigger": _section(done.get("trigger"), ("due", "reasons", "kinds", "scope", "requested")),
         "quality": _quality(done),
         "gate": _section(done.get("gate"), ("verdict", "outcome", "track", "champion_before", "champion_after", "reasons")),
         "ranking": _section(done.get("ranking"), ("ndcg_at_10", "lower", "upper", "n_users", "best_single")),
@@ -132,16 +132,21 @@ def _drift(home: Home, when: datetime, record: Figures | None) -> Figures | None
 
 def _quality(done: dict[str, Figures]) -> Figures | None:
     """Return the live champion's NDCG@10 on fresh labels: what the monitor measured, else what the gate held the challenger against."""
-    for stage in ("quality", "triage"):
-        if (found := (done.get(stage) or {}).get("quality", done.get(stage) if stage == "quality" else None)) and found.get(
-            "ndcg_at_10"
-        ) is not None:
-            return {name: found.get(name) for name in ("ndcg_at_10", "lower", "upper", "n_users")} | {"measured_by": stage}
-    record = done.get("gate")
-    figures = (record or {}).get("figures") or {}
-    if record is None or record.get("champion_before") is None or figures.get("base") is None:
+    monitored = done.get("quality") or {}
+    if isinstance(monitored.get("champion"), dict):
+        return {**monitored["champion"], "popular": (monitored.get("popular") or {}).get("ndcg_at_10"), "measured_by": "monitor"}
+    gated = done.get("gate") or {}
+    figures = gated.get("figures") or {}
+    if gated.get("champion_before") is None or figures.get("base") is None:
         return None
-    return {"ndcg_at_10": figures["base"], "lower": None, "upper": None, "n_users": figures.get("n_users"), "measured_by": "gate"}
+    return {
+        "ndcg_at_10": figures["base"],
+        "lower": None,
+        "upper": None,
+        "n_users": figures.get("n_users"),
+        "popular": None,
+        "measured_by": "gate",
+    }
 
 
 def _champion(reigns: list[tuple[datetime, Figures]], when: datetime) -> Figures | None:
@@ -191,7 +196,7 @@ def _counts(cycles: list[Figures], entries: list[Figures]) -> Figures:
     for one in cycles:
         trigger = one["trigger"]
         if trigger and trigger.get("due"):
-            causes.update(trigger.get("causes") or [trigger.get("cause") or ("requested" if trigger.get("requested") else "cadence")])
+            causes.update(trigger.get("kinds") or ["manual" if trigger.get("requested") else "age"])
     return {
         "decisions": [{"result": result, "track": track, "count": count} for (result, track), count in sorted(decided.items())],
         "triggers": dict(sorted(causes.items())),
@@ -209,10 +214,13 @@ def _alarms(one: Figures) -> Iterable[Figures]:
     """Yield what a person should look at, of the newest cycle."""
     for stage, error in sorted(one["failed"].items()):
         yield {"what": f"{stage} failed", "why": [error]}
-    if one["drift"] and one["drift"]["verdict"] == "drift":
+    if one["drift"] and one["drift"]["verdict"] == comparison.DRIFT and not one["triage"]:
         yield {"what": "drift", "why": one["drift"]["reasons"]}
-    if one["triage"] and one["triage"].get("action") not in {None, "none"}:
-        yield {"what": f"triage: {one['triage']['action']}", "why": one["triage"].get("reasons", [])}
+    found = one["triage"] or {}
+    if found.get("action") not in {None, "nothing"}:
+        yield {"what": f"{found['cause']}: {found['action']}", "why": found["reasons"]}
+    if found.get("alerts"):
+        yield {"what": "the data", "why": found["alerts"]}
     if one["gate"] and one["gate"]["verdict"] == gate.NOT_ENOUGH:
         yield {"what": "the gate has too little evidence", "why": one["gate"]["reasons"][:2]}
 

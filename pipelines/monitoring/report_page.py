@@ -129,11 +129,16 @@ def _quality(cycles: Sequence[Figures]) -> str:
     rows = [(datetime.fromisoformat(one["as_of"]), one["quality"], one["ranking"]) for one in cycles]
     live = [(when, found["ndcg_at_10"], found.get("lower"), found.get("upper")) for when, found, _ in rows if found]
     challenger = [(when, found["ndcg_at_10"], found.get("lower"), found.get("upper")) for when, _, found in rows if found]
+    popular = {when: found.get("popular") for when, found, _ in rows if found}
     marks = {datetime.fromisoformat(one["as_of"]): "released" for one in cycles if _released(one)}
     drawn = line_plot.svg(
         "quality",
         "NDCG@10 over time",
-        [Series("live champion", live), Series("challenger", challenger, dash=1, marker="square")],
+        [
+            Series("live champion", live),
+            Series("challenger", challenger, dash=1, marker="square"),
+            Series("best sellers", line_plot.line(popular), dash=2, marker="cross"),
+        ],
         marks=marks,
         described="NDCG@10 of the live champion and of each new challenger on fresh labels, with intervals; dotted lines mark releases.",
     )
@@ -148,7 +153,7 @@ def _quality(cycles: Sequence[Figures]) -> str:
         if found or other
     ]
     heads = ("as of", "champion", "interval", "users", "challenger", "interval")
-    legend = "Solid with dots: the live champion on fresh labels. Dashed with squares: each challenger on the same window. Bars: intervals of 95%. Dotted lines: releases."
+    legend = "Solid with dots: the live champion on fresh labels. Dashed with squares: each challenger on the same window. Fine dashes with crosses: what sold best the week before. Bars: intervals of 95%. Dotted lines: releases."
     return f'{drawn}<p class="legend">{legend}</p>' + _folded("Figures", _table(heads, cells, "NDCG@10", numeric={1, 2, 3, 4, 5}))
 
 
@@ -175,6 +180,8 @@ def _age(cycles: Sequence[Figures], decisions: Sequence[Figures]) -> str:
         described="Days from the training of the model that serves to each cycle; it falls where another was released.",
     )
     rolled = sum(one["kind"] == "rolled back" for one in decisions)
+    cells = [[_day(one["as_of"]), str(found["version"]), _number(found["age_days"], 1)] for one in cycles if (found := one["champion"])]
+    drawn += _folded("Figures", _table(("as of", "champion", "its age, days"), cells, "Age of the champion", numeric={1, 2}))
     return drawn + (f'<p class="legend">{rolled} rollbacks among the decisions below.</p>' if rolled else "")
 
 
