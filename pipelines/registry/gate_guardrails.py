@@ -111,7 +111,8 @@ class Assessed:
         change: in the measure's own direction.
         worst: the bound of the one-sided interval on the side of harm.
         p_harm: of there being no harm at all; NaN, and not asked, where the guardrail holds.
-        n: users, draws' users, or columns.
+        n: users, or columns.
+        counted: what n counts; nothing where the measure is exact.
     """
 
     name: str
@@ -122,7 +123,7 @@ class Assessed:
     worst: float
     p_harm: float
     n: int
-    detail: str = ""
+    counted: str = "users"
 
     @property
     def holds(self) -> bool:
@@ -144,9 +145,9 @@ class Assessed:
             few = f"{self.rule.subject}: {self.n} users, {self.rule.min_users} are needed (gate.min_slice_users)"
             return Finding("not enough evidence", few)
         if math.isnan(self.change) or math.isnan(self.worst):
-            return Finding("keep", f"{self.rule.subject}: no number came of measuring it over {self.n}")
+            return Finding("keep", f"{self.rule.subject}: no number came of measuring it")
         said = (
-            f"{self.rule.subject} {_told(self.change, relative=self.rule.relative)}{self.detail} over {self.n}, "
+            f"{self.rule.subject} {_told(self.change, relative=self.rule.relative)}{f' over {self.n} {self.counted}' if self.counted else ''}, "
             f"at worst {_told(self.worst, relative=self.rule.relative)} "
             f"(margin {_told(self.rule.margin if self.rule.more_is_worse else -self.rule.margin, relative=self.rule.relative)})"
         )
@@ -194,7 +195,7 @@ def assess(name: str, measure: Measure, rule: Rule, confidence: float, seed: int
     gap = measure.after - measure.before
     change = (gap / measure.before if measure.before else math.nan) if rule.relative else gap
     harmed = change > 0 if rule.more_is_worse else change < 0
-    return Assessed(name, rule, measure.before, measure.after, change, change, 0.0 if harmed else 1.0, max(rule.min_users, 1))
+    return Assessed(name, rule, measure.before, measure.after, change, change, 0.0 if harmed else 1.0, max(rule.min_users, 1), "")
 
 
 def _per_user(name: str, measure: PerUser, rule: Rule, confidence: float, seed: int) -> Assessed:
@@ -241,7 +242,7 @@ def _timed(name: str, measure: Timed, rule: Rule, confidence: float) -> Assessed
 def _rates(name: str, measure: Rates, rule: Rule, confidence: float) -> Assessed:
     """The column that may be worst; all columns must hold, the claim of harm is corrected for their number (Bonferroni)."""
     if not measure.names:
-        return Assessed(name, rule, 0.0, 0.0, 0.0, 0.0, 1.0, rule.min_users)  # nothing is read, so nothing can be missing
+        return Assessed(name, rule, 0.0, 0.0, 0.0, 0.0, 1.0, rule.min_users, "")  # nothing is read, so nothing can be missing
     change = np.asarray(measure.after, dtype=np.float64) - measure.before
     reach = change + float(stats.norm.ppf(confidence)) * np.asarray(measure.error)
     at = int(np.argmax(np.where(np.isnan(reach), np.inf, reach)))
@@ -249,7 +250,7 @@ def _rates(name: str, measure: Rates, rule: Rule, confidence: float) -> Assessed
     p_harm = float(stats.norm.sf(change[at] / error)) if error > 0 else float(not change[at] > 0)
     rule = Rule(f"{rule.subject} in {measure.names[at]}", rule.margin, rule.relative, rule.more_is_worse, rule.min_users)
     before, after = float(measure.before[at]), float(measure.after[at])
-    return Assessed(name, rule, before, after, float(change[at]), float(reach[at]), min(1.0, n * p_harm), n, " (the worst column)")
+    return Assessed(name, rule, before, after, float(change[at]), float(reach[at]), min(1.0, n * p_harm), n, "columns")
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
