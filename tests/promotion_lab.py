@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import time
 from datetime import datetime
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -40,6 +41,36 @@ def killed_before(root: Path, as_of: datetime, module: str, step: str) -> None:
 
     setattr(importlib.import_module(module), step, kill)
     _decide(root, as_of)
+
+
+def stopped_before_its_flip(root: Path, as_of: datetime) -> None:
+    """Decide, but freeze between judging and flipping, as a task does whose machine hangs; go on when told to."""
+    flip = releases.flip
+
+    def freezing(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return flip(*arguments, **named)
+
+    releases.flip = freezing  # type: ignore[assignment]
+    _decide(root, as_of)
+
+
+def zombie(root: Path, as_of: datetime) -> Any:
+    """Return a process that judges, and is frozen before it flips: an orphan whose retry the caller plays."""
+    process = SERVER.Process(target=stopped_before_its_flip, args=(root, as_of))
+    process.start()
+    for _ in range(3000):
+        if Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return process
+        time.sleep(0.1)
+    raise AssertionError("it never came to its flip")
+
+
+def woken(process: Any) -> int | None:
+    """Let a frozen process go on; return how it ended."""
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(120)
+    return process.exitcode
 
 
 def together(root: Path, as_of: datetime, judged: Barrier) -> None:

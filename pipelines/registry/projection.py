@@ -66,9 +66,9 @@ def tell(home: Home, *, over: frozenset[str] = frozenset()) -> None:
         now = releases.pointer(home)
         aliases = {name: str(version) for name, version in books.get_registered_model(tracking.MODEL).aliases.items()}
         for alias, version in ((tracking.CHAMPION, now.version), (tracking.PREVIOUS, now.previous_version)):
-            name = f"alias/{alias}"
-            if version is not None and (name in over or is_ours(home, name, aliases.get(alias), adopt=True)):
-                _tell_alias(home, alias, str(version), aliases.get(alias))
+            name, found = f"alias/{alias}", aliases.get(alias)
+            if version is not None and (name in over or found == str(version) or is_ours(home, name, found, adopt=True)):
+                _tell_alias(home, alias, str(version), found)
         _mark(home, over)
         if (last := ledger.newest(home)) is not None:
             books.set_registered_model_tag(tracking.MODEL, ANCHOR, f"{last.seq}:{last.hash}")

@@ -17,7 +17,7 @@ from pipelines import config
 from pipelines.config import Home
 from pipelines.decision_policies import ReleasePolicy
 from pipelines.errors import StaleFence, StateError
-from pipelines.registry import ledger, projection, promotion, releases, review, rollback, tracking
+from pipelines.registry import ledger, projection, promotion, release_database, releases, review, rollback, tracking
 from pipelines.window import utc
 
 SOMEBODY: Final = "somebody in MLflow"
@@ -52,7 +52,8 @@ def _alias(home: Home, policy: ReleasePolicy) -> tuple[list[str], frozenset[str]
     now = releases.pointer(home)
     found = tracking.client(home).get_registered_model(tracking.MODEL).aliases.get(tracking.CHAMPION)
     if found is None:
-        return ([f"alias {tracking.CHAMPION} was gone: told again"] if now.version is not None else []), frozenset()
+        lost = now.version is not None and name in release_database.told(home)
+        return ([f"alias {tracking.CHAMPION} was gone: told again"] if lost else []), frozenset()
     found = str(found)
     if found == str(now.version) or projection.is_ours(home, name, found, adopt=now.version is not None):
         return [], frozenset()

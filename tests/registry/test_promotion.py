@@ -103,16 +103,23 @@ def test_an_older_challenger_never_replaces_a_newer_champion(fresh: Home) -> Non
     assert releases.pointer(fresh).version == 2
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "step",
     [
-        "bundle.load",
-        "evidence.weigh",
+        pytest.param("ledger.check_anchor", marks=SLOW),
+        pytest.param("bundle.load", marks=SLOW),
+        pytest.param("evidence.weigh", marks=SLOW),
+        pytest.param("bundle.rehearse", marks=SLOW),
         "ledger.append",
-        "promotion.report_file",
+        pytest.param("ledger.anchor", marks=SLOW),
+        pytest.param("promotion.report_file", marks=SLOW),
         "projection.sync",
-        "version_page.write",
-        "runs.log_cycle",
+        pytest.param("release_database.note", marks=SLOW),
+        pytest.param("version_page.write", marks=SLOW),
+        pytest.param("runs.log_cycle", marks=SLOW),
     ],
 )
 def test_killed_before_any_step_a_rerun_ends_as_if_nothing_had_happened(fresh: Home, step: str) -> None:
@@ -137,6 +144,28 @@ def test_two_gates_at_once_one_wins_the_other_is_refused_and_judged_again(fresh:
     loser = FIRST if winner == 2 else SECOND
     assert promotion.decide(fresh, loser)["champion_before"] == winner
     assert releases.verify(fresh) == 3
+
+
+def test_a_zombie_and_its_retry_publish_once(fresh: Home) -> None:
+    """Promise 9: the orphan hangs between judging and flipping, the retry decides, the orphan goes on: too late."""
+    orphan = promotion_lab.zombie(fresh.root, FIRST)
+    assert releases.pointer(fresh).version is None
+    assert promotion.decide(fresh, FIRST)["outcome"] == "promoted"  # the retry
+    assert promotion_lab.woken(orphan) == promotion_lab.STALE
+    assert releases.pointer(fresh).fence == 1
+    assert [entry["kind"] for entry in releases.history(fresh)] == ["promoted", "refused"]
+    assert "stale fence: this was decided already" in releases.history(fresh)[-1]["refusal"]
+    assert aliases(fresh)["champion"] == "1"
+
+
+@pytest.mark.slow
+def test_frozen_before_its_flip_and_woken_with_nobody_in_between_it_ends_as_undisturbed(fresh: Home) -> None:
+    orphan = promotion_lab.zombie(fresh.root, FIRST)
+    assert promotion_lab.woken(orphan) == 0
+    assert releases.pointer(fresh).fence == 1
+    assert aliases(fresh)["champion"] == "1"
+    assert promotion.decide(fresh, FIRST)["outcome"] == "promoted"
+    assert [entry["kind"] for entry in releases.history(fresh)] == ["promoted"]
 
 
 def test_a_damaged_champion_stops_the_gate_and_keeps_serving_nothing_new(fresh: Home) -> None:
