@@ -102,12 +102,15 @@ class Matrix:
         raise StateError("replay", found=f"no week that ends at {moment:%Y-%m-%d}", allowed="the judged window of a training")
 
 
-def measure(home: Home, bundles: Mapping[datetime, str], *, max_age: timedelta | None = None, tell: Tell = silent) -> Matrix:
+def measure(
+    home: Home, bundles: Mapping[datetime, str], *, max_age: timedelta | None = None, always: datetime | None = None, tell: Tell = silent
+) -> Matrix:
     """Return the matrix of some bundles, measuring only the cells that are not there yet.
 
     Args:
         bundles: as_of -> digest.
         max_age: from a model's `trained` to the start of a week; None: any.
+        always: the model that is measured at any age: the one that a policy may never replace.
 
     Raises:
         StateError: a training run or a bundle is missing or damaged.
@@ -123,7 +126,7 @@ def measure(home: Home, bundles: Mapping[datetime, str], *, max_age: timedelta |
         slices = {"light_users": judged.light, "cold_users": judged.cold}
         weeks.append(Week(window.start, end, users, slices, evidence.incumbents(home, end, names, users)))
         for moment in trained:
-            if moment != end and not _meets(moment, window.start, max_age):
+            if moment != end and not _meets(moment, window.start, None if moment == always else max_age):
                 continue
             file = folder(home) / judged.world.digest / f"{bundles[moment]}.parquet"
             if not file.is_file():

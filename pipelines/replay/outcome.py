@@ -71,18 +71,16 @@ class Outcome:
         }
 
 
-def first(ledger: Sequence[Mapping[str, Any]], matrix: Matrix) -> datetime:
+def first(ledger: Sequence[Mapping[str, Any]], trained: Sequence[datetime]) -> datetime:
     """Return the model that all policies begin with: the first that the ledger released, or the oldest where it released none.
 
     Raises:
-        NotEnoughData: no week begins once it serves.
+        NotEnoughData: nothing was trained after it.
     """
     promoted = [utc(entry["as_of"]) for entry in ledger if entry["kind"] == releases.PROMOTED and entry.get("as_of")]
-    begun = min((moment for moment in promoted if moment in matrix.trained), default=matrix.trained[0] if matrix.trained else None)
-    if begun is None or matrix.after(begun) is None:
-        raise NotEnoughData(
-            "replay", found=f"{len(matrix.trained)} cycles", allowed="one more after the first release", hint="widen --from/--to"
-        )
+    begun = min((moment for moment in promoted if moment in trained), default=min(trained, default=None))
+    if begun is None or begun == max(trained):
+        raise NotEnoughData("replay", found=f"{len(trained)} cycles", allowed="one more after the first release", hint="widen --from/--to")
     return begun
 
 

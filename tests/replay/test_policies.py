@@ -161,7 +161,7 @@ def test_no_policy_beats_the_oracle():
 
 def test_all_begin_with_the_first_release_of_the_ledger():
     ledger = [{"kind": "kept", "as_of": DAYS[0].isoformat()}, {"kind": "promoted", "as_of": DAYS[1].isoformat()}]
-    assert outcome.first(ledger, matrix()) == DAYS[1]
-    assert outcome.first([], matrix()) == DAYS[0]
+    assert outcome.first(ledger, DAYS) == DAYS[1]
+    assert outcome.first([], DAYS) == DAYS[0]
     with pytest.raises(NotEnoughData, match="one more after"):
-        outcome.first([{"kind": "promoted", "as_of": DAYS[4].isoformat()}], matrix())
+        outcome.first([{"kind": "promoted", "as_of": DAYS[4].isoformat()}], DAYS)
