@@ -269,7 +269,8 @@ def recover(home: Home, *, reason: str, author: str) -> dict[str, Any]:
 
 def line(found: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     """Return an entry as people read it: as_of, decision, champion before, champion after, reasons."""
-    said = [f"{found['author']}: " + "; ".join(found.get("words") or ["no words"])] if "author" in found and "words" in found else []
+    by = found.get("author")
+    said = [f"{by}: {'; '.join(found['words'])}"] if by and found.get("words") else [f"by {by}"] if by else []
     reasons = [*([found["refusal"]] if "refusal" in found else []), *said, *found.get("reasons", ())]
     before, after = (str(found[name]) if found.get(name) is not None else "-" for name in ("champion_before", "champion_after"))
     return str(found.get("as_of") or "-")[:16], found["kind"], before, after, "\n".join(reasons)
