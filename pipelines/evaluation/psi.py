@@ -32,7 +32,7 @@ KNOWN_CATEGORIES: Final = 1000  # beyond the top ones, remembered by name so tha
 MIN_EXPECTED: Final = 5.0  # rows expected in a bin of the smaller sample; below it chi-square no longer describes the null
 LARGEST: Final = 1e300
 BLOCK: Final = 1 << 15  # numbers compared at once: what stays in the cache
-DRAWS: Final = 100_000  # of a simulated null, at most
+DRAWS: Final = 50_000  # of a simulated null, at most
 
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]

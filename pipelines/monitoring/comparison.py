@@ -30,6 +30,7 @@ NOT_ENOUGH: Final = "not enough data"
 NO_CHAMPION: Final = "no champion"
 PEOPLE: Final = ("user_category_daily__category", f"{population.TRAFFIC}__")  # who comes and for what
 DEEDS: Final = (f"{population.LABELS}__",)  # what people do
+NEAR: Final = 1.5  # times the formula's chance: beyond it no simulation would say otherwise
 OUTPUTS: Final = ("scores__", "served__")  # what the champion makes of them
 
 
@@ -156,7 +157,7 @@ class _Against:
         moved = psi.psi(before, after, policy.smoothing)
         usual = self.profile.usual(name, (self.day - self.profile.day) / DAY)
         chance = psi.critical_value(before, after, policy.false_alarm_rate, self.n_columns, effects)
-        if moved > max(min(policy.psi_moved, policy.psi_threshold), chance):  # about to be said: then not by an approximation
+        if max(min(policy.psi_moved, policy.psi_threshold), chance) < moved < NEAR * chance:  # a close call is not left to an approximation
             drawn = psi.simulated_value(before, after, policy.false_alarm_rate, self.n_columns, effects, smoothing=policy.smoothing)
             chance = max(chance, drawn)
         return Finding(
@@ -229,7 +230,7 @@ def _verdict(
         name, found = _worst(features)[0]
         reason = f"none of {len(features)} features moved beyond its threshold {since}; the most was {name}, PSI {found.psi:.3f} of {found.threshold:.3f}"
         return Check(NO_DRIFT, (reason,), features, skipped, bursts)
-    weight = f"{len(drifted)} of {len(features)} features moved {since}; they carry {_share(drifted, features):.0%} of the gain of those compared"
+    weight = f"{len(drifted)} of {len(features)} features drifted {since}; they carry {_share(drifted, features):.0%} of the gain of those compared"
     said = [
         f"{name}: PSI {found.psi:.3f} exceeds {found.threshold:.3f} ({found.rows} rows, {found.days[0]} of {found.days[1]} days)"
         for name, found in _worst(drifted)
@@ -247,6 +248,10 @@ def _verdict(
         calls.append(f"{len(moved)} features moved by more than {policy.psi_moved:g}; they carry {broad:.0%} of the gain")
     if (drifted and _share(drifted, features) >= policy.min_drifted_importance) or calls:
         return Check(DRIFT, (weight, *calls, *said), features, skipped, bursts)
+    if not drifted:
+        name, found = _worst(moved)[0]
+        weight = f"{len(moved)} of {len(features)} features moved {since}, none by as much as drift; the most was {name}, PSI {found.psi:.3f} of {found.threshold:.3f}; they carry {broad:.0%} of the gain"
+        return Check(NO_DRIFT, (weight,), features, skipped, bursts)
     less = f"{weight}, less than the {policy.min_drifted_importance:.0%} that calls for a training"
     return Check(NO_DRIFT, (less, *said), features, skipped, bursts)
 

@@ -70,8 +70,9 @@ def _measured(home: Home, digest: str, day: datetime, policy: DriftPolicy) -> tu
     model = bundle.load(home, digest) if _compares_outputs(profile) else None
     now = _columns(home, model, day, policy)
     found = comparison.compare(profile, now, day, policy)
-    if any(one.drifted or one.moved for one in found.features.values()):
-        found = comparison.compare(profile, now, day, policy, _past(home, profile, model, day, policy))
+    if beyond := [name for name, one in found.features.items() if one.drifted or one.moved]:
+        shown = model if any(name.startswith(comparison.OUTPUTS) for name in beyond) else None
+        found = comparison.compare(profile, now, day, policy, _past(home, profile, shown, day, policy))
     return found, profile, now
 
 
