@@ -39,8 +39,11 @@ test-slow: .venv/ready .venv/system ## Full-size and server tests (PostgreSQL, R
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 # MLlib is half a gigabyte and needs Java 17, so only its own target installs it.
-test-spark: .venv/ready ## The tests of the source that Spark fits
+.venv/spark: .venv/ready requirements-spark.lock
 	@$(BIN)/uv pip install --quiet --no-build-isolation --python $(BIN)/python --require-hashes --requirement requirements-spark.lock
+	@touch $@
+
+test-spark: .venv/spark ## The tests of the source that Spark fits
 	@$(BIN)/python -m pytest -k spark tests/retrieval $(ARGS)
 
 lint: .venv/ready ## ruff, mypy --strict, import contracts, sqlfluff
@@ -76,6 +79,9 @@ bench-%: .venv/ready ## One benchmark, e.g. bench-ingest; figures also in var/re
 
 bench-retrieval-speed: .venv-peers/ready ## Sources against the libraries one would take instead, and candidates for a million users
 	@$(BIN)/python tests/benchmarks/bench_retrieval_speed.py $(ARGS)
+
+bench-spark: .venv/spark ## The source that Spark fits beside the one that implicit does
+	@$(BIN)/python tests/benchmarks/bench_spark.py $(ARGS)
 
 bench-scoring: .venv-peers/ready ## Trees scored by us, by LightGBM and by other libraries; ARGS='--curve var --as-of DAY' for NDCG against time
 	@$(BIN)/python tests/benchmarks/bench_scoring.py $(ARGS)
