@@ -5,7 +5,8 @@ labels with what it was judged on, the catalogue with the one it knows; looks fo
 blocks trainings and leaves an alert, anything else that calls for a training asks for one. Runs when new features are
 there, and again when the gate has spoken.
 
-**Writes**: `reports/{drift,quality,triage}/<as_of>.json`, the Evidently page, `reports/alerts/<as_of>.json` if a person should look.
+**Writes**: `reports/{drift,quality,triage}/<as_of>.json`, the Evidently page, `reports/alerts/<as_of>.json` if a person should look,
+and what people read: `reports/index.html`, `reports/runs/<as_of>.html`, `reports/metrics.prom`.
 Asset `retrain_request`, only when a training is asked for; otherwise `request_training` is skipped and its log says what was measured.
 
 **When it fails**: nothing else waits for it. The message names the feature or file; clear the task.
@@ -49,7 +50,17 @@ def reloop_monitor() -> None:
         said = {name: found[name] for name in ("as_of", "action", "cause")}
         yield Metadata(retrain_request, {**said, "reason": "; ".join(found["reasons"])[:REASON_LENGTH]})
 
-    request_training(check_drift())
+    @task
+    def report(found: dict[str, Any]) -> None:
+        from pipelines.config import Home
+        from pipelines.monitoring import report as reports
+        from pipelines.window import utc
+
+        reports.write(Home.from_environment(), utc(found["as_of"]))
+
+    found = check_drift()
+    request_training(found)
+    report(found)
 
 
 reloop_monitor()

@@ -44,9 +44,9 @@ GRAPHS: dict[str, dict[str, list[str]]] = {
         "evaluate": ["bundle"],
         "bundle": [],
     },
-    "reloop_promote": {"decide": ["announce", "review"], "review": ["announce"], "announce": []},
+    "reloop_promote": {"decide": ["announce", "review"], "review": ["announce"], "announce": ["tidy"], "tidy": []},
     "reloop_rollback": {"roll_back": ["tell"], "tell": []},
-    "reloop_monitor": {"check_drift": ["request_training"], "request_training": []},
+    "reloop_monitor": {"check_drift": ["report", "request_training"], "report": [], "request_training": []},
     "reloop_backfill": {
         "plan": ["latest", "read"],
         "latest": ["build", "check_parity", "land_again", "materialize", "validate", "validate_features"],
