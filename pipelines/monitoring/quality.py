@@ -204,7 +204,7 @@ def check(home: Home, as_of: datetime) -> Fall | None:
     """
     with cycle.stage(home, as_of, "quality") as record:
         champion = releases.champion(home)
-        record |= {"champion": None if champion is None else champion.version, "reasons": []}
+        record |= {"version": None if champion is None else champion.version, "reasons": []}
         if champion is None:
             record["reasons"] = ["nothing was ever released"]
             return None
@@ -214,15 +214,20 @@ def check(home: Home, as_of: datetime) -> Fall | None:
         except NotEnoughData as nobody:
             record["reasons"] = [str(nobody)]
             return None
-        figures: dict[str, Any] = {"as_of": utc(as_of).isoformat(), "champion": champion.version}
+        figures: dict[str, Any] = {"as_of": utc(as_of).isoformat(), "version": champion.version}
         for name in MEASURES:
             found = paired.interval(getattr(now, name), settings.gate.confidence, settings.training.seed)
-            figures[name] = {"ndcg_at_10": found.mean, "lower": found.lower, "upper": found.upper, "n_users": found.n}
+            told = {"ndcg_at_10": found.mean, "lower": found.lower, "upper": found.upper}
+            figures[name] = {**{which: _known(value) for which, value in told.items()}, "n_users": found.n}
         fall = None
         if utc(as_of) > utc(champion.as_of):
             fall = compare(measure(home, utc(champion.as_of), champion.digest), now, settings.triage.quality_confidence)
-            figures["fall"] = {name: value if np.isfinite(value) else None for name, value in asdict(fall).items()}
+            figures["fall"] = {name: _known(value) for name, value in asdict(fall).items()}
             figures["fell"], record["reasons"] = fall.fell(settings.triage), [fall.says()]
         publish.write_json(report_file(home, as_of), figures)
         record.update(figures)
     return fall
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None  # JSON has no NaN

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from small_shop import shop
+from small_shop import shop, with_column
 
 from pipelines import cycle, lake
 from pipelines.config import Home
 from pipelines.decision_policies import RetrainPolicy
-from pipelines.monitoring import triggers
-from pipelines.monitoring.triggers import Situation, judge
+from pipelines.monitoring import faults, triage, triggers
+from pipelines.monitoring.faults import Fault
+from pipelines.monitoring.triggers import Request, Situation, judge
+from pipelines.registry import releases
 from pipelines.window import utc
 
 NOW = utc("2025-03-10")
@@ -89,3 +92,162 @@ def test_only_trainings_that_ended_in_a_bundle_count(home: Home) -> None:
     found = triggers.decide(home, NOW, "drift")
     assert found.due
     assert cycle.records(home, NOW, "trigger")[0]["reasons"] == list(found.reasons)
+
+
+DRIFTED = Request("drift", "2 of 9 features drifted")
+FELL = Request("quality", "NDCG fell", priority=True)
+CHURNED = Request("catalogue", "a quarter is new")
+BROKEN = Fault(faults.UNIT_CHANGE, None, "value", 40, 40, blocks=True, says="column 'value' is 100 times what it was, 40 rows")
+
+
+def at(*days: float, **known: object) -> Situation:
+    return Situation(NOW, tuple(NOW - timedelta(days=day) for day in days), **known)  # type: ignore[arg-type]
+
+
+def test_several_reasons_make_one_training_with_the_widest_scope_and_the_highest_priority() -> None:
+    found = judge(at(8, requested="by hand", requests=(CHURNED, DRIFTED, FELL)), POLICY)
+    assert found.due
+    assert found.kinds == ("manual", "quality", "catalogue", "drift", "age")
+    assert len(found.reasons) == 5
+    assert (found.scope, found.priority) == ("all", True)
+    assert found.to_json()["figures"]["age_days"] == 8
+
+
+def test_a_new_catalogue_alone_is_rebuilt() -> None:
+    assert judge(at(3, requests=(CHURNED,)), POLICY).scope == "catalogue"
+    assert judge(at(3, requests=(CHURNED, DRIFTED)), POLICY).scope == "all"
+    assert judge(at(8, requests=(CHURNED,)), POLICY).scope == "all"  # a whole training is due anyway
+
+
+def test_priority_shortens_the_cooldown_and_nothing_else() -> None:
+    assert not judge(at(0.5, requests=(DRIFTED,)), POLICY).due
+    assert judge(at(0.5, requests=(FELL,)), POLICY).due
+    assert not judge(at(0.2, requests=(FELL,)), POLICY).due
+    assert not judge(at(0.5, 1, 2, requests=(FELL,)), POLICY).due  # the week's budget
+
+
+def test_nothing_is_trained_on_faulty_data_whoever_asks() -> None:
+    for situation in (at(), at(30), at(3, requested="by hand", requests=(FELL,))):
+        found = judge(Situation(situation.as_of, situation.trained, situation.requested, situation.requests, (BROKEN,)), POLICY)
+        assert not found.due
+        assert found.reasons[0] == f"data fault, nothing is trained on it: {BROKEN.says}"
+        assert found.alerts == (BROKEN.says,)
+    told = Fault(faults.DUPLICATES, None, "event_id", 5, 100, blocks=False, says="5 rows came twice")
+    assert judge(at(8, faults=(told,)), POLICY).due
+
+
+@pytest.mark.parametrize(("events", "due"), [(299, False), (300, True), (None, False)])
+def test_three_times_the_usual_volume_is_due_early(events: int | None, due: bool) -> None:
+    found = judge(at(3, events=events, usual_events=100.0), POLICY)
+    assert found.due is due
+    assert ("volume" in found.kinds) is due
+
+
+def test_the_budget_counts_the_last_seven_days_alone() -> None:
+    assert not judge(at(2, 4, 6.9, requests=(DRIFTED,)), POLICY).due
+    assert judge(at(2, 4, 7.1, requests=(DRIFTED,)), POLICY).due
+
+
+def stormed(policy: RetrainPolicy, days: int = 30, gate: bool = False) -> tuple[list[int], list[tuple[str, ...]]]:
+    """Return on which days a world that drifts every day, and a champion that falls, are trained for; `gate` promotes each challenger."""
+    trained: list[object] = []
+    alerts, rejected = [], 0
+    for day in range(days):
+        now = NOW + timedelta(days=day)
+        found = judge(Situation(now, tuple(trained), requests=(DRIFTED,), rejected=rejected), policy)  # type: ignore[arg-type]
+        alerts.append(found.alerts)
+        if found.due:
+            trained.append(now)
+            rejected = 0 if gate else rejected + 1
+    return [(moment - NOW).days for moment in trained], alerts  # type: ignore[operator]
+
+
+def test_thirty_days_of_drift_make_no_storm_of_trainings() -> None:
+    """Promise 19: the first at once, then 2, 4 and 7 days apart, for every challenger fails; a person is told after three."""
+    days, alerts = stormed(POLICY)
+    assert days == [0, 2, 6, 13, 20, 27]
+    assert not any(alerts[: days[3]][: days[2] + 1])
+    assert all("challengers in a row failed the gate" in alerts[day][0] for day in range(days[2] + 1, 30))
+
+
+def test_challengers_that_are_promoted_are_trained_once_a_cooldown_within_the_budget() -> None:
+    days, alerts = stormed(POLICY, gate=True)
+    assert all(b - a >= POLICY.cooldown_days for a, b in itertools.pairwise(days))
+    assert max(sum(first <= day < first + 7 for day in days) for first in days) <= POLICY.budget_per_week
+    assert not any(alerts)
+
+
+@pytest.mark.parametrize("broken", ["cooldown_days", "budget_per_week", "alert_after_rejections"])
+def test_breaking_a_brake_is_noticed(broken: str) -> None:
+    """Who tests the tests: without back-off, budget or alert the storm looks otherwise."""
+    loose = {"cooldown_days": {"cooldown_days": 0.0, "max_backoff_days": 0.0}, "budget_per_week": {"budget_per_week": 99}}
+    policy = POLICY.model_copy(update=loose.get(broken, {"alert_after_rejections": 99}))
+    sound, found = stormed(POLICY, gate=broken == "budget_per_week"), stormed(policy, gate=broken == "budget_per_week")
+    assert found != sound
+
+
+@given(st.lists(st.floats(0, 40), max_size=8), st.integers(0, 9), st.booleans(), st.booleans())
+def test_whatever_asks_the_brakes_hold(ages: list[float], failed: int, falls: bool, faulty: bool) -> None:
+    asked = (FELL,) if falls else (DRIFTED,)
+    found = judge(at(*ages, requests=asked, rejected=failed, faults=(BROKEN,) if faulty else ()), POLICY)
+    assert found.reasons
+    if found.due and ages:
+        assert not faulty
+        assert min(ages) >= triggers.cooldown_days(POLICY, failed, priority=falls)
+        assert sum(age < 7 for age in ages) < POLICY.budget_per_week
+
+
+def _triaged(home: Home, as_of: object, cause: str) -> None:
+    with cycle.stage(home, as_of, "triage") as record:  # type: ignore[arg-type]
+        record.update(triage.Triage(cause, (cause,), (f"{cause}: because",)).to_json(), champion=1)
+
+
+def test_a_request_waits_for_the_cooldown_and_is_dropped_where_a_later_triage_takes_it_back(home: Home) -> None:
+    releases.flip(home, releases.pointer(home), version=1, digest="0" * 64, as_of=NOW.isoformat(), key=None, body={})
+    with cycle.stage(home, NOW, "bundle"):
+        pass
+    assert triggers.pending(home, NOW) == ()
+    _triaged(home, NOW, triage.CONCEPT_DRIFT)
+    later = NOW + timedelta(days=1)
+    assert triggers.pending(home, later) == (Request("quality", "concept drift: because", priority=True),)
+    assert triggers.pending(home, NOW - timedelta(days=1)) == ()
+    with cycle.stage(home, later, "bundle"):  # a training answered it
+        pass
+    assert triggers.pending(home, later) == ()
+    _triaged(home, later, triage.POPULATION_DRIFT)
+    assert [request.kind for request in triggers.pending(home, later)] == ["drift"]
+    _triaged(home, later, triage.NOTHING)
+    assert triggers.pending(home, later) == ()
+
+
+def test_rejections_in_a_row_are_counted_from_the_ledger(home: Home) -> None:
+    def kept(day: int, challenger: int, champion: int | None) -> None:
+        moment = NOW + timedelta(days=day)
+        body = {"as_of": moment.isoformat(), "challenger": challenger, "champion_before": champion, "verdict": "keep"}
+        releases.keep(home, f"decide/{day}", body)
+
+    later = NOW + timedelta(days=30)
+    kept(0, 1, None)  # nothing serves: no champion was defended
+    assert triggers.rejected(home, later) == 0
+    releases.flip(home, releases.pointer(home), version=1, digest="0" * 64, as_of=NOW.isoformat(), key="a", body={})
+    kept(1, 2, 1)
+    kept(2, 3, 1)
+    kept(3, 1, 1)  # the champion itself, put forward again
+    assert triggers.rejected(home, later) == 2
+    assert triggers.rejected(home, NOW + timedelta(days=2)) == 1
+    releases.flip(home, releases.pointer(home), version=4, digest="1" * 64, as_of=NOW.isoformat(), key="b", body={})
+    assert triggers.rejected(home, later) == 0
+
+
+def test_broken_data_stops_the_training_on_record_with_an_alert(home: Home) -> None:
+    """Four good weeks and one at a hundred times the price; the trigger says so, whoever asks."""
+    sold = shop(35, first=NOW - timedelta(days=35))
+    value = [price and price * (100 if row >= 28 * 200 else 1) for row, price in enumerate(sold["value"].to_pylist())]
+    lake.land_tables(home, events=with_column(sold, "value", value))
+    found = triggers.decide(home, NOW, "by hand")
+    assert not found.due
+    assert "column 'value' is 100 times what the same 23 items cost before, 40 rows" in found.reasons[0]
+    assert cycle.records(home, NOW, "trigger")[0]["alerts"]
+    assert triage.alert_file(home, NOW).is_file()
+    (home.root / "reloop.toml").write_text('[triage]\naccept = ["unit change"]\n')
+    assert triggers.decide(home, NOW, "by hand").due
