@@ -6,7 +6,8 @@ and on every guardrail; a yes flips the champion pointer, a no keeps it. Both ar
 and takes the answer of whoever gives it. No answer within `release.review_hours` keeps the champion. With
 `release.mode = "off"` the gate speaks and nothing moves.
 
-**Writes**: the champion pointer and the ledger (`releases.db`), MLflow aliases. Asset `champion_decision`.
+**Writes**: the champion pointer and the ledger (`releases.db`), MLflow aliases. Asset `champion_decision`. At the end *tidy*
+takes away the bundles and training runs that `retention` (`reloop.toml`) does not keep; `reloop gc --dry-run` says which.
 
 **When it fails**: the pointer has not moved. "stale fence" means that another promotion was faster: its result stands,
 clear the task to decide again against the new champion. "an older backup was restored": `reloop releases recover`.
@@ -64,8 +65,15 @@ def reloop_promote() -> None:
         said = {name: decision[name] for name in ("verdict", "outcome", "champion_before", "champion_after", "reasons")}
         yield Metadata(champion_decision, {"as_of": as_of, **said})
 
+    @task
+    def tidy() -> None:
+        from pipelines.config import Home
+        from pipelines.registry import retention
+
+        print(retention.say(retention.collect(Home.from_environment())))  # noqa: T201 - into the task's log
+
     as_of = decide()
-    chain(Review(task_id="review", as_of=as_of, params=FORM), announce(as_of))
+    chain(Review(task_id="review", as_of=as_of, params=FORM), announce(as_of), tidy())
 
 
 reloop_promote()

@@ -36,6 +36,7 @@ from pipelines.window import utc
 
 DOOMED: Final = ".doomed."
 TAG: Final = "collected"
+MODEL_URI: Final = "models:/"
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ def _mark(home: Home) -> int | str:
         books = tracking.client(home)
         for one in books.search_model_versions(f"name = '{tracking.MODEL}'"):
             if one.tags.get("digest") in graves and TAG not in one.tags:
-                if one.model_id:
-                    _delete_copy(home, books.get_logged_model(one.model_id).artifact_location)
+                if one.source.startswith(MODEL_URI):
+                    _delete_copy(home, books.get_logged_model(one.source.removeprefix(MODEL_URI)).artifact_location)
                 books.set_model_version_tag(tracking.MODEL, one.version, TAG, "by retention; train again as of its cycle to have it back")
                 marked += 1
     except MlflowException as error:
