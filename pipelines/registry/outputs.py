@@ -41,8 +41,8 @@ ACTIVE_DAYS: Final = 7
 def people(home: Home, moment: datetime, n_users: int) -> Ids:
     """Return str [<= n_users], sorted: of the users active in the week before a moment, those of the lowest hash."""
     with lake.connect(home, before=moment) as db:
-        found = db.execute(
-            f"SELECT DISTINCT {c.USER_ID} FROM events WHERE {c.EVENT_AT} >= ?", [utc(moment) - timedelta(days=ACTIVE_DAYS)]
+        found = db.sql(
+            f"SELECT DISTINCT {c.USER_ID} FROM events WHERE {c.EVENT_AT} >= ?", params=[utc(moment) - timedelta(days=ACTIVE_DAYS)]
         ).to_arrow_table()
     return lowest(strings(found[c.USER_ID]), n_users)
 
