@@ -34,7 +34,7 @@ class GatePolicy(Policy):
     """
 
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # over all the times one champion is challenged (`registry.gate_sequence`)
-    min_effect: float = Field(default=0.005, ge=0, le=1)  # relative NDCG@10 that the lower bound must exceed
+    min_effect: float = Field(default=0.01, ge=0, le=1)  # relative NDCG@10 that the lower bound must exceed: more than equal retrains differ by
     min_users: int = Field(default=2000, ge=2)  # of the fresh window; below it the answer is "not enough evidence"
     windows: int = Field(default=4, ge=1, le=52)  # weeks of this champion's reign whose evidence is pooled, the fresh one among them
     min_windows: int = Field(default=2, ge=1)  # so many there must be, or one lucky week would decide; not for a first model or an old champion

@@ -64,6 +64,11 @@ class Lab:
             self.lists[key] = evidence_lists.of(lists, self.judged.weeks[week].shop(self.judged.histories[week]))
         return self.lists[key]
 
+    def equals(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Return the retrains of one kind in any order: only those are of equal worth, a bootstrap learns from fewer different lists."""
+        kind = rng.choice(sorted(set(self.judged.kinds)))
+        return rng.permutation(np.flatnonzero(np.array(self.judged.kinds) == kind))
+
     def draw(self, week: int, n: int, rng: np.random.Generator) -> Drawing:
         """Return n users of a week, drawn with replacement; the k-th draw of somebody is the same person in every week."""
         rows = np.sort(rng.integers(0, len(self.judged.weeks[week].user), n))
@@ -165,17 +170,17 @@ class Case:
     narrower: bool = False
 
 
-def decide(lab: Lab, case: Case, rng: np.random.Generator) -> tuple[Verdict, Evidence]:
+def decide(lab: Lab, case: Case, rng: np.random.Generator, policy: GatePolicy = POLICY) -> tuple[Verdict, Evidence]:
     """Draw retrains and users, and ask the gate."""
-    weeks, count = lab.judged.weeks, len(lab.judged.kinds)
-    champion, *challengers = rng.permutation(count)[: case.windows + 1]
+    weeks = lab.judged.weeks
+    champion, *challengers = lab.equals(rng)[: case.windows + 1]
     first = int(rng.integers(0, len(weeks) - case.windows + 1))
     shown = [
         _window(lab, case, first + number, (champion, challengers[number]), rng, fresh=number == case.windows - 1)
         for number in range(case.windows)
     ]
     found = evidence_of(lab, case, first + case.windows - 1, (champion, challengers[-1]), shown)
-    return gate.judge(found, POLICY), found
+    return gate.judge(found, policy), found
 
 
 def _window(
@@ -261,15 +266,15 @@ def share(hits: int, n: int) -> tuple[float, float, float]:
     return hits / n, low, high
 
 
-def rate(lab: Lab, case: Case, n: int, seed: int) -> tuple[int, npt.NDArray[np.int64], int]:
+def rate(lab: Lab, case: Case, n: int, seed: int, policy: GatePolicy = POLICY) -> tuple[int, npt.NDArray[np.int64], int]:
     """Return how many of n decisions promote by the gate, and by each naive rule, and how many were stopped by guardrails alone."""
     promoted, theirs, guarded = 0, np.zeros(len(NAIVE), np.int64), 0
     for number in range(n):
-        verdict, found = decide(lab, case, np.random.default_rng([seed, number]))
+        verdict, found = decide(lab, case, np.random.default_rng([seed, number]), policy)
         promoted += verdict.promote
         theirs += naive(found)
         lower = verdict.figures.get("change_lower")
-        guarded += not verdict.promote and lower is not None and lower > POLICY.min_effect
+        guarded += not verdict.promote and lower is not None and lower > policy.min_effect
     return promoted, theirs, guarded
 
 
@@ -278,7 +283,7 @@ def sequences(lab: Lab, n_users: int, n: int, seed: int) -> tuple[int, npt.NDArr
     dethroned, theirs, unspent = 0, np.zeros(len(NAIVE), np.int64), 0
     for number in range(n):
         rng = np.random.default_rng([seed, number])
-        champion, *others = rng.permutation(len(lab.judged.kinds))
+        champion, *others = lab.equals(rng)
         case, shown, looks, ever, free = Case(as_they_are, n_users), [], 0, False, False
         rules = np.zeros(len(NAIVE), bool)
         for look in range(LOOKS):
@@ -335,6 +340,9 @@ def noise(lab: Lab, page: Page, n: int, n_users: int, windows: int) -> None:
     page.told(f"equal retrains, {windows} windows of {n_users:,} users", promoted, n, "<= 5%", most=0.05, peer=theirs[0] / n)
     for name, hits in zip(NAIVE, theirs, strict=True):
         page.told(f"the same by the rule: {name}", int(hits), n)
+    for least in (0.0, 0.005):
+        lax, _, _ = rate(lab, Case(as_they_are, n_users, windows), n, 1, POLICY.model_copy(update={"min_effect": least}))
+        page.told(f"the same with a minimum effect of {least:.1%}", lax, n)
 
 
 def reigns(lab: Lab, page: Page, n: int, n_users: int) -> None:

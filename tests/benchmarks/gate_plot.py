@@ -47,7 +47,7 @@ def _errors(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     axes = figure.subplots()
     for at, row in enumerate(rows):
         reach = [[row["ours"] - row["lower"]], [row["upper"] - row["ours"]]]
-        gate = "by the rule" not in row["case"] and not row["case"].startswith("the same, every look")
+        gate = "by the rule" not in row["case"] and not row["case"].startswith(("the same, every look", "the same with"))
         axes.errorbar([row["ours"]], [at], xerr=reach, fmt="o" if gate else "s", color="black" if gate else "0.55", capsize=2, markersize=5)
     axes.axvline(5, color="0.5", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [row["case"] for row in rows])

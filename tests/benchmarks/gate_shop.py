@@ -9,7 +9,6 @@ What that measures is kept beside the shop, so that a second run of the benchmar
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -135,29 +134,44 @@ def trained(folder: Path, users: int, items: int, events: int) -> Home:
     return home
 
 
-def retrains(home: Home, count: int) -> Iterator[tuple[str, Ranker]]:
-    """Yield rankers of equal worth: another draw of rows, a bootstrap of lists, or knobs moved by up to a fifth, in turns."""
-    rows, ranker = training_set.load(home, AS_OF), rankers.chosen(config.load(home).ranking)
+KINDS: Final = ("seed", "bootstrap", "jitter")
+
+
+def retrained(ranker: Any, rows: RankingRows, number: int) -> Ranker:
+    """Return a ranker of the same worth: another draw of rows, a bootstrap of lists, or knobs moved by up to a fifth, in turns."""
+    rng = np.random.default_rng(1000 + number)
+    seeded = replace(ranker, seed=1000 + number, feature_share=0.9)
+    kind = KINDS[number % len(KINDS)]
+    if kind == "seed":
+        kept = (rows.gain > 0) | (rng.random(len(rows.gain)) < 2 / 3)
+        return seeded.fit(_rows(rows, np.flatnonzero(kept)))
+    if kind == "bootstrap":
+        starts = np.cumsum(rows.group) - rows.group
+        lists = np.sort(rng.integers(0, len(rows.group), len(rows.group)))
+        picked = np.concatenate([np.arange(starts[one], starts[one] + rows.group[one]) for one in lists])
+        return seeded.fit(replace(_taken(rows, picked), group=rows.group[lists], window=rows.window[lists]))
+    knobs = {
+        "learning_rate": ranker.learning_rate * rng.uniform(0.8, 1.2),
+        "n_rounds": int(ranker.n_rounds * rng.uniform(0.8, 1.2)),
+        "num_leaves": int(ranker.num_leaves * rng.uniform(0.8, 1.2)),
+    }
+    return replace(seeded, **knobs).fit(rows)
+
+
+def retrains(home: Home, kept: Path, count: int) -> list[tuple[str, Ranker]]:
+    """Return the retrains with how each was made; one that was fitted before is read."""
+    rows, ranker = None, rankers.chosen(config.load(home).ranking)
+    found = []
     for number in range(count):
-        rng = np.random.default_rng(1000 + number)
-        seeded = replace(ranker, seed=1000 + number, feature_share=0.9)
-        kind = ("seed", "bootstrap", "jitter")[number % 3]
-        if kind == "seed":
-            kept = (rows.gain > 0) | (rng.random(len(rows.gain)) < 2 / 3)
-            yield kind, seeded.fit(_rows(rows, np.flatnonzero(kept)))
-        elif kind == "bootstrap":
-            starts = np.cumsum(rows.group) - rows.group
-            lists = np.sort(rng.integers(0, len(rows.group), len(rows.group)))
-            picked = np.concatenate([np.arange(starts[one], starts[one] + rows.group[one]) for one in lists])
-            yield kind, seeded.fit(replace(_taken(rows, picked), group=rows.group[lists], window=rows.window[lists]))
-        else:
-            low, high = 0.8, 1.2
-            knobs = {
-                "learning_rate": ranker.learning_rate * rng.uniform(low, high),
-                "n_rounds": int(ranker.n_rounds * rng.uniform(low, high)),
-                "num_leaves": int(ranker.num_leaves * rng.uniform(low, high)),
-            }
-            yield kind, replace(seeded, **knobs).fit(rows)
+        folder = kept / f"ranker-{number}"
+        if not (kept / f"ranker-{number}.whole").is_file():
+            rows = rows or training_set.load(home, AS_OF)
+            folder.mkdir(parents=True, exist_ok=True)
+            rankers.save(folder, retrained(ranker, rows, number))
+            (kept / f"ranker-{number}.whole").write_text("yes", encoding="utf-8")
+            print(f"  retrain {number + 1} of {count}", flush=True)
+        found.append((KINDS[number % len(KINDS)], rankers.load(folder)))
+    return found
 
 
 def _taken(rows: RankingRows, picked: npt.NDArray[np.int64]) -> RankingRows:
@@ -189,8 +203,7 @@ def judged(home: Home, count: int) -> Judged:
     kept = home.root / f"judged-{count}"
     fitted: list[tuple[str, Ranker]] = []
     if not (kept / "done").is_file():
-        kept.mkdir(exist_ok=True)
-        fitted = list(retrains(home, count))
+        fitted = retrains(home, kept, count)
     names: tuple[str, ...] = model.ranker.features if model.ranker else ()
     for number in range(WEEKS):
         cutoff = AS_OF + (number - 1) * 7 * DAY

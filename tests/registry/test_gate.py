@@ -76,19 +76,19 @@ def test_a_broken_bound_of_fairness_keeps_the_champion_and_says_which():
 CHAMPION = users(1)
 CASES = {
     "better everywhere": (evidence(), PROMOTE, "superiority", "against the champion"),
-    "the same": (evidence(challenger=CHAMPION), KEEP, "superiority", r"not above the \+0\.5"),
-    "worse": (evidence(challenger=CHAMPION * 0.9), KEEP, "superiority", r"not above the \+0\.5"),
+    "the same": (evidence(challenger=CHAMPION), KEEP, "superiority", r"not above the \+1\.0"),
+    "worse": (evidence(challenger=CHAMPION * 0.9), KEEP, "superiority", r"not above the \+1\.0"),
     "surely better, but by too little": (
         evidence(challenger=np.clip(CHAMPION * 1.002, 0, 1)),
         KEEP,
         "superiority",
-        r"\+0\.5% that is worth a release",
+        r"\+1\.0% that is worth a release",
     ),
     "coverage collapsed": (
         evidence(measures={"coverage": Exact(0.3, 0.2)}),
         KEEP,
         "superiority",
-        r"coverage of the catalogue -33\.3% .* worse",
+        r"coverage of the catalogue -33\.3%.* worse",
     ),
     "no coverage": (evidence(measures={"coverage": Exact(0.0, 0.0)}), KEEP, "superiority", "coverage"),
     "a slice harmed": (
@@ -121,13 +121,13 @@ CASES = {
         evidence(challenger=CHAMPION, champion_age_days=28.0),
         KEEP,
         "superiority",
-        r"not above the \+0\.5",
+        r"not above the \+1\.0",
     ),
     "an age that is no number": (
         evidence(challenger=CHAMPION, champion_age_days=float("nan")),
         KEEP,
         "superiority",
-        r"not above the \+0\.5",
+        r"not above the \+1\.0",
     ),
     "first, beats popularity": (first(), PROMOTE, "first", "against popular"),
     "first, does not": (first(challenger=CHAMPION * 0.5), KEEP, "first", "not above zero"),
@@ -141,7 +141,7 @@ CASES = {
         evidence(challenger=np.zeros(N), champion=np.zeros(N)),
         KEEP,
         "superiority",
-        r"not above the \+0\.5",
+        r"not above the \+1\.0",
     ),
 }
 

@@ -83,10 +83,10 @@ def noise() -> None:
 def many_looks() -> None:
     late = judge(shown(*GOOD, earlier_decisions=9), POLICY).figures
     assert late["alpha"] == pytest.approx(0.05 * 6 / np.pi**2 / 100)
-    faint = better(0.024, 5, 0.1), better(0.024, 6, 0.1)
+    faint = better(0.029, 5, 0.1), better(0.029, 6, 0.1)
     assert verdict(*faint) == PROMOTE
     tenth = judge(shown(*faint, earlier_decisions=9), POLICY)
-    assert (tenth.verdict, "not above the +0.5%" in tenth.reasons[0]) == (NOT_ENOUGH, True), tenth.reasons
+    assert (tenth.verdict, "not above the +1.0%" in tenth.reasons[0]) == (NOT_ENOUGH, True), tenth.reasons
     assert (
         gate.looks([{"champion_before": 1, "figures": {"alpha_spent": 0.03}}, {"champion_before": 2, "figures": {"alpha_spent": 0.03}}], 1)
         == 1
