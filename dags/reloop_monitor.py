@@ -39,8 +39,11 @@ def reloop_monitor() -> None:
     def check_drift() -> dict[str, Any]:
         from pipelines.config import Home
         from pipelines.monitoring import triage
+        from pipelines.registry import reconcile
 
         as_of = current_as_of()
+        for done in reconcile.reconcile(Home.from_environment()):  # what people set by hand in MLflow
+            print(done)  # noqa: T201 - into the task's log
         found = triage.check(Home.from_environment(), as_of)
         return {"as_of": as_of.isoformat(), "trains": found.trains, "action": found.action, "cause": found.cause, "reasons": found.reasons}
 

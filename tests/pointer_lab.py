@@ -10,6 +10,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 from pipelines import publish
 from pipelines.config import Home
 from pipelines.errors import StaleFence
-from pipelines.registry import releases, signing
+from pipelines.registry import ledger, releases, review, signing
 
 FORK: Final = multiprocessing.get_context("fork")
 KILLED: Final = -signal.SIGKILL
@@ -49,6 +50,27 @@ def release(home: Home, version: int, baseline: releases.Pointer | None = None) 
     return releases.flip(
         home, now, version=version, digest=bundle(home, f"v{version}"), as_of=body["as_of"], key=f"decide/{version}", body=body
     )
+
+
+def ask(home: Home, version: int) -> dict[str, Any]:
+    """Record that a challenger waits, judged against the champion of now."""
+    now = releases.pointer(home)
+    body = {
+        "as_of": f"2025-03-{version:02d}T00:00:00+00:00",
+        "challenger": version,
+        "challenger_digest": bundle(home, f"v{version}"),
+        "champion_before": now.version,
+        "champion_after": now.version,
+        "fence_before": now.fence,
+        "verdict": "promote",
+        "track": "superiority",
+        "reasons": [f"better by *much* [{version}](http://evil)"],
+        "figures": {"difference": 0.0123, "n_users": 4711, "slices": {}},
+        "trigger": {"reasons": ["the world has drifted"]},
+        "baseline": asdict(now),
+    }
+    ledger.record(home, ledger.WAITING, f"decide/{version}", body)
+    return review.of_version(home, version)
 
 
 def quality(version: int) -> float:

@@ -39,6 +39,7 @@ VERBS = [
     "simulate",
     "releases",
     "rollback",
+    "review",
     "status",
     "doctor",
 ]

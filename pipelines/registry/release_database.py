@@ -8,6 +8,7 @@ Triggers refuse to change or remove ledger entries; whoever drops the triggers i
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -17,10 +18,11 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 from pipelines.config import Home
+from pipelines.errors import StateError
 
 NAME: Final = "reloop"
 GENESIS: Final = "0" * 64
-_ATTEMPTS: Final = 20  # of the first start, where others start at the same time
+_ATTEMPTS: Final = 10  # of the first start, where others start at the same time
 
 
 class _Now(FunctionElement[Any]):
@@ -121,9 +123,15 @@ def _prepare(engine: sa.Engine) -> None:
                 if connection.execute(sa.select(POINTER.c.fence).where(POINTER.c.name == NAME)).first() is None:
                     connection.execute(sa.insert(POINTER).values(name=NAME, fence=0, head=GENESIS))
                 PROJECTION.create(connection, checkfirst=True)
-        except (sa.exc.IntegrityError, sa.exc.OperationalError, sa.exc.ProgrammingError):
+        except (sa.exc.IntegrityError, sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
             if attempt == _ATTEMPTS - 1:
-                raise
+                raise StateError(
+                    f"database of releases {engine.url.render_as_string(hide_password=True)}",
+                    found=str(error.orig).strip().partition("\n")[0],
+                    allowed="one that can be opened and written",
+                    hint="RELOOP_RELEASES_URL names it; without that it is releases.db in the state folder",
+                ) from error
+            time.sleep(0.1)
 
 
 def _is_ready(engine: sa.Engine) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from pointer_lab import FORK, KILLED, forked, quality, race, release
 
 from pipelines.config import Home
-from pipelines.errors import StaleFence
+from pipelines.errors import StaleFence, StateError
 from pipelines.registry import ledger, release_database, releases
 
 
@@ -127,6 +127,13 @@ def test_killed_between_flip_and_anchor_the_ledger_is_sound_and_the_anchor_catch
     assert anchor.seq == 1
     release(home, 3)
     assert ledger.anchor(home) == ledger.newest(home)
+
+
+def test_a_database_that_cannot_be_reached_is_named_without_its_password(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELOOP_RELEASES_URL", "postgresql+psycopg2://reloop:secret@127.0.0.1:9/releases")
+    with pytest.raises(StateError, match=r"reloop:\*\*\*@127.0.0.1:9.*refused") as unreachable:
+        releases.pointer(home)
+    assert "secret" not in str(unreachable.value)
 
 
 def test_the_same_decision_twice_is_one_entry(home: Home) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from datetime import timedelta
 
 import pytest
-from pointer_lab import FORK, bundle, release
+from pointer_lab import FORK, ask, release
 from trained_shop import FIRST
 
 from pipelines import cycle
@@ -15,27 +14,6 @@ from pipelines.config import Home
 from pipelines.decision_policies import ReleasePolicy
 from pipelines.errors import StateError
 from pipelines.registry import ledger, promotion, releases, review, tracking
-
-
-def ask(home: Home, version: int) -> dict[str, object]:
-    """Record that a challenger waits, judged against the champion of now."""
-    now = releases.pointer(home)
-    body = {
-        "as_of": f"2025-03-{version:02d}T00:00:00+00:00",
-        "challenger": version,
-        "challenger_digest": bundle(home, f"v{version}"),
-        "champion_before": now.version,
-        "champion_after": now.version,
-        "fence_before": now.fence,
-        "verdict": "promote",
-        "track": "superiority",
-        "reasons": [f"better by *much* [{version}](http://evil)"],
-        "figures": {"difference": 0.0123, "n_users": 4711, "slices": {}},
-        "trigger": {"reasons": ["the world has drifted"]},
-        "baseline": asdict(now),
-    }
-    ledger.record(home, ledger.WAITING, f"decide/{version}", body)
-    return review.of_version(home, version)
 
 
 def test_an_approval_flips_the_pointer_in_the_name_of_who_gave_it(home: Home) -> None:
