@@ -102,6 +102,7 @@ def test_killed_inside_a_flip_the_lock_is_freed_and_nothing_has_moved(shared: Ho
     assert release(shared, 3).version == 3
 
 
+@pytest.mark.slow
 def test_the_alias_in_mlflow_on_postgresql_comes_to_rest_at_the_row(shared: Home, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELOOP_MLFLOW_URI", f"{server}/mlflow")
     tracking.ensure_model(shared)

@@ -83,7 +83,9 @@ def test_an_alias_moved_by_hand_is_honoured_in_the_name_that_the_tags_give(serve
     assert releases.verify(served) == 4
 
 
-@pytest.mark.parametrize("wrong", ["foreign", "damaged", "rejected", "refused here"])
+@pytest.mark.parametrize(
+    "wrong", ["foreign", *(pytest.param(name, marks=pytest.mark.slow) for name in ("damaged", "rejected", "refused here"))]
+)
 def test_an_alias_that_cannot_be_honoured_is_refused_recorded_and_put_back(served: Home, wrong: str) -> None:
     target, said = 1, {"foreign": "no bundle of ours", "damaged": "differ", "rejected": "validation_status", "refused here": "by_hand"}
     if wrong == "foreign":
@@ -118,6 +120,7 @@ def test_a_champion_that_a_person_rejects_gives_way_and_is_not_promoted_again(se
     assert decided["reasons"] == ["version 2 was rejected by Ada: shows what is sold out"]
 
 
+@pytest.mark.slow
 def test_an_approval_in_the_tag_answers_the_review_that_waits(fresh: Home) -> None:
     settings = fresh.root / "reloop.toml"
     settings.write_text(settings.read_text() + '\n[release]\nmode = "review"\n')

@@ -129,6 +129,7 @@ def test_under_review_the_gates_yes_waits_for_a_person_and_then_serves(fresh: Ho
     assert [entry["kind"] for entry in releases.history(fresh)] == ["waiting for review", "promoted"]
 
 
+@pytest.mark.slow
 def test_with_releases_off_the_gate_speaks_and_nothing_moves(fresh: Home) -> None:
     mode(fresh, "off")
     said = promotion.decide(fresh, FIRST)
