@@ -41,7 +41,7 @@ NEW_VALUE: Final = "new value"
 REFUSED: Final = "refused rows"
 # What a sentence of a failed expectation, or of a refused row, says happened; the first that fits. A test holds them to the suites.
 WORDS: Final = (
-    (" is missing, ", SCHEMA_CHANGE),
+    ("' is missing, ", SCHEMA_CHANGE),
     (" is new, column ", NEW_VALUE),
     ("is not one of", NEW_VALUE),
     ("times off what", UNIT_CHANGE),

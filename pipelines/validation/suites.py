@@ -144,7 +144,7 @@ def _prices(table: str) -> list[gxe.Expectation]:
         _at_most(
             "price_factor",
             NEW_CURRENCY,
-            "warning",
+            "critical",
             table
             + ": column {subject!r} is typically {value:.1f} times off what the same items cost before, {rows} rows on {day}; another currency?",
         ),
