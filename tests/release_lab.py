@@ -1,6 +1,6 @@
 """A process to kill anywhere between a finished training and a release: bundle, register, decide, flip, tell MLflow.
 
-    python release_lab.py TRAINED ROOT WANT...
+    python release_lab.py TRAINED ROOT spread CELLS | AT...
 
 Imports the library once and forks for every cell. A boundary is any step by which something becomes
 visible to others: a rename, link or removal below the state folder, and a commit of a database, counted
@@ -186,7 +186,15 @@ def matrix(trained: Path, root: Path, wanted: Callable[[int], list[int]]) -> dic
     return {"boundaries": len(names), "names": names, "cells": cells}
 
 
+def _spread(cells: int) -> Callable[[int], list[int]]:
+    """Return what picks so many of n boundaries, evenly; all of them where there are no more."""
+    return lambda n: sorted({round(at * (n - 1) / max(min(cells, n) - 1, 1)) for at in range(min(cells, n))})
+
+
+def _named(asked: list[str]) -> Callable[[int], list[int]]:
+    return lambda n: [int(one) for one in asked if int(one) < n]
+
+
 if __name__ == "__main__":
-    asked = sys.argv[3:]
-    pick = (lambda n: [int(one) for one in asked if int(one) < n]) if asked else (lambda n: list(range(n)))
-    print(json.dumps(matrix(Path(sys.argv[1]), Path(sys.argv[2]), pick)))
+    trained, root, *asked = sys.argv[1:]
+    print(json.dumps(matrix(Path(trained), Path(root), _spread(int(asked[1])) if asked[0] == "spread" else _named(asked))))

@@ -42,7 +42,10 @@ def write(home: Home, version: int, digest: str, tags: Mapping[str, Any] | None 
     """
     said = bundle_folder.document(home, digest, FACTS_FILE)
     traced = lineage.of_bundle(home, digest) | {"version": version, "decisions": lineage.decisions(home, digest, version)}
-    text = "\n".join(card(version, said, traced))
+    books = tracking.client(home)
+    run_id = str(books.get_model_version(tracking.MODEL, str(version)).run_id)
+    place = f"#/experiments/{books.get_run(run_id).info.experiment_id}/runs/{run_id}/artifacts/{folder(version)}"
+    text = "\n".join(card(version, said, traced, place))
     runs.describe_version(home, version, _tags(home, said, traced) | dict(tags or {}), _cut(text))
     _artifacts(home, version, said, traced, text)
 
@@ -77,20 +80,28 @@ def _data(data: Mapping[str, Any]) -> str:
     return f"{len(days)} days, {days[0]} to {days[-1]}, {data['digest'][:12]}" if days else f"landing {data['lake']}"
 
 
-def card(version: int, said: Mapping[str, Any], traced: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of the model card; pure."""
+def card(version: int, said: Mapping[str, Any], traced: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Yield the lines of the model card; pure.
+
+    Args:
+        place: of the version's artifacts, as MLflow's pages address them.
+    """
     measured = said["metrics"]
     yield f"## reloop {version}: as of {str(said['as_of'])[:10]}, serves the {said['serves']} list\n"
     yield from _decided(traced["decisions"])
     yield f"**NDCG@10** {_interval(measured)}, on the judged window {str(said['cutoff'])[:10]} to {str(said['as_of'])[:10]}.\n"
     yield from (f"- {_plain(reason)}" for reason in measured.get("reasons", [])[:MOST_REASONS])
-    yield "\n| slice | NDCG@10 [95%], users |\n|---|---|"
+    plots = {"by slice": "ndcg_by_slice", "importance": "importance", "PSI": "psi"} | (
+        {"reliability": "reliability"} if measured.get("calibration") else {}
+    )
+    yield "\n**Plots**: " + " · ".join(f"[{name}]({place}/{file}.svg)" for name, file in plots.items()) + f" · [all files]({place})\n"
+    yield "**Slices**\n\n| slice | NDCG@10 [95%], users |\n|---|---|"
     yield from (f"| {_plain(name)} | {_interval(one)} |" for name, one in sorted(measured["slices"].items()))
     steps = [row for row in said.get("attribution", []) if row["metric"] == "ndcg_at_10"]
     if steps:
-        yield "\n| step | NDCG@10 | against | difference [95%] |\n|---|---|---|---|"
+        yield "\n**What each step adds**\n\n| step | NDCG@10 | against | difference [95%] |\n|---|---|---|---|"
         yield from (_step(row) for row in steps[-MOST_STEPS:])
-    yield "\n### Intended use and limits\n"
+    yield "\n\n### Intended use and limits\n"
     yield "Top-k lists of items for one user of this shop, from the events up to the request. No parameter belongs to a user."
     yield "Judged offline on the week that followed the cutoff: what was never shown could not be clicked.\n"
     yield "### Where it comes from\n"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_release_parts import forged
+from bundle_forge import forged
 from trained_shop import FIRST
 
 from pipelines import cycle, publish

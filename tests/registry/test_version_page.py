@@ -44,7 +44,7 @@ TRACED: dict[str, Any] = {
 
 
 def text(**changed: Any) -> str:
-    return "\n".join(version_page.card(7, SAID, TRACED | changed))
+    return "\n".join(version_page.card(7, SAID, TRACED | changed, "#/experiments/1/runs/r/artifacts/version-7"))
 
 
 def test_the_card_says_quality_slices_steps_and_origin() -> None:
@@ -56,6 +56,8 @@ def test_the_card_says_quality_slices_steps_and_origin() -> None:
     assert "| cold_users | unmeasured (0 users) |" in card
     assert "| ranked | 0.3100 | blend | +0.0200 [+0.0100, +0.0300] |" in card
     assert "[`reloop_train` / `manual__1`](http://127.0.0.1:8080/dags/reloop_train/runs/manual__1)" in card
+    assert "[by slice](#/experiments/1/runs/r/artifacts/version-7/ndcg_by_slice.svg)" in card
+    assert "reliability" not in card, "no link leads nowhere"
     assert "2 days, 2025-02-01 to 2025-02-02" in card
 
 
