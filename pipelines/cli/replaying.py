@@ -110,12 +110,12 @@ def replay(
     with _progress(as_json) as tell:
         done = live.live(state, request, planned.windows, batch_days=batch_days, tell=tell)
         bundles = {as_of: digest for as_of, digest in live.cycles(state).items() if as_of in set(done)}
-        first = outcome.first(releases.history(state), sorted(bundles))
+        ledger = [entry for entry in releases.history(state) if entry.get("as_of")]
+        first, released = outcome.first(ledger, sorted(bundles)), outcome.released(ledger)
         oldest = timedelta(days=max_age_days) if max_age_days else None
-        measured = matrix.measure(state, bundles, max_age=oldest, always=first, tell=tell)
-        rules = Rules(asked_of(settings.gate, measured), signals.drifted(state, bundles, tell))
+        measured = matrix.measure(state, bundles, max_age=oldest, always={first, *released}, tell=tell)
+        rules = Rules(asked_of(settings.gate, measured), released, signals.drifted(state, bundles, tell))
         found = outcome.outcomes(measured, rules, first, names=policies, seconds=live.seconds(state, bundles))
-    ledger = [entry for entry in releases.history(state) if entry.get("as_of")]
     facts = {
         "source": str(source),
         "from": span.start.isoformat(),

@@ -30,7 +30,7 @@ svg { max-width: 100%; height: auto; } svg text { font: 9.5px system-ui, sans-se
 svg .line { fill: none; stroke: #111; stroke-width: 1.3; } svg circle, svg rect { fill: #111; } svg .open { fill: #fff; stroke: #111; }
 svg .bar { fill: none; stroke: #555; stroke-width: 1; } svg .grid { stroke: #ddd; } svg .mark { stroke: #777; stroke-dasharray: 1 3; }
 table { border-collapse: collapse; font-size: .85rem; } caption { text-align: left; font-weight: 600; }
-th, td { text-align: left; vertical-align: top; padding: .2rem .6rem; border-bottom: 1px solid #ccc; } td.n, th.n { text-align: right; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .6rem; border-bottom: 1px solid #ccc; } td.n, th.n { text-align: right; } td:first-child { white-space: nowrap; }
 .scroll { overflow-x: auto; } details { margin: .3rem 0; } summary { cursor: pointer; } .legend { font-size: .85rem; color: #222; }
 ul { margin: .2rem 0; padding-left: 1.2rem; }
 """

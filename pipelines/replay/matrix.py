@@ -12,7 +12,7 @@ bundle never reads a stale cell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -103,14 +103,14 @@ class Matrix:
 
 
 def measure(
-    home: Home, bundles: Mapping[datetime, str], *, max_age: timedelta | None = None, always: datetime | None = None, tell: Tell = silent
+    home: Home, bundles: Mapping[datetime, str], *, max_age: timedelta | None = None, always: Collection[datetime] = (), tell: Tell = silent
 ) -> Matrix:
     """Return the matrix of some bundles, measuring only the cells that are not there yet.
 
     Args:
         bundles: as_of -> digest.
         max_age: from a model's `trained` to the start of a week; None: any.
-        always: the model that is measured at any age: the one that a policy may never replace.
+        always: models that are measured at any age: those that a policy may keep for long.
 
     Raises:
         StateError: a training run or a bundle is missing or damaged.
@@ -126,7 +126,7 @@ def measure(
         slices = {"light_users": judged.light, "cold_users": judged.cold}
         weeks.append(Week(window.start, end, users, slices, evidence.incumbents(home, end, names, users)))
         for moment in trained:
-            if moment != end and not _meets(moment, window.start, None if moment == always else max_age):
+            if moment != end and not _meets(moment, window.start, None if moment in always else max_age):
                 continue
             file = folder(home) / judged.world.digest / f"{bundles[moment]}.parquet"
             if not file.is_file():

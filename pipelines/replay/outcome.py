@@ -71,14 +71,18 @@ class Outcome:
         }
 
 
+def released(ledger: Sequence[Mapping[str, Any]]) -> frozenset[datetime]:
+    """Return the as_of of every challenger that was promoted."""
+    return frozenset(utc(entry["as_of"]) for entry in ledger if entry["kind"] == releases.PROMOTED and entry.get("as_of"))
+
+
 def first(ledger: Sequence[Mapping[str, Any]], trained: Sequence[datetime]) -> datetime:
     """Return the model that all policies begin with: the first that the ledger released, or the oldest where it released none.
 
     Raises:
         NotEnoughData: nothing was trained after it.
     """
-    promoted = [utc(entry["as_of"]) for entry in ledger if entry["kind"] == releases.PROMOTED and entry.get("as_of")]
-    begun = min((moment for moment in promoted if moment in trained), default=min(trained, default=None))
+    begun = min(released(ledger) & set(trained), default=min(trained, default=None))
     if begun is None or begun == max(trained):
         raise NotEnoughData("replay", found=f"{len(trained)} cycles", allowed="one more after the first release", hint="widen --from/--to")
     return begun

@@ -51,10 +51,12 @@ class Rules:
 
     Attributes:
         gate: its policy; only what the matrix can answer is asked of it.
+        released: as_of of every challenger that the ledger says was promoted.
         drifted: (champion, moment) -> why the world has moved, None if it has not; asked only where a policy wants to know.
     """
 
     gate: GatePolicy
+    released: frozenset[datetime] = frozenset()
     drifted: Callable[[datetime, datetime], str | None] = lambda _champion, _moment: None
 
 
@@ -133,13 +135,19 @@ def on_drift(now: Situation) -> Choice:
 
 
 def on_drift_gated(now: Situation) -> Choice:
-    """Train when the drift check fires; the gate decides."""
+    """Train when the drift check fires; the gate decides on quality."""
     why = now.rules.drifted(now.champion, now.moment)
     return Choice(trains=False) if why is None else _gated(now)
 
 
 def gate(now: Situation) -> Choice:
-    """Train at every moment; the gate decides."""
+    """Train at every moment; release what the ledger says was released: the real gate, with all that it guards."""
+    admitted = now.moment in now.rules.released
+    return Choice(trains=True, release=now.moment if admitted else None, reason="as the ledger has it")
+
+
+def gate_on_quality(now: Situation) -> Choice:
+    """Train at every moment; the gate decides on NDCG@10, its slices and incumbents, without the guardrails of the lists themselves."""
     return _gated(now)
 
 
@@ -208,10 +216,11 @@ POLICIES: Final[dict[str, Policy]] = {
     "every 14 days": every(14),
     "every 28 days": every(28),
     "drift": on_drift,
-    "drift, gated": on_drift_gated,
+    "drift, gate on quality": on_drift_gated,
     "improved": improved(0.0),
     "improved > 1%": improved(0.01),
     GATE: gate,
+    "gate on quality": gate_on_quality,
     ORACLE: oracle,
 }
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipelines import config, lake, publish
 from pipelines.config import Home
 from pipelines.decision_policies import RetrainPolicy
-from pipelines.errors import ValidationBlocked
+from pipelines.errors import StateError, ValidationBlocked
 from pipelines.features import build, store
 from pipelines.monitoring import churn, drift, faults, quality, triage, triggers
 from pipelines.ranking import judging, training, training_set, two_stage
@@ -136,10 +136,10 @@ class Life:
         found = triage.judge(triage.Evidence(faults.found(home, moment), measured, fall, replaced), settings.triage)
         return {**found.to_json(), "reasons": list(found.reasons)[:4], "faults": [one.to_json() for one in faults.found(home, moment)]}
 
-    def enters(self, number: int, fault: str) -> str | None:
-        """Let a day come in through validation as the shop sends it under a fault; return why it was blocked, None if it landed."""
-        window = Window(day(number), day(number + 1))
-        request = Request(world=world(faulty=(f"{fault}@{day(number):%Y-%m-%d}",)))
+    def enters(self, number: int, fault: str | None = None, *, days: int = 1) -> str | None:
+        """Let days come in through validation as the shop sends them, under a fault; return why they were blocked, None if they landed."""
+        window = Window(day(number), day(number + days))
+        request = Request(world=world(faulty=(f"{fault}@{day(number):%Y-%m-%d}",) if fault else ()))
         batch = reading.stage_batch(self.home, request, window)
         try:
             checkpoint.validate_batch(self.home, window.end, batch)
@@ -184,14 +184,20 @@ def taste_met(truth: Truth, users: np.ndarray[Any, Any], item_ids: np.ndarray[An
 
 
 def begun(root: Path, until: int) -> Life:
-    """Return the shop before anything befalls it, its days up to `until` landed and built; made once."""
+    """Return the shop before anything befalls it, its days up to `until` landed and built; made once.
+
+    The last four weeks came in through validation: what is usual is told from what it let in before.
+    """
     home = Home(root)
     life = Life(home, Shop(world()))
     if not (root / "ready").is_file():
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         (root / "reloop.toml").write_text(SETTINGS, encoding="utf-8")
-        life.land(0, until)
+        life.land(0, until - 28)
+        for first in range(until - 28, until, 7):
+            if blocked := life.enters(first, days=7):
+                raise StateError("the quiet weeks", found=blocked, allowed="nothing to block")
         life.features(until)
         (root / "ready").write_text("")
     return life

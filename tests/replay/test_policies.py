@@ -80,7 +80,7 @@ def test_drift_trains_when_the_champion_of_that_very_walk_has_drifted_and_not_be
         asked.append((DAYS.index(champion), DAYS.index(moment)))
         return "it moved" if moment == DAYS[2] else None
 
-    rules = Rules(RULES.gate, drifted)
+    rules = Rules(RULES.gate, drifted=drifted)
     assert served("drift", rules) == [0, 0, 2, 2]
     assert asked == [(0, 1), (0, 2), (2, 3), (2, 4)]
     steps = policies.walk(POLICIES["drift"], matrix(), rules, DAYS[0])
@@ -103,6 +103,13 @@ def test_the_gate_is_shown_the_fresh_week_and_those_of_this_reign_before_it():
     assert shown.champion_age_days == 21
 
 
+def test_the_gate_is_what_the_ledger_says_it_released():
+    assert served("gate", Rules(RULES.gate, frozenset({DAYS[2]}))) == [0, 0, 2, 2]
+    assert served("gate") == [0, 0, 0, 0]
+    entries = [{"kind": "promoted", "as_of": DAYS[2].isoformat()}, {"kind": "kept", "as_of": DAYS[3].isoformat()}, {"kind": "promoted"}]
+    assert outcome.released(entries) == {DAYS[2]}
+
+
 def test_the_gate_keeps_equal_retrains_and_releases_what_is_clearly_better():
     rng = np.random.default_rng(3)
     users = np.array([f"u{n:04d}" for n in range(3000)])
@@ -116,8 +123,8 @@ def test_the_gate_keeps_equal_retrains_and_releases_what_is_clearly_better():
         cells = {(DAYS[row], DAYS[column]): cell(row) for row in range(5) for column in range(row, 5)}
         return Matrix(tuple(DAYS), weeks, cells)
 
-    assert served("gate", of=world(0.0)) == [0, 0, 0, 0]
-    better = policies.walk(POLICIES["gate"], world(0.03), RULES, DAYS[0])
+    assert served("gate on quality", of=world(0.0)) == [0, 0, 0, 0]
+    better = policies.walk(POLICIES["gate on quality"], world(0.03), RULES, DAYS[0])
     assert [step.promoted for step in better] == [True, False, True, False, False]  # two windows are needed, then nothing is better still
     assert sum(step.trained for step in better) == 5
 
@@ -125,7 +132,9 @@ def test_the_gate_keeps_equal_retrains_and_releases_what_is_clearly_better():
 def test_a_champion_without_a_cell_is_kept_and_said_so():
     table = matrix()
     cells = {place: cell for place, cell in table.cells.items() if place != (DAYS[0], DAYS[1])}
-    choice = POLICIES["gate"](policies.Situation(DAYS[1], DAYS[0], DAYS[0], (), 0, Matrix(table.trained, table.weeks, cells), RULES))
+    choice = POLICIES["gate on quality"](
+        policies.Situation(DAYS[1], DAYS[0], DAYS[0], (), 0, Matrix(table.trained, table.weeks, cells), RULES)
+    )
     assert choice.release is None
     assert "not measured" in choice.reason
 

@@ -45,7 +45,7 @@ def test_a_maximum_age_leaves_old_models_out_but_for_the_one_that_is_never_repla
     young = matrix.measure(fresh, bundles, max_age=-1 * (second - first))  # not even a week that begins at once
     assert (first, second) not in young.cells
     assert np.isnan(young.mean(first, second))
-    assert (first, second) in matrix.measure(fresh, bundles, max_age=-1 * (second - first), always=first).cells
+    assert (first, second) in matrix.measure(fresh, bundles, max_age=-1 * (second - first), always={first}).cells
 
 
 def test_a_cell_of_other_users_is_refused(fresh: Home):
