@@ -14,8 +14,8 @@ from rich.table import Table
 
 from pipelines.cli.answers import NO, out, records_of
 from pipelines.cli.options import AsOfOption, HomeOption, JsonOption, home_at
-from pipelines.config import SearchSettings
 from pipelines.errors import StateError
+from pipelines.model_settings import SearchSettings
 from pipelines.window import utc
 
 SHOWN = 5  # trials of the table, the best ones

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from pipelines.config import ExplorationPolicy
 from pipelines.datasets.interactions import Bools, Ints, Longs
 from pipelines.errors import ReloopError
 from pipelines.evaluation.metrics import Doubles
+from pipelines.model_settings import ExplorationPolicy
 
 CELLS: Final = 128  # of the table of click rates
 POOLS_AT_ONCE: Final = 256

@@ -10,8 +10,9 @@ from typing import Final, TypeAlias
 import pyarrow as pa
 
 from pipelines import columns as c
-from pipelines.config import FEATURE_GROUPS, Home
+from pipelines.config import Home
 from pipelines.features import store
+from pipelines.model_settings import FEATURE_GROUPS
 from pipelines.ranking.target_encoding import KINDS
 
 Described: TypeAlias = list[tuple[str, str, str, str, bool]]  # name, unit, meaning, source, online

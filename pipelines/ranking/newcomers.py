@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from pipelines import columns as c
 from pipelines import tables
-from pipelines.config import ExplorationPolicy
 from pipelines.datasets import newness
 from pipelines.datasets.interactions import Bools, Histories, Ids, Interactions, Ints, positions
 from pipelines.evaluation.metrics import Doubles
+from pipelines.model_settings import ExplorationPolicy
 from pipelines.ranking.exploration import ClickRates, explore
 from pipelines.ranking.protocol import Lists
 from pipelines.ranking.rerank import chain

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines import knobs, publish
-from pipelines.config import RankingSettings
 from pipelines.errors import StateError
+from pipelines.model_settings import RankingSettings
 from pipelines.ranking import scale_out
 from pipelines.ranking.deeds import TOLD
 from pipelines.ranking.ensemble import Ensemble

@@ -30,10 +30,11 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines import config, cycle, publish
-from pipelines.config import Home, RankingSettings, SearchSettings
+from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.errors import StateError
 from pipelines.evaluation import paired
+from pipelines.model_settings import RankingSettings, SearchSettings
 from pipelines.ranking import rankers, search_space, training_set
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.search_space import Split

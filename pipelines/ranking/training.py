@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines import config, cycle, publish
-from pipelines.config import Home, RankingSettings
+from pipelines.config import Home
 from pipelines.datasets import universe
+from pipelines.model_settings import RankingSettings
 from pipelines.ranking import rankers, search, training_set
 from pipelines.ranking.ensemble import Ensemble, unmet
 from pipelines.ranking.protocol import Ranker, RankingRows

@@ -30,6 +30,7 @@ from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Floats, Histories, Ids, Interactions, histories, load, strings
 from pipelines.errors import StateError
+from pipelines.model_settings import MAX_SOURCES
 from pipelines.ranking import newcomers, proposals, rankers, training, training_set
 from pipelines.ranking.context import BEFORE_GROUPS, BY_VECTORS, Context, gather
 from pipelines.ranking.features import assemble
@@ -85,8 +86,8 @@ class TwoStage:
         allowed = [BLEND, *([RANKED] if self.ranker else [])]
         if self.serves not in allowed:
             raise StateError("two-stage model", found=f"it serves {self.serves!r}", allowed=f"one of {allowed}")
-        if len(self.retrievers) > config.MAX_SOURCES:
-            raise StateError("two-stage model", found=f"{len(self.retrievers)} sources", allowed=f"{config.MAX_SOURCES} at most")
+        if len(self.retrievers) > MAX_SOURCES:
+            raise StateError("two-stage model", found=f"{len(self.retrievers)} sources", allowed=f"{MAX_SOURCES} at most")
 
     def propose(self, users: Histories) -> Proposals:
         """Return the blended candidates of some histories, which must index this model's items."""

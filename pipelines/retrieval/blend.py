@@ -28,13 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import config, cycle, publish
-from pipelines.config import Home, RetrievalSettings
+from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import Ints, positions
 from pipelines.datasets.split import JUDGE
 from pipelines.datasets.universe import Universe
 from pipelines.errors import StateError
 from pipelines.evaluation import metrics
+from pipelines.model_settings import RetrievalSettings
 from pipelines.retrieval import attribution, blend_weights, cold_users, fitting, merging
 from pipelines.retrieval.blend_weights import Learnt
 from pipelines.retrieval.merging import RRF_CONSTANT, Blend, Recipe

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from pipelines import columns as c
 from pipelines import knobs, publish
-from pipelines.config import RetrievalSettings
 from pipelines.errors import StateError
+from pipelines.model_settings import RetrievalSettings
 from pipelines.retrieval.als import Als
 from pipelines.retrieval.ann import keeping
 from pipelines.retrieval.ann.indexed import Indexed

@@ -24,8 +24,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from pipelines.config import REPOSITORY, IndexSettings
+from pipelines.config import REPOSITORY
 from pipelines.datasets.interactions import Floats, histories
+from pipelines.model_settings import IndexSettings
 from pipelines.retrieval import lineup
 from pipelines.retrieval.ann import choosing, plans
 from pipelines.retrieval.ann.index import Index

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from one_run import in_process, measured, publish_page, row
 
 from pipelines import lake, publish
-from pipelines.config import FEATURE_GROUPS, Home
+from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import positions
 from pipelines.features import historical, store
+from pipelines.model_settings import FEATURE_GROUPS
 from pipelines.ranking import training_set
 from pipelines.retrieval import blend, fitting, vectors
 from pipelines.tables import EVENTS, ITEMS, TIMESTAMP

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from pipelines.config import ExplorationPolicy
 from pipelines.errors import ReloopError
+from pipelines.model_settings import ExplorationPolicy
 from pipelines.ranking.exploration import ClickRates, explore, uniform
 
 N = 20_000

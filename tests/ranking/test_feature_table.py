@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from pipelines.config import FEATURE_GROUPS, REPOSITORY, RankingSettings, RetrievalSettings
+from pipelines.config import REPOSITORY
+from pipelines.model_settings import FEATURE_GROUPS, RankingSettings, RetrievalSettings
 from pipelines.ranking.feature_table import Columns, page, specs
 from pipelines.ranking.features import MADE
 

@@ -10,9 +10,9 @@ import pytest
 
 from pipelines import columns as c
 from pipelines import tables
-from pipelines.config import ExplorationPolicy, IndexSettings
 from pipelines.datasets import newness, profiles
 from pipelines.datasets.interactions import Histories, Interactions
+from pipelines.model_settings import ExplorationPolicy, IndexSettings
 from pipelines.ranking import newcomers
 from pipelines.ranking.protocol import Lists
 from pipelines.retrieval.ann.indexed import Indexed

@@ -11,8 +11,8 @@ import pytest
 from ranker_contract import NAMES, NETWORK, SMALL, RankerContract, world
 
 from pipelines import publish
-from pipelines.config import RankingSettings, RetrievalSettings
 from pipelines.errors import ReloopError, StateError
+from pipelines.model_settings import RankingSettings, RetrievalSettings
 from pipelines.ranking import rankers
 from pipelines.ranking.ensemble import Ensemble
 from pipelines.ranking.protocol import schema_hash

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from pipelines import columns as c
 from pipelines import config, cycle, publish, summary
 from pipelines.cli.entry import app
-from pipelines.config import ExplorationPolicy
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories, load, positions
 from pipelines.decision_policies import FairnessSettings
 from pipelines.errors import StateError
 from pipelines.evaluation import fairness, metrics
+from pipelines.model_settings import ExplorationPolicy
 from pipelines.ranking import attribution, fairness_report, judging, rules_tried, training, training_set, two_stage
 from pipelines.ranking.rerank import chain
 from pipelines.rerank_policies import RerankSettings

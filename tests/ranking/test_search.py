@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from pipelines import config, publish
 from pipelines.cli.entry import app
-from pipelines.config import Home, SearchSettings
+from pipelines.config import Home
 from pipelines.errors import StateError
+from pipelines.model_settings import SearchSettings
 from pipelines.ranking import rankers, row_quality, search, training, training_set
 from pipelines.ranking.lambdarank import LambdaRank
 from pipelines.ranking.protocol import RankingRows

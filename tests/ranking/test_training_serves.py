@@ -13,9 +13,10 @@ import ranking_world
 from ranking_world import AS_OF, fill
 
 from pipelines import config, publish
-from pipelines.config import FEATURE_GROUPS, Home
+from pipelines.config import Home
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories
+from pipelines.model_settings import FEATURE_GROUPS
 from pipelines.ranking import memory, training_set, two_stage
 from pipelines.ranking.features import assemble
 from pipelines.ranking.protocol import schema_hash

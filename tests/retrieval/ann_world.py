@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from retriever_contract import world
 
-from pipelines.config import IndexSettings
 from pipelines.datasets.interactions import Floats, Interactions
+from pipelines.model_settings import IndexSettings
 from pipelines.retrieval.bpr import Bpr
 
 # Small layouts are no gain over comparing with everything, so a kind is named where one is wanted.

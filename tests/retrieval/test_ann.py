@@ -8,9 +8,9 @@ import pytest
 from ann_world import clustered, model, settings, visitors
 from retriever_contract import assert_well_formed, everyone, world
 
-from pipelines.config import IndexSettings
 from pipelines.datasets.interactions import histories
 from pipelines.errors import StateError
+from pipelines.model_settings import IndexSettings
 from pipelines.retrieval import lineup
 from pipelines.retrieval.ann import choosing, hygiene, keeping, plans
 from pipelines.retrieval.ann.indexed import Indexed

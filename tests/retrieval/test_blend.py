@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipelines.config import RetrievalSettings
 from pipelines.datasets.labels import Labels
+from pipelines.model_settings import RetrievalSettings
 from pipelines.retrieval import blend, blend_weights, merging
 from pipelines.retrieval.protocol import Candidates
 

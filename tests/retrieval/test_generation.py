@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from pipelines import config, publish
 from pipelines.cli import app
-from pipelines.config import IndexSettings
 from pipelines.datasets import universe
 from pipelines.datasets.interactions import histories
 from pipelines.errors import StateError
+from pipelines.model_settings import IndexSettings
 from pipelines.retrieval import blend, generation, lineup, merging
 from pipelines.retrieval.ann import keeping
 from pipelines.retrieval.ann.indexed import Indexed

@@ -7,8 +7,8 @@ import pytest
 from retriever_contract import everyone, world
 
 from pipelines import knobs
-from pipelines.config import RetrievalSettings
 from pipelines.errors import ReloopError, StateError
+from pipelines.model_settings import RetrievalSettings
 from pipelines.retrieval import ease, lineup, neighbours
 from pipelines.retrieval.ease import Ease
 from pipelines.retrieval.item_knn import ItemKnn

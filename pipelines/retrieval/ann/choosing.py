@@ -9,9 +9,9 @@ from typing import Any, Final
 import faiss
 import numpy as np
 
-from pipelines.config import IndexSettings
 from pipelines.datasets.interactions import Bools, Floats
 from pipelines.errors import StateError
+from pipelines.model_settings import IndexSettings
 from pipelines.retrieval.ann import hygiene, plans
 from pipelines.retrieval.ann.index import MEASURED_AT, Index, laid_out
 from pipelines.retrieval.ann.plans import Plan

@@ -9,9 +9,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import IndexSettings
 from pipelines.datasets.interactions import Bools, Floats, Histories, Ids, Interactions, Longs, histories, moved, positions
 from pipelines.errors import StateError
+from pipelines.model_settings import IndexSettings
 from pipelines.retrieval.ann import choosing, hygiene, plans
 from pipelines.retrieval.ann.index import MEASURED_AT, Index
 from pipelines.retrieval.ann.plans import Plan

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import publish
-from pipelines.config import IndexSettings
 from pipelines.errors import StateError
+from pipelines.model_settings import IndexSettings
 from pipelines.retrieval.ann.index import Index
 from pipelines.retrieval.ann.indexed import Built, Indexed
 from pipelines.retrieval.ann.plans import Plan

@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 import faiss
 import numpy as np
 
-from pipelines.config import IndexSettings
 from pipelines.datasets.interactions import Bools, Floats
+from pipelines.model_settings import IndexSettings
 
 POINTS_PER_LIST: Final = 64  # that centroids are learnt from
 N_ROUNDS: Final = 10  # of k-means

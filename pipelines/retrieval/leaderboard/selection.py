@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import RetrievalSettings
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE
 from pipelines.decision_policies import GatePolicy
 from pipelines.evaluation import metrics, paired
+from pipelines.model_settings import RetrievalSettings
 from pipelines.retrieval import merging
 from pipelines.retrieval.leaderboard.board import Board
 from pipelines.retrieval.leaderboard.trial import Run
