@@ -93,8 +93,12 @@ def found(home: Home, as_of: datetime) -> tuple[Fault, ...]:
     days = Window(floor_day(end) - settings.triage.fault_days * DAY, end)
     faults = [*_blocked(home, end), *_refused(home, days, settings)]
     with lake.connect(home, before=end) as db:
+        # Of text nothing but its presence is asked: a month of a large shop then fits in memory.
+        there = ", ".join(f"CASE WHEN {name} IS NOT NULL THEN true END AS {name}" for name in (c.SESSION_ID, c.DEVICE))
+        names = f"{c.USER_ID}, {c.ITEM_ID}, {c.EVENT_TYPE}, {c.VALUE}, {c.QUANTITY}, {c.RECEIVED_AT}"
         db.execute(
-            "CREATE TEMP TABLE recent AS SELECT *, CAST(event_at AS DATE) AS day, event_at >= ? AS now FROM events WHERE event_at >= ?",
+            f"CREATE TEMP TABLE recent AS SELECT {names}, {there}, CAST({c.EVENT_AT} AS DATE) AS day, {c.EVENT_AT} >= ? AS now"
+            f" FROM events WHERE {c.EVENT_AT} >= ?",
             [days.start, days.start - HISTORY_DAYS * DAY],
         )
         faults += [*_by_day(db, days, settings), *_bots(db, settings), *_unit_prices(db, settings), *_descriptions(db, days, settings)]
