@@ -28,6 +28,6 @@ champion_decision = Asset("champion_decision", group=GROUP)
 """The gate has spoken, yes or no. Carries as_of, verdict, reasons."""
 
 retrain_request = Asset("retrain_request", group=GROUP)
-"""The world has drifted away from what the champion learnt. Carries as_of, reason."""
+"""The monitor asks for a training. Carries as_of, action, cause, reason."""
 
 FLOW = (lake, features, challenger, champion_decision, retrain_request)
