@@ -42,25 +42,36 @@ class Counter:
         self.names.append(name)
 
     def install(self) -> None:
+        """Count renames, links and removals of what has a visible name, and commits that have written something, before and after."""
+        wrote = set[int]()
+
         def audit(event: str, arguments: tuple[Any, ...]) -> None:
-            if event in STEPS and isinstance(arguments[0], str | Path) and str(arguments[0]).startswith(self.root + os.sep):
-                if Path(str(arguments[0])).relative_to(self.root).parts[0] == "tmp":
-                    return  # a reader's own links to the lake
-                self.step(f"{event} {Path(str(arguments[0])).name}")
+            if event not in STEPS or not isinstance(arguments[0], str | Path) or not str(arguments[0]).startswith(self.root + os.sep):
+                return
+            place = Path(str(arguments[0])).relative_to(self.root)
+            target = Path(str(arguments[1])) if event in {"os.rename", "os.link"} else place
+            hidden = [part for part in (*place.parent.parts, target.name) if part.startswith(".") and part.endswith(".tmp")]
+            if place.parts[0] != "tmp" and not hidden:  # a reader's own links to the lake, and what is not yet to be seen
+                self.step(f"{event} {target.name}")
 
-        sys.addaudithook(audit)
-
-        @sa.event.listens_for(sa.engine.Engine, "commit")
-        def before(_: Any) -> None:
-            self.step("before commit")
+        @sa.event.listens_for(sa.engine.Engine, "before_cursor_execute")
+        def execute(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+            if statement.lstrip()[:6].upper() in {"INSERT", "UPDATE", "DELETE"}:
+                wrote.add(id(connection.connection.dbapi_connection))
 
         commit = DefaultDialect.do_commit
 
-        def after(dialect: Any, connection: Any) -> None:
+        def committing(dialect: Any, connection: Any) -> None:
+            writes = id(connection.dbapi_connection) in wrote
+            wrote.discard(id(connection.dbapi_connection))
+            if writes:
+                self.step("before commit")
             commit(dialect, connection)
-            self.step("after commit")
+            if writes:
+                self.step("after commit")
 
-        DefaultDialect.do_commit = after  # type: ignore[method-assign]
+        sys.addaudithook(audit)
+        DefaultDialect.do_commit = committing  # type: ignore[method-assign]
 
 
 def released(home: Home) -> None:
@@ -165,6 +176,7 @@ def matrix(trained: Path, root: Path, wanted: Callable[[int], list[int]]) -> dic
     ended, said = forked(lambda: counted(golden, None))
     assert ended == 0, said
     names: list[str] = json.loads(said)
+    print(len(names), names, file=sys.stderr, flush=True)
     expected = forked(lambda: state(golden))
     assert expected[0] == 0, expected[1]
     shutil.copytree(golden / "cache", start / "cache", dirs_exist_ok=True)  # the rehearsal, which starts a process, once for all

@@ -46,19 +46,19 @@ def _built(root: Path, module: str, step: str) -> None:
 
 def test_a_bundle_that_was_logged_and_not_registered_becomes_one_version_and_not_two(fresh: Home) -> None:
     """The worst place to die: MLflow has the artifacts, and nothing says whose they are."""
-    settings = fresh.root / "reloop.toml"
-    settings.write_text(settings.read_text() + '[fairness]\nprovider = "seller"\n')  # part of the bundle, of nothing before it
+    books = tracking.client(fresh)
+    first = books.get_model_version(tracking.MODEL, "1")
+    digest = first.tags["digest"]
+    books.delete_model_version(tracking.MODEL, "1")
+    books.delete_logged_model(first.source.removeprefix("models:/"))
     codes = promotion_lab.exit_codes(_built, [(fresh.root, "pipelines.registry.registering", "tags")])
     assert codes == [-signal.SIGKILL]
-    books = tracking.client(fresh)
-    before = {one.version for one in books.search_model_versions(f"name = '{tracking.MODEL}'")}
-    assert len(before) == 2
-    version = bundle.build(fresh, FIRST)
-    assert version == bundle.build(fresh, FIRST) == 3
-    digest = books.get_model_version(tracking.MODEL, "3").tags["digest"]
+    assert {str(one.version) for one in books.search_model_versions(f"name = '{tracking.MODEL}'")} == {"2"}
+    assert bundle.build(fresh, FIRST) == 3
     models = books.search_logged_models([tracking.experiment(fresh, "reloop/release")], filter_string=f"tags.digest = '{digest}'")
     assert len(models) == 1
-    assert books.get_model_version_by_alias(tracking.MODEL, "challenger").version == books.get_model_version(tracking.MODEL, "3").version
+    assert books.get_model_version(tracking.MODEL, "3").source == f"models:/{models[0].model_id}"
+    assert str(books.get_model_version_by_alias(tracking.MODEL, "challenger").version) == "3"
     bundle_folder.checked(fresh, digest)
 
 

@@ -241,6 +241,18 @@ def test_mlflow_is_told_and_its_copy_goes_while_the_version_stays(trained: Home,
     assert len(copies) >= 2, "a copy outside of the state folder is not ours to delete"
 
 
+def test_mlflow_s_copy_is_deleted_in_the_state_folder_and_nowhere_else(home: Home, tmp_path: Path) -> None:
+    inside, outside = home.mlflow / "artifacts" / "m-1", tmp_path / "store" / "m-2"
+    for folder in (inside, outside):
+        (folder / "artifacts").mkdir(parents=True)
+        (folder / "artifacts" / "model.txt").write_text("trees")
+        retention._delete_copy(home, folder.as_uri())
+    retention._delete_copy(home, "mlflow-artifacts:/1/models/m-3")
+    retention._delete_copy(home, (home.mlflow / ".." / ".." / "store" / "m-2").as_posix())
+    assert not inside.exists()
+    assert (outside / "artifacts" / "model.txt").is_file()
+
+
 def test_training_runs_beyond_the_newest_go_once_the_gate_has_spoken(home: Home) -> None:
     settle(home, keep_last=1, keep_runs=1)
     for version in (1, 2, 3):
