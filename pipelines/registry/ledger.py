@@ -272,6 +272,8 @@ def line(found: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     """Return an entry as people read it: as_of, decision, champion before, champion after, reasons."""
     by = found.get("author")
     said = [f"{by}: {'; '.join(found['words'])}"] if by and found.get("words") else [f"by {by}"] if by else []
+    because = (found.get("trigger") or {}).get("reasons") or ()
     reasons = [*([found["refusal"]] if "refusal" in found else []), *said, *found.get("reasons", ())]
+    reasons += [f"trained because: {'; '.join(because)}"] if because else []
     before, after = (str(found[name]) if found.get(name) is not None else "-" for name in ("champion_before", "champion_after"))
     return str(found.get("as_of") or "-")[:16], found["kind"], before, after, "\n".join(reasons)

@@ -152,10 +152,6 @@ def _lines(home: Home, entry: Mapping[str, Any]) -> Iterator[str]:
     if because := (entry.get("trigger") or {}).get("reasons"):
         yield "\n### Why it was trained\n"
         yield from (f"- {_plain(reason)}" for reason in because)
-    figures = {name: value for name, value in entry.get("figures", {}).items() if isinstance(value, int | float | str)}
-    if figures:
-        yield "\n### Figures\n\n| | |\n|---|---|"
-        yield from (f"| {name.replace('_', ' ')} | {_figure(value)} |" for name, value in sorted(figures.items()))
     yield "\n### Where to look further\n"
     yield f"- MLflow: {_mlflow(home)}/#/models/reloop/versions/{entry['challenger']}" if _mlflow(home) else "- MLflow: `make up`"
     stamp = f"{utc(entry['as_of']):%Y-%m-%dT%H%M%S}"
@@ -165,6 +161,10 @@ def _lines(home: Home, entry: Mapping[str, Any]) -> Iterator[str]:
     }.items():
         yield f"- {name}: `{path}`"
     yield f"- command line: `reloop releases show {entry['challenger']}`, `reloop explain`"
+    figures = {name: value for name, value in entry.get("figures", {}).items() if isinstance(value, int | float | str)}
+    if figures:
+        yield "\n### Figures\n\n| | |\n|---|---|"
+        yield from (f"| {name.replace('_', ' ')} | {_figure(value)} |" for name, value in sorted(figures.items()))
     yield f"\nNo answer keeps the champion. Cycle {as_of}, bundle `{entry['challenger_digest'][:12]}`."
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import trained_shop
 from stack import Stack, reports, running
 
-from pipelines import publish
+from pipelines import cycle, publish
 from pipelines.config import REPOSITORY
 from pipelines.registry import ledger, releases, review
 
@@ -104,6 +105,23 @@ def _look(stack: Stack, page: Any, run: str) -> None:
     page.goto(f"{stack.url}{run.replace('dagRuns', 'runs')}/tasks/review/required_actions")
     page.get_by_text("What was measured").first.wait_for()
     page.screenshot(path=reports("airflow-review.png"), full_page=True)
+
+
+def test_the_rollback_dag_goes_back_in_the_name_of_who_filled_in_its_form(asked: Stack) -> None:
+    home = asked.home
+    for version, as_of in ((1, trained_shop.FIRST), (2, trained_shop.SECOND)):
+        now = releases.pointer(home)
+        if now.version != version:
+            digest = str(cycle.records(home, as_of, "bundle")[0]["digest"])
+            body = {"as_of": as_of.isoformat(), "champion_before": now.version, "champion_after": version, "reasons": []}
+            releases.flip(home, now, version=version, digest=digest, as_of=body["as_of"], key=None, body=body)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        asked.trigger("reloop_rollback", {})  # a reason is required
+    run = f"/dags/reloop_rollback/dagRuns/{asked.trigger('reloop_rollback', {'reason': 'clicks fell'})}"
+    assert ended(asked, run) == "success"
+    last = releases.history(home)[-1]
+    assert (last["kind"], last["champion_after"], last["author"], last["reasons"]) == ("rolled back", 1, "admin", ["clicks fell"])
+    assert releases.pointer(home).version == 1
 
 
 def test_a_headless_run_asks_nobody_and_leaves_the_review_open(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import promotion_lab
 import pytest
 from trained_shop import FIRST, SECOND
 
@@ -149,3 +150,19 @@ def test_over_a_restored_backup_nothing_is_concluded_from_an_alias(served: Home)
     assert outside is not None
     with pytest.raises(StateError, match="known to have been written"):
         ledger.verify(served, [outside])
+
+
+@pytest.mark.slow
+def test_whoever_flips_and_tells_at_the_same_time_the_alias_rests_at_the_row(fresh: Home) -> None:
+    """Promise 6: nobody repairs anything afterwards; the last to tell reads the pointer once more."""
+    books = tracking.client(fresh)
+    for number in range(3, 13):
+        books.create_model_version(tracking.MODEL, f"file:///nowhere/{number}")
+    start = promotion_lab.SERVER.Barrier(4)
+    calls = [(fresh.root, [1 + place, 5 + place, 9 + place], start) for place in range(4)]
+    assert promotion_lab.exit_codes(promotion_lab.release_and_tell, calls) == [0] * 4
+    assert alias(fresh) == str(releases.pointer(fresh).version)
+    assert releases.pointer(fresh).fence == 12
+    assert reconcile.reconcile(fresh) == []
+    assert {entry["kind"] for entry in releases.history(fresh)} <= {"promoted", "refused"}
+    assert ledger.verify(fresh, [projection.anchored(fresh)]) == len(releases.history(fresh))

@@ -25,6 +25,7 @@ def test_an_approval_flips_the_pointer_in_the_name_of_who_gave_it(home: Home) ->
     assert (last["kind"], last["author"], last["words"], last["champion_after"]) == ("promoted", "Ada", ["convinced"], 2)
     assert last["trigger"] == {"reasons": ["the world has drifted"]}
     assert releases.line(last)[4].startswith("Ada: convinced\nbetter by")
+    assert releases.line(last)[4].endswith("trained because: the world has drifted")
     assert releases.pointer(home).version == 2
     assert review.waiting(home) == []
     with pytest.raises(StateError, match="answered already: promoted by Ada"):
