@@ -40,6 +40,9 @@ VERBS = [
     "releases",
     "rollback",
     "review",
+    "lineage",
+    "gc",
+    "bundle",
     "status",
     "doctor",
 ]
