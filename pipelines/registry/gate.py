@@ -276,7 +276,8 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
         fresh = Rule("this challenger on the fresh window: NDCG@10", policy.max_fresh_loss)
         guarded["guardrails/fresh_window"] = PerUser(evidence.champion, evidence.challenger), fresh
         for name in policy.slices:
-            rule = Rule(f"slice {name}: NDCG@10", policy.max_slice_loss, min_users=policy.min_slice_users)
+            most = policy.max_cold_loss if name == "cold_users" else policy.max_slice_loss
+            rule = Rule(f"slice {name}: NDCG@10", most, min_users=policy.min_slice_users)
             guarded[f"slices/{name}"] = PerUser(*evidence.slices[name]), rule
         for name, pair in evidence.segments.items():
             if len(pair[0]) >= policy.min_segment_users:

@@ -137,6 +137,9 @@ def nonsense() -> None:
 def harm() -> None:
     spoilt = np.where(LIGHT, BASE * 0.85, np.clip(BASE * 1.3, 0, 1))
     assert verdict(spoilt, GOOD[1]) == KEEP
+    new = POLICY.model_copy(update={"slices": ("cold_users",)})
+    assert verdict(slices={"cold_users": (BASE[LIGHT], BASE[LIGHT] * 0.93)}, policy=new) == PROMOTE
+    assert verdict(slices={"cold_users": (BASE[LIGHT], BASE[LIGHT] * 0.85)}, policy=new) == KEEP
     assert verdict(segments={"country:DE": (BASE[LIGHT], BASE[LIGHT] * 0.85)}) == KEEP
     noisy = np.random.default_rng(5).permutation(BASE[LIGHT])
     assert verdict(segments={"country:DE": (BASE[LIGHT], noisy)}) == NOT_ENOUGH
@@ -196,7 +199,8 @@ MUTATIONS: dict[str, tuple[Any, str, str]] = {
     "a missing measure is forgotten": (gate._damage, "if name not in evidence.measures and", "if False and"),
     "fairness is forgotten": (gate._guardrails, "for reason in evidence.broken", "for reason in ()"),
     "the fresh window is not guarded": (gate._guardrails, "policy.max_fresh_loss", "1.0"),
-    "slices are not guarded": (gate._guardrails, "policy.max_slice_loss", "1.0"),
+    "slices are not guarded": (gate._guardrails, "else policy.max_slice_loss", "else 1.0"),
+    "new users are not guarded": (gate._guardrails, "policy.max_cold_loss if", "1.0 if"),
     "segments are not guarded": (gate._guardrails, "policy.max_segment_loss", "1.0"),
     "incumbents are not guarded": (gate._guardrails, "policy.non_inferiority_margin", "1.0"),
     "small slices are enough": (gate._guardrails, "min_users=policy.min_slice_users", "min_users=2"),
