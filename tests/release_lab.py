@@ -48,9 +48,9 @@ class Counter:
         def audit(event: str, arguments: tuple[Any, ...]) -> None:
             if event not in STEPS or not isinstance(arguments[0], str | Path) or not str(arguments[0]).startswith(self.root + os.sep):
                 return
-            place = Path(str(arguments[0])).relative_to(self.root)
-            target = Path(str(arguments[1])) if event in {"os.rename", "os.link"} else place
-            hidden = [part for part in (*place.parent.parts, target.name) if part.startswith(".") and part.endswith(".tmp")]
+            target = Path(str(arguments[1] if event in {"os.rename", "os.link"} else arguments[0]))
+            place = target.relative_to(self.root) if target.is_relative_to(self.root) else target
+            hidden = [part for part in place.parts if part.startswith(".") and part.endswith(".tmp")]
             if place.parts[0] != "tmp" and not hidden:  # a reader's own links to the lake, and what is not yet to be seen
                 self.step(f"{event} {target.name}")
 
