@@ -230,7 +230,7 @@ def _verdict(
         name, found = _worst(features)[0]
         reason = f"none of {len(features)} features moved beyond its threshold {since}; the most was {name}, PSI {found.psi:.3f} of {found.threshold:.3f}"
         return Check(NO_DRIFT, (reason,), features, skipped, bursts)
-    weight = f"{len(drifted)} of {len(features)} features drifted {since}; they carry {_share(drifted, features):.0%} of the gain of those compared"
+    weight = f"{len(drifted)} of {len(features)} features drifted {since}; {_carry(drifted, features)}"
     said = [
         f"{name}: PSI {found.psi:.3f} exceeds {found.threshold:.3f} ({found.rows} rows, {found.days[0]} of {found.days[1]} days)"
         for name, found in _worst(drifted)
@@ -245,12 +245,12 @@ def _verdict(
         if (there := [name for name in drifted if name.startswith(kind)])
     ]
     if (broad := _share(moved, features)) >= policy.min_moved_importance and len(moved) > len(drifted):
-        calls.append(f"{len(moved)} features moved by more than {policy.psi_moved:g}; they carry {broad:.0%} of the gain")
+        calls.append(f"{len(moved)} features moved by more than {policy.psi_moved:g}; {_carry(moved, features)}")
     if (drifted and _share(drifted, features) >= policy.min_drifted_importance) or calls:
         return Check(DRIFT, (weight, *calls, *said), features, skipped, bursts)
     if not drifted:
         name, found = _worst(moved)[0]
-        weight = f"{len(moved)} of {len(features)} features moved {since}, none by as much as drift; the most was {name}, PSI {found.psi:.3f} of {found.threshold:.3f}; they carry {broad:.0%} of the gain"
+        weight = f"{len(moved)} of {len(features)} features moved {since}, none by as much as drift; the most was {name}, PSI {found.psi:.3f} of {found.threshold:.3f}; {_carry(moved, features)}"
         return Check(NO_DRIFT, (weight,), features, skipped, bursts)
     less = f"{weight}, less than the {policy.min_drifted_importance:.0%} that calls for a training"
     return Check(NO_DRIFT, (less, *said), features, skipped, bursts)
@@ -260,6 +260,12 @@ def _share(some: Mapping[str, Finding], features: Mapping[str, Finding]) -> floa
     """Return the share of the ranker's gain that some features carry; of their number where the ranker reads none."""
     carried = sum(found.importance for found in features.values())
     return sum(found.importance for found in some.values()) / carried if carried > 0 else float(bool(some))
+
+
+def _carry(some: Mapping[str, Finding], features: Mapping[str, Finding]) -> str:
+    if not any(found.importance > 0 for found in features.values()):
+        return "the champion has no ranker that reads any"
+    return f"they carry {_share(some, features):.0%} of the gain of those compared"
 
 
 def _worst(features: Mapping[str, Finding]) -> list[tuple[str, Finding]]:
