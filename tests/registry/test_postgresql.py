@@ -75,6 +75,7 @@ def test_flip_refusal_rollback_and_tampering_are_as_on_sqlite(shared: Home) -> N
         releases.verify(shared)
 
 
+@pytest.mark.slow
 def test_the_first_start_of_many_processes_makes_one_database(shared: Home) -> None:
     with FORK.Pool(8) as pool:
         found = pool.map(releases.pointer, [shared] * 16)
