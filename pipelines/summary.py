@@ -82,7 +82,7 @@ def figures(home: Home, as_of: datetime) -> Figures:
         "fairness": _pick(_one(home, as_of, "fairness"), ("popularity_lift", "miscalibration", "quality", "reasons")),
         "ranking": _pick(_one(home, as_of, "ranking"), RANKING),
         "cold": _one(home, as_of, "ranking").get("cold"),
-        "gate": _pick(gate, ("verdict", "champion_before", "champion_after", "reasons")),
+        "gate": _pick(gate, ("verdict", "outcome", "champion_before", "champion_after", "reasons")),
         "drift": _pick(drift, ("verdict", "features", "reasons")),
         "retraining": _pick(_one(home, as_of, "trigger"), ("due", "reasons")),
         "seconds": _seconds(home, as_of),
@@ -152,7 +152,8 @@ def _rows(cycle_figures: Figures) -> Iterable[tuple[str, str]]:
     for name, found in (cycle_figures.get("cold") or {}).items():
         yield f"  {name.replace('_', ' ')}", _list(_cold(found))
     if gate:
-        yield "gate", f"{gate['verdict']}: champion {gate['champion_before'] or 'none'} -> {gate['champion_after'] or 'none'}"
+        said = gate["verdict"] if gate.get("outcome") in {None, "promoted", "kept"} else f"{gate['verdict']}, {gate['outcome']}"
+        yield "gate", f"{said}: champion {gate['champion_before'] or 'none'} -> {gate['champion_after'] or 'none'}"
         yield "  gate reasons", _list(gate["reasons"])
     if retraining := cycle_figures["retraining"]:
         yield "retraining", ("due: " if retraining["due"] else "not due: ") + "; ".join(retraining["reasons"])

@@ -79,6 +79,14 @@ def test_the_table_shows_what_a_reader_looks_for(finished: Home):
         assert expected in text
 
 
+def test_a_yes_that_waits_for_a_person_is_shown_as_waiting(finished: Home):
+    said = {"verdict": "promote", "outcome": "waiting for review", "champion_before": None, "champion_after": None}
+    _record(finished, "gate", **said, reasons=["better"])
+    console = Console(record=True, width=120, file=io.StringIO())
+    summary.show(console, [summary.figures(finished, AS_OF)])
+    assert "promote, waiting for review: champion none -> none" in console.export_text()
+
+
 def test_what_could_not_be_measured_is_shown_as_a_dash(finished: Home):
     unmeasured = dict.fromkeys(("ndcg_at_10", "lower", "upper", "difference", "difference_lower"))
     _record(finished, "ranking", **unmeasured, n_users=1, best_single="ease")
