@@ -244,7 +244,7 @@ def _verdict(
         )
         if (there := [name for name in drifted if name.startswith(kind)])
     ]
-    if (broad := _share(moved, features)) >= policy.min_moved_importance and len(moved) > len(drifted):
+    if _read(features) and len(moved) > len(drifted) and _share(moved, features) >= policy.min_moved_importance:
         calls.append(f"{len(moved)} features moved by more than {policy.psi_moved:g}; {_carry(moved, features)}")
     if (drifted and _share(drifted, features) >= policy.min_drifted_importance) or calls:
         return Check(DRIFT, (weight, *calls, *said), features, skipped, bursts)
@@ -262,8 +262,13 @@ def _share(some: Mapping[str, Finding], features: Mapping[str, Finding]) -> floa
     return sum(found.importance for found in some.values()) / carried if carried > 0 else float(bool(some))
 
 
+def _read(features: Mapping[str, Finding]) -> bool:
+    """Tell whether the champion has a ranker that reads any of the features."""
+    return any(found.importance > 0 for found in features.values())
+
+
 def _carry(some: Mapping[str, Finding], features: Mapping[str, Finding]) -> str:
-    if not any(found.importance > 0 for found in features.values()):
+    if not _read(features):
         return "the champion has no ranker that reads any"
     return f"they carry {_share(some, features):.0%} of the gain of those compared"
 

@@ -88,6 +88,13 @@ def test_many_small_shifts_call_for_a_training_where_they_carry_most_of_the_gain
     assert narrow.verdict == comparison.NO_DRIFT
 
 
+def test_small_shifts_call_for_nothing_where_no_ranker_reads_them() -> None:
+    found = compare(frozen(of(normal(1))), of(normal(2, 0.33)), DAY, POLICY)
+    assert found.features[NAME].moved
+    assert found.verdict == comparison.NO_DRIFT
+    assert "the champion has no ranker that reads any" in found.reasons[0]
+
+
 def test_missing_values_that_rise_are_named_as_a_fault() -> None:
     values = normal(2).tolist()
     holed = of([None if i % 5 == 0 else value for i, value in enumerate(values)])
