@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+import trained_shop
+from trained_shop import FIRST, SECOND
 
 from pipelines.config import Home
 from pipelines.decision_policies import TriagePolicy
-from pipelines.monitoring import comparison, faults, triage
+from pipelines.features import build
+from pipelines.monitoring import comparison, faults, triage, triggers
 from pipelines.monitoring.churn import Churn
 from pipelines.monitoring.comparison import Check, Finding
 from pipelines.monitoring.faults import Fault
 from pipelines.monitoring.quality import Fall
 from pipelines.monitoring.triage import Evidence, judge
-from pipelines.window import utc
+from pipelines.registry import promotion
+from pipelines.window import Window, utc
 
 POLICY = TriagePolicy()
 DAY = utc("2025-03-03")
@@ -114,3 +119,18 @@ def test_an_alert_keeps_a_part_for_each_who_speaks_and_goes_with_the_last(home: 
     assert not json.loads(triage.alert_file(home, DAY).read_text())["blocks"]
     triage.alert(home, DAY, "trigger", [], blocks=False)
     assert not triage.alert_file(home, DAY).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shift", "cause"),
+    [("taste_shift", triage.CONCEPT_DRIFT), ("catalogue_churn", triage.CATALOGUE_CHURN), ("traffic_mix", triage.POPULATION_DRIFT)],
+)
+def test_each_shift_of_the_shop_is_triaged_to_its_cause_within_a_week(fresh: Home, shift: str, cause: str) -> None:
+    promotion.decide(fresh, FIRST)
+    week_later = SECOND + timedelta(days=7)
+    trained_shop.land(fresh, Window(SECOND, week_later), (f"{shift}@{SECOND:%Y-%m-%d}",))
+    build.build(fresh, week_later)
+    found = triage.check(fresh, week_later)
+    assert found.cause == cause, found.reasons
+    assert triggers.pending(fresh, week_later)[0].kind == triggers.OF_CAUSE[cause]
