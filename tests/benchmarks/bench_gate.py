@@ -158,8 +158,13 @@ def _brought(
     reached = np.cumsum(step[order])
     if not gap:
         return after
-    if not len(order) or abs(reached[-1]) < abs(gap):
-        raise ValueError(f"lists cannot be changed by {gap:.1f}; {reached[-1] if len(order) else 0:.1f} is all there is")
+    if not len(order) or abs(reached[-1]) < abs(gap):  # all of it, and the rest a little from everyone
+        found = after.copy()
+        found[order] += step[order]
+        rest = wanted - found[rows].sum()
+        room = 1 - found[rows] if rest > 0 else found[rows]
+        found[rows] += rest * room / room.sum()
+        return found
     last = int(np.argmax(np.abs(reached) >= abs(gap)))
     found = after.copy()
     found[order[:last]] += step[order[:last]]
