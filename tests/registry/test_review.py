@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from pointer_lab import FORK, ask, release
-from trained_shop import FIRST
+from trained_shop import FIRST, SECOND
 
 from pipelines import cycle
 from pipelines.config import Home
@@ -128,6 +128,21 @@ def test_under_review_the_gates_yes_waits_for_a_person_and_then_serves(fresh: Ho
     assert books.get_model_version(tracking.MODEL, "1").tags["validation_status"] == "approved"
     assert promotion.decide(fresh, FIRST) == answered
     assert [entry["kind"] for entry in releases.history(fresh)] == ["waiting for review", "promoted"]
+
+
+@pytest.mark.slow
+def test_what_is_approved_against_a_champion_of_before_is_judged_again(fresh: Home) -> None:
+    mode(fresh, "review")
+    assert promotion.decide(fresh, FIRST)["outcome"] == "waiting for review"
+    digest = str(cycle.records(fresh, SECOND, "bundle")[0]["digest"])
+    body = {"as_of": SECOND.isoformat(), "champion_before": None, "champion_after": 2, "reasons": []}
+    releases.flip(fresh, releases.pointer(fresh), version=2, digest=digest, as_of=body["as_of"], key=None, body=body)
+    said = promotion.answer(fresh, 1, approved=True, author="Ada", words="convinced")
+    assert (said["outcome"], said["champion_before"], said["champion_after"]) == ("kept", 2, 2)
+    assert "never goes back in time" in said["reasons"][0]
+    assert [entry["kind"] for entry in releases.history(fresh)] == ["waiting for review", "promoted", "refused", "kept"]
+    assert promotion.decide(fresh, FIRST) == said
+    assert releases.verify(fresh) == 4
 
 
 @pytest.mark.slow
