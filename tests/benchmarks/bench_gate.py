@@ -164,12 +164,12 @@ def _brought(
         rest = wanted - found[rows].sum()
         room = 1 - found[rows] if rest > 0 else found[rows]
         found[rows] += rest * room / room.sum()
-        return found
+        return np.clip(found, 0, 1)
     last = int(np.argmax(np.abs(reached) >= abs(gap)))
     found = after.copy()
     found[order[:last]] += step[order[:last]]
     found[order[last]] += gap - (reached[last - 1] if last else 0.0)
-    return found
+    return np.clip(found, 0, 1)  # sums of doubles may end a hair beyond
 
 
 @dataclass(frozen=True)
