@@ -462,7 +462,7 @@ def main() -> None:
     noise(lab, page, options.decisions, options.users, 2)
     harm(lab, page, options.cases, options.users)
     curve = power(lab, page, options.cases, (2500, 5000, 10_000, 20_000))
-    reigns(lab, page, options.cases, options.users // 2)
+    reigns(lab, page, options.cases, options.users)
     noise(lab, page, options.decisions, options.users, 4)
     page.notes += f" Processor seconds: {time.process_time() - begun:.0f}."
     write_page("gate", page.rows, page.notes)
