@@ -91,6 +91,7 @@ class DriftPolicy(Policy):
     windows: int = Field(default=3, ge=1, le=7)  # the day and those before it, each compared anew
     persistent: int = Field(default=2, ge=1, le=7)  # of these, on which a feature must exceed its threshold
     max_null_rise: float = Field(default=0.1, gt=0, le=1)  # of a feature's share of missing values; above it is a fault, not a shift
+    outputs_call: bool = False  # whether scores and lists that drifted call for a training by themselves; a champion's own age moves them
     output_users: int = Field(default=1000, ge=0)  # users a check, for whom the champion's scores and lists are compared; 0: none
 
 

@@ -7,8 +7,9 @@ A column has drifted when its PSI exceeds all of
 on `persistent` of the last `windows` days, each against the reference of its own weekday. What looks as it did in the same week of
 last year is a season. A column that would be drifted above the lower `psi_moved` has moved.
 
-Drift calls for a training when drifted features carry enough of the ranker's gain, or moved ones most of it, or when who comes, what
-people do, or what the champion makes of them has drifted.
+Drift calls for a training when drifted features carry enough of the ranker's gain, or moved ones most of it, or when who comes or what
+people do has drifted. What the champion makes of them is told; it calls only where the policy says so (`outputs_call`), for scores
+and lists move as a champion grows older, in a world that stays as it is.
 """
 
 from __future__ import annotations
@@ -235,25 +236,23 @@ def _verdict(
         f"{name}: PSI {found.psi:.3f} exceeds {found.threshold:.3f} ({found.rows} rows, {found.days[0]} of {found.days[1]} days)"
         for name, found in _worst(drifted)
     ]
-    calls = [
-        f"{what}: {', '.join(there)}"
-        for what, kind in (
-            ("who comes has changed", PEOPLE),
-            ("what people do has changed", DEEDS),
-            ("what the champion makes of them has changed", OUTPUTS),
-        )
-        if (there := [name for name in drifted if name.startswith(kind)])
-    ]
+    kinds = [("who comes has changed", PEOPLE), ("what people do has changed", DEEDS)]
+    seen = ("what the champion makes of them has changed", OUTPUTS)
+    calls, told = (
+        [f"{what}: {', '.join(there)}" for what, kind in asked if (there := [name for name in drifted if name.startswith(kind)])]
+        for asked in ([*kinds, *([seen] if policy.outputs_call else [])], [] if policy.outputs_call else [seen])
+    )
     if _read(features) and len(moved) > len(drifted) and _share(moved, features) >= policy.min_moved_importance:
         calls.append(f"{len(moved)} features moved by more than {policy.psi_moved:g}; {_carry(moved, features)}")
-    if (drifted and _share(drifted, features) >= policy.min_drifted_importance) or calls:
-        return Check(DRIFT, (weight, *calls, *said), features, skipped, bursts)
+    of_world = {name: found for name, found in drifted.items() if not name.startswith(OUTPUTS)}
+    if (of_world and _share(of_world, features) >= policy.min_drifted_importance) or calls:
+        return Check(DRIFT, (weight, *calls, *told, *said), features, skipped, bursts)
     if not drifted:
         name, found = _worst(moved)[0]
         weight = f"{len(moved)} of {len(features)} features moved {since}, none by as much as drift; the most was {name}, PSI {found.psi:.3f} of {found.threshold:.3f}; {_carry(moved, features)}"
         return Check(NO_DRIFT, (weight,), features, skipped, bursts)
     less = f"{weight}, less than the {policy.min_drifted_importance:.0%} that calls for a training"
-    return Check(NO_DRIFT, (less, *said), features, skipped, bursts)
+    return Check(NO_DRIFT, (less, *told, *said), features, skipped, bursts)
 
 
 def _share(some: Mapping[str, Finding], features: Mapping[str, Finding]) -> float:

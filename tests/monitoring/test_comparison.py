@@ -103,14 +103,16 @@ def test_missing_values_that_rise_are_named_as_a_fault() -> None:
     assert not compare(frozen(of(normal(1))), of(normal(2)), DAY, POLICY).null_bursts
 
 
-def test_what_the_champion_shows_drifts_by_itself() -> None:
+def test_what_the_champion_shows_is_told_and_calls_only_where_the_policy_says_so() -> None:
     shown = [[f"i{i % 7}", f"i{(i + 1) % 7}"] for i in range(400)]
     other = [[f"j{i % 7}", f"i{(i + 1) % 7}"] for i in range(400)]
     profile = frozen(of(shown, "served__items"))
     assert compare(profile, of(shown, "served__items"), DAY, POLICY).verdict == comparison.NO_DRIFT
-    found = compare(profile, of(other, "served__items"), DAY, POLICY)
-    assert found.verdict == comparison.DRIFT
-    assert "what the champion makes of them has changed: served__items" in found.reasons
+    for policy, verdict in ((POLICY, comparison.NO_DRIFT), (POLICY.model_copy(update={"outputs_call": True}), comparison.DRIFT)):
+        found = compare(profile, of(other, "served__items"), DAY, policy)
+        assert found.verdict == verdict
+        assert found.features["served__items"].drifted
+        assert "what the champion makes of them has changed: served__items" in found.reasons
 
 
 def test_other_distances_stand_beside_psi_and_are_json() -> None:
