@@ -88,8 +88,11 @@ def _ordered(reference: Reference, before: Counts, after: Counts, worth: float) 
     return largest, float(stats.kstwobign.sf(np.sqrt(worth) * largest)), way
 
 
-def holm(p_values: dict[str, float]) -> dict[str, float]:
+def holm(p_values: dict[str, float], asked: int | None = None) -> dict[str, float]:
     """Return p-values adjusted for their number (Holm 1979, Scand. J. Stat. 6): one below the rate holds for all together; NaN stays.
+
+    Args:
+        asked: how many there are; those that are numbers when None. One that is NaN and counted is taken for the least likely.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'b': 0.06, 'c': 0.06}
@@ -97,6 +100,6 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     known = sorted((p, name) for name, p in p_values.items() if p == p)  # noqa: PLR0124 - NaN alone differs from itself
     adjusted, running = dict(p_values), 0.0
     for place, (p, name) in enumerate(known):
-        running = max(running, min(1.0, p * (len(known) - place)))
+        running = max(running, min(1.0, p * ((len(known) if asked is None else asked) - place)))
         adjusted[name] = running
     return adjusted

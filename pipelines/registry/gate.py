@@ -51,7 +51,7 @@ class Evidence:
         earlier: windows of this champion's reign before this one, oldest first.
         incumbents: trivial recommender -> [n_users].
         slices: guarded slice -> (champion, challenger), two arrays over the slice's users.
-        segments: "country:DE" -> likewise; guarded where there are enough users.
+        segments: "country:DE" -> likewise; where there are few users only harm that is shown counts.
         measures: what else is guarded, by the names of `decision_policies.GUARDRAILS`.
         failed: what could not be measured -> why.
         inapplicable: guardrail -> why it says nothing here: both rankers must tell probabilities for their error to be compared.
@@ -280,9 +280,9 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
             rule = Rule(f"slice {name}: NDCG@10", most, min_users=policy.min_slice_users)
             guarded[f"slices/{name}"] = PerUser(*evidence.slices[name]), rule
         for name, pair in evidence.segments.items():
-            if len(pair[0]) >= policy.min_segment_users:
-                guarded[f"segments/{name}"] = PerUser(*pair), Rule(f"segment {name}: NDCG@10", policy.max_segment_loss)
-            else:
+            rule = Rule(f"segment {name}: NDCG@10", policy.max_segment_loss, guarded_from=policy.min_segment_users)
+            guarded[f"segments/{name}"] = PerUser(*pair), rule
+            if len(pair[0]) < policy.min_segment_users:
                 small.append(name)
         bounds = gate_guardrails.rules(policy)
         guarded |= {
@@ -293,7 +293,9 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
     for name, told in figures.items():
         group, _, short = name.partition("/")
         nested[group][short] = told
-    nested["not_guarded"] = dict.fromkeys(small, f"fewer than {policy.min_segment_users} users (gate.min_segment_users)")
+    nested["not_guarded"] = dict.fromkeys(
+        small, f"fewer than {policy.min_segment_users} users (gate.min_segment_users): only harm that is shown counts"
+    )
     nested["not_guarded"] |= {name: why for name, why in evidence.inapplicable.items() if name in policy.guardrails}
     covered = nested["guardrails"].get("coverage")
     nested["coverage"] = {"champion": covered["before"], "challenger": covered["after"]} if covered else None

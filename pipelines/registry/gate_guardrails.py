@@ -11,7 +11,7 @@ Every comparison reads `not worst within margin`, so that NaN never holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from pipelines.decision_policies import GatePolicy
-from pipelines.evaluation import clustered
+from pipelines.evaluation import clustered, distances
 from pipelines.evaluation.resampled import Drawn
 
 RESAMPLES: Final = 1999  # of small slices: a tail of 5% holds a hundred
@@ -82,6 +82,7 @@ class Rule:
         relative: to what it was before.
         more_is_worse: as of latency.
         min_users: below which nothing is said.
+        guarded_from: users below which harm that cannot be ruled out is told and stops nothing; harm that is shown always does.
     """
 
     subject: str
@@ -89,6 +90,7 @@ class Rule:
     relative: bool = True
     more_is_worse: bool = False
     min_users: int = 2
+    guarded_from: int = 0
 
     def within(self, worst: float) -> bool:
         """Tell whether a change is within the margin; NaN never is."""
@@ -141,6 +143,12 @@ class Assessed:
 
     def finding(self, *, harmed: bool) -> Finding:
         """Return what it forces, and why."""
+        if self.n < self.rule.guarded_from and not self.holds and not harmed:
+            change = "" if math.isnan(self.change) else f" {_told(self.change, relative=self.rule.relative)}"
+            return Finding(
+                None,
+                f"{self.rule.subject}{change} over {self.n} {self.counted}: not guarded, {self.rule.guarded_from} are needed to rule harm out; none is shown",
+            )
         if self.n < self.rule.min_users:
             few = f"{self.rule.subject}: {self.n} users, {self.rule.min_users} are needed (gate.min_slice_users)"
             return Finding("not enough evidence", few)
@@ -253,23 +261,10 @@ def _rates(name: str, measure: Rates, rule: Rule, confidence: float) -> Assessed
     return Assessed(name, rule, before, after, float(change[at]), float(reach[at]), min(1.0, n * p_harm), n, "columns")
 
 
-def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Return which hypotheses are rejected with a chance of at most `alpha` of rejecting any true one (Holm, 1979).
-
-    NaN never is, and counts among their number: one that was not asked is taken for the least likely.
-    """
-    rejected = [False] * len(p_values)
-    known = sorted((value, at) for at, value in enumerate(p_values) if not math.isnan(value))
-    for rank, (value, at) in enumerate(known):
-        if not value <= alpha / (len(p_values) - rank):
-            break
-        rejected[at] = True
-    return rejected
-
-
 def weighed(guarded: Mapping[str, tuple[Measure, Rule]], confidence: float, seed: int) -> tuple[list[Finding], dict[str, Any]]:
     """Return what the guardrails force, and their figures by name."""
     assessed = [assess(name, measure, rule, confidence, seed) for name, (measure, rule) in guarded.items()]
-    harmed = holm([each.p_harm for each in assessed], 1 - confidence)
+    adjusted = distances.holm({each.name: each.p_harm for each in assessed}, asked=len(assessed))  # what holds was not asked, but counts
+    harmed = [adjusted[each.name] <= 1 - confidence for each in assessed]
     findings = [each.finding(harmed=worse) for each, worse in zip(assessed, harmed, strict=True)]
     return findings, {each.name: each.figures(harmed=worse) for each, worse in zip(assessed, harmed, strict=True)}

@@ -59,6 +59,10 @@ def test_holm_on_paper_and_nan_stays() -> None:
     found = distances.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": math.nan})
     assert [found[name] for name in "abc"] == pytest.approx([0.03, 0.06, 0.06])
     assert math.isnan(found["d"])
+    counted = distances.holm({"a": 0.01, "b": math.nan}, asked=2)  # one that was not asked counts
+    assert counted["a"] == pytest.approx(0.02)
+    assert math.isnan(counted["b"])
+    assert distances.holm({}) == {}
 
 
 def test_an_empty_sample_is_unmeasured() -> None:

@@ -165,6 +165,17 @@ def test_what_decided_comes_first_and_a_promotion_shows_all_it_passed() -> None:
     assert len(promoted.reasons) == 1 + len(POLICY.incumbents) + 1 + len(POLICY.slices) + len(POLICY.guardrails)
 
 
+def test_a_small_segment_that_is_harmed_stops_a_promotion_and_one_of_whom_nothing_is_shown_is_told() -> None:
+    few, other = CHAMPION[:990], CHAMPION[1000:1040]
+    harmed = judge(evidence(segments={"country:NZ": (few, few * 0.5)}), POLICY)
+    assert harmed.verdict == KEEP
+    assert re.search(r"^segment country:NZ: NDCG@10 -50\.0% over 990 users.*: worse$", harmed.reasons[0])
+    unsure = judge(evidence(segments={"country:NZ": (other, np.roll(other, 3))}), POLICY)
+    assert unsure.verdict == PROMOTE
+    assert any(re.search(r"country:NZ.* over 40 users: not guarded, 1000 are needed", said) for said in unsure.reasons), unsure.reasons
+    assert set(unsure.figures["not_guarded"]) == {"country:NZ"}
+
+
 def test_no_champion_and_a_refusal_says_that_popularity_serves() -> None:
     assert "popularity keeps serving" in judge(first(challenger=CHAMPION * 0.4), POLICY).reasons[-1]
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.decision_policies import GUARDRAILS, GatePolicy
 from pipelines.evaluation.resampled import Drawn
-from pipelines.registry.gate_guardrails import Exact, Measure, PerDraw, PerUser, Rates, Rule, Timed, assess, holm, rules, weighed
+from pipelines.registry.gate_guardrails import Exact, Measure, PerDraw, PerUser, Rates, Rule, Timed, assess, rules, weighed
 
 RNG = np.random.default_rng(5)
 BASE = np.clip(RNG.beta(2, 3, 3000), 0.01, 1)
@@ -37,6 +37,12 @@ CASES: dict[str, tuple[Measure, Rule, str]] = {
     "quality worse": (per_user(-0.10), LOSS, "harmed"),
     "too noisy to say": (PerUser(BASE[:40], np.r_[BASE[20:40], BASE[:20]]), LOSS, "unsure"),
     "too few users": (PerUser(BASE[:40], BASE[:40]), Rule("slice", 0.05, min_users=41), "few"),
+    "few of whom harm is shown": (PerUser(BASE[:300], BASE[:300] * 0.5), Rule("segment", 0.05, guarded_from=1000), "harmed"),
+    "few who have it as good": (PerUser(BASE[:300], BASE[:300]), Rule("segment", 0.05, guarded_from=1000), "holds"),
+    "few of whom nothing is shown": (PerUser(BASE[:40], np.r_[BASE[20:40], BASE[:20]]), Rule("segment", 0.05, guarded_from=41), "told"),
+    "just as many as are guarded": (PerUser(BASE[:40], np.r_[BASE[20:40], BASE[:20]]), Rule("segment", 0.05, guarded_from=40), "unsure"),
+    "one of a segment": (PerUser(BASE[:1], BASE[:1] * 0.5), Rule("segment", 0.05, guarded_from=1000), "told"),
+    "nobody of a segment": (PerUser(BASE[:0], BASE[:0]), Rule("segment", 0.05, guarded_from=1000), "told"),
     "nobody": (PerUser(BASE[:0], BASE[:0]), LOSS, "few"),
     "coverage as it was": (per_draw(0.0), Rule("coverage", 0.10), "holds"),
     "a fifth of the coverage lost": (per_draw(-0.2), Rule("coverage", 0.10), "harmed"),
@@ -64,6 +70,7 @@ def test_truth_table_of_guardrails(case: str):
         "holds": (None, "margin"),
         "harmed": ("keep", "worse"),
         "unsure": ("not enough evidence", "cannot be ruled out"),
+        "told": (None, "not guarded"),
         "few": ("not enough evidence", "are needed"),
         "number": ("keep", "no number"),
     }[outcome]
@@ -83,14 +90,6 @@ def test_missing_values_are_judged_by_the_worst_column():
     blind = assess("nulls", Rates(names, before, np.array([0.1, np.nan, 0.5]), np.full(3, 0.01)), rule, 0.95, 7)
     assert blind.finding(harmed=False).forces == "keep"
     assert assess("nulls", Rates((), np.zeros(0), np.zeros(0), np.zeros(0)), rule, 0.95, 7).holds  # nothing is read
-
-
-def test_holm_worked_out_on_paper():
-    """Of .01, .04, .03, .005 at 5%: .005 <= .05 / 4, .01 <= .05 / 3, but .03 > .05 / 2."""
-    assert holm([0.01, 0.04, 0.03, 0.005], 0.05) == [True, False, False, True]
-    assert holm([0.04], 0.05) == [True]
-    assert holm([0.04, float("nan")], 0.05) == [False, False]  # one that was not asked counts
-    assert holm([], 0.05) == []
 
 
 def test_one_guardrail_that_looks_harmed_among_twenty_is_unsure_not_harmed():

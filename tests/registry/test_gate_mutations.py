@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.decision_policies import GatePolicy
-from pipelines.evaluation import clustered
+from pipelines.evaluation import clustered, distances
 from pipelines.evaluation.resampled import Drawn
 from pipelines.registry import gate, gate_guardrails, gate_sequence, gate_windows
 from pipelines.registry.gate import KEEP, NOT_ENOUGH, PROMOTE, Evidence, judge
@@ -143,6 +143,9 @@ def harm() -> None:
     assert verdict(segments={"country:DE": (BASE[LIGHT], BASE[LIGHT] * 0.85)}) == KEEP
     noisy = np.random.default_rng(5).permutation(BASE[LIGHT])
     assert verdict(segments={"country:DE": (BASE[LIGHT], noisy)}) == NOT_ENOUGH
+    few = BASE[LIGHT][:250]
+    assert verdict(segments={"country:NZ": (few, few * 0.5)}) == KEEP
+    assert verdict(segments={"country:NZ": (few[:40], np.roll(few[:40], 3))}) == PROMOTE
     assert verdict(incumbents={"popular_7d": np.clip(BASE * 1.2, 0, 1)}) == KEEP
     draws = np.random.default_rng(1).normal(0, 0.004, 200)
     assert one(PerDraw(Drawn(0.4, 0.4 + draws, N), Drawn(0.39, 0.39 + draws[::-1], N)), "coverage") == PROMOTE
@@ -209,8 +212,11 @@ MUTATIONS: dict[str, tuple[Any, str, str]] = {
     "harm that is not ruled out passes": (ASSESSED.finding, 'Finding("not enough evidence", f"{said}', 'Finding(None, f"{said}'),
     "a slice of few passes": (ASSESSED.finding, 'Finding("not enough evidence", few)', "Finding(None, few)"),
     "harm passes": (ASSESSED.finding, 'Finding("keep", f"{said}: worse")', 'Finding(None, f"{said}: worse")'),
+    "harm that few show passes": (ASSESSED.finding, "and not self.holds and not harmed", "and not self.holds"),
+    "the doubt of few stops": (ASSESSED.finding, "if self.n < self.rule.guarded_from and", "if False and"),
+    "the doubt of many passes": (gate._guardrails, "guarded_from=policy.min_segment_users", "guarded_from=10**9"),
     "no number passes": (ASSESSED.finding, 'Finding("keep", f"{self.rule.subject}', 'Finding(None, f"{self.rule.subject}'),
-    "harm is not corrected for": (gate_guardrails.holm, "alpha / (len(p_values) - rank)", "alpha"),
+    "harm is not corrected for": (distances.holm, "p * (", "p * min(1, "),
     "the bound on the wrong side": (
         gate_guardrails._per_user,
         "if rule.more_is_worse else 1 - confidence",
