@@ -12,6 +12,7 @@ from reloop_defaults import REASON_LENGTH, proceed
 
 PROMOTE: Final = "Promote"
 KEEP: Final = "Keep"
+ASKED: Final = "asked"  # XCom: the key of the ledger entry that was shown
 FORM: Final = {
     "why": Param(
         None,
@@ -49,6 +50,7 @@ class Review(HITLOperator):
         nobody = f"nobody is asked in a headless run: `reloop review approve {waiting[-1]['challenger']}`, or the champion stays"
         proceed("RELOOP_HEADLESS" not in os.environ, [nobody])
         self.subject, self.body = review.subject(waiting[-1]), review.page(home, waiting[-1])
+        context["ti"].xcom_push(key=ASKED, value=waiting[-1]["key"])  # the answer is to this entry and to no later one
         self.response_timeout = timedelta(hours=config.load(home).release.review_hours)
         super().execute(context)
 
@@ -59,11 +61,13 @@ class Review(HITLOperator):
 
         said = super().execute_complete(context, event)
         user = said["responded_by_user"]
-        promotion.heard(
+        heard = promotion.heard(
             Home.from_environment(),
-            self.as_of,
+            context["ti"].xcom_pull(task_ids=self.task_id, key=ASKED),
             approved=PROMOTE in said["chosen_options"],
             author=user["name"] if user else None,
             words=said["params_input"].get("why") or "no words",
         )
+        if not heard:
+            print("this review was closed before: what was decided since stands; where another is open, clear this task to be asked that")  # noqa: T201 - into the task's log
         return said["chosen_options"]

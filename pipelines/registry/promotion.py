@@ -16,19 +16,12 @@ from typing import Any, Final
 
 from pipelines import config, cycle, publish
 from pipelines.config import Home, Settings
-from pipelines.decision_policies import GatePolicy
 from pipelines.errors import StateError
 from pipelines.registry import bundle, evidence, gate, ledger, projection, releases, review, runs, version_page
 from pipelines.window import utc
 
 OFF: Final = "releases are off"
 SAID: Final = ("verdict", "champion_before", "champion_after", "reasons", "figures", "track", "challenger", "outcome", "trigger")
-
-
-def _policy(settings: Settings) -> GatePolicy:
-    """Return the policy with the incumbents that this shop has: a source that is switched off cannot be measured."""
-    there = tuple(name for name in settings.gate.incumbents if name in settings.retrieval.sources)
-    return settings.gate.model_copy(update={"incumbents": there})
 
 
 def decide(home: Home, as_of: datetime, *, again: str | None = None) -> dict[str, Any]:
@@ -76,17 +69,21 @@ def answer(home: Home, version: str | int, *, approved: bool, author: str, words
     return decide(home, utc(entry["as_of"]))
 
 
-def heard(home: Home, as_of: str, *, approved: bool, author: str | None, words: str) -> None:
-    """Take the answer that Airflow brings to the review of a cycle; one that was given elsewhere before stands.
+def heard(home: Home, key: str, *, approved: bool, author: str | None, words: str) -> bool:
+    """Take the answer that Airflow brings to one review; False where that one is closed, which leaves everything as it is.
 
     Args:
+        key: of the ledger entry that was shown. A cycle may by now wait with another, judged against another champion.
         author: None where nobody answered in time.
     """
-    for entry in review.waiting(home):
-        if entry["as_of"] == as_of and author is None:
-            review.close(home, entry, "no answer in time: the champion stays")
-        elif entry["as_of"] == as_of:
-            settle(home, entry, approved=approved, author=author or review.NOBODY, words=words)
+    entry = next((one for one in review.waiting(home) if one["key"] == key), None)
+    if entry is None:
+        return False
+    if author is None:
+        review.close(home, entry, "no answer in time: the champion stays")
+    else:
+        settle(home, entry, approved=approved, author=author, words=words)
+    return True
 
 
 def settle(home: Home, entry: Mapping[str, Any], *, approved: bool, author: str, words: str) -> None:
@@ -167,7 +164,7 @@ def _decide(home: Home, as_of: datetime, found: Mapping[str, Any], key: str, set
         verdict = gate.Verdict(gate.KEEP, "superiority", (refusal,), {})
     else:
         challenger = bundle.load(home, digest)
-        verdict = gate.judge(evidence.weigh(home, as_of, baseline, challenger), _policy(settings))
+        verdict = gate.judge(evidence.weigh(home, as_of, baseline, challenger), settings.gate)
     body |= {"verdict": verdict.verdict, "track": verdict.track, "reasons": list(verdict.reasons), "figures": verdict.figures}
     if verdict.promote:
         sound(home, digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from datetime import timedelta
 
 import pytest
@@ -53,6 +54,24 @@ def test_a_late_approval_of_what_was_judged_against_another_champion_is_refused(
     assert "stale fence" in last["refusal"]
     assert releases.pointer(home).version == 3
     assert review.waiting(home) == []  # it is to be judged again
+
+
+def test_an_answer_from_airflow_is_to_the_question_that_was_shown_and_to_no_later_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 was asked about against 1. It was approved in a shell when 3 served, so it was judged again, against 3, and waits."""
+    monkeypatch.setattr(promotion, "sound", lambda *_: None)
+    release(home, 1)
+    old = ask(home, 2)
+    release(home, 3)
+    assert not review.approve(home, old, author="Ada", words="convinced")
+    told = {name: old[name] for name in old if name not in {"seq", "kind", "key", "hash", "recorded_at"}}
+    key = f"{old['key']}/2"
+    ledger.record(home, ledger.WAITING, key, {**told, "champion_before": 3, "baseline": asdict(releases.pointer(home))})
+    for said in ({"approved": False, "author": None}, {"approved": True, "author": "Bob"}, {"approved": False, "author": "Bob"}):
+        assert not promotion.heard(home, old["key"], words="of what I saw", **said)  # type: ignore[arg-type]
+    assert [entry["key"] for entry in review.waiting(home)] == [key]
+    assert releases.pointer(home).version == 3
+    assert promotion.heard(home, key, approved=True, author="Bob", words="of what I saw")
+    assert releases.pointer(home).version == 2
 
 
 def test_silence_keeps_the_champion_and_is_on_record(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
