@@ -11,7 +11,7 @@ Kept are the champion and the one before it, what waits for a person's word or f
 The ledger is never touched. Each bundle is taken inside the transaction that moves the pointer: the
 pointer is read again, the tombstone written, the folder renamed away, and only then is anything
 deleted. A flip reads the tombstone in its own transaction, so of a collection and a promotion at the
-same moment one sees the other. Killed anywhere, the next run finishes.
+same moment one sees the other. Killed anywhere, the next run finishes, or drops the tombstone of a bundle that is still there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlparse
@@ -108,6 +109,8 @@ def collect(home: Home, *, dry_run: bool = False) -> dict[str, Any]:
     """
     policy = config.load(home).retention
     with publish.locked(home.bundles / ".lock"):  # nobody builds meanwhile
+        if not dry_run:
+            _exhume(home)
         there = on_disk(home)
         stays = kept(there, releases.pointer(home), ledger.history(home), policy)
         goes = [one for one in sorted(there, key=lambda one: one.order) if one.digest not in stays]
@@ -146,32 +149,45 @@ def _take(home: Home, one: Bundle) -> bool:
     return True
 
 
+def _exhume(home: Home) -> None:
+    """Drop the tombstones of bundles that are there: whoever wrote them was killed before the renaming, and the policy may have changed."""
+    for grave in (home.bundles / COLLECTED).glob("*.json"):
+        if (home.bundles / grave.stem).is_dir():
+            grave.unlink()
+
+
 def _litter(home: Home) -> list[Path]:
     """Return what a builder or a collection that was killed left behind; the caller holds the lock that both take."""
-    if not home.bundles.is_dir():
-        return []
-    left = [path for path in home.bundles.iterdir() if path.name.startswith(".") and path.is_dir()]
-    building = home.bundles / "building"
-    return left + ([building] if building.is_dir() else [])
+    hidden = [*home.bundles.glob(".*"), home.bundles / "building", *home.training.glob(f"{DOOMED}*")]
+    return [path for path in hidden if path.is_dir()]
 
 
 def _runs(home: Home, policy: RetentionPolicy, bundles: Iterable[Bundle]) -> list[Path]:
     """Return the training runs to take: finished cycles, beyond the newest, on whose bundle the gate has spoken."""
     undecided = {utc(one.as_of) for one in bundles if not one.decided}
     finished = []
-    for path in sorted(home.training.glob("*-*-*T*")) if home.training.is_dir() else []:
-        as_of = utc(f"{path.name[:11]}{path.name[11:13]}:{path.name[13:15]}:{path.name[15:17]}")
-        if as_of not in undecided and any(one["state"] == "done" for one in cycle.records(home, as_of, "bundle")):
+    for path in sorted(home.training.glob("*-*-*T*")):
+        as_of = _moment(path.name)
+        if as_of is not None and as_of not in undecided and any(one["state"] == "done" for one in cycle.records(home, as_of, "bundle")):
             finished.append(path)
     return finished[: max(len(finished) - policy.keep_runs, 0)]
 
 
+def _moment(name: str) -> datetime | None:
+    """Return the cycle of a training run by the name of its folder; None of a folder that is no run's, hidden or somebody's own."""
+    try:
+        return utc(datetime.strptime(name, "%Y-%m-%dT%H%M%S"))  # noqa: DTZ007 - a name has no zone, it is UTC
+    except ValueError:
+        return None
+
+
 def _remove(path: Path) -> None:
-    """Delete a folder in a way that a kill leaves it whole or under a hidden name."""
+    """Delete a folder in a way that a kill leaves it whole or under a hidden name; called again, it finishes."""
     doomed = path.with_name(f"{DOOMED}{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    if path.is_dir():
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _mark(home: Home) -> int | str:
@@ -201,7 +217,7 @@ def _delete_copy(home: Home, location: str) -> None:
     """Delete the files of a logged model that lie in the state folder; those of an artifact store are its own to expire."""
     place = urlparse(location)
     path = Path(place.path)
-    if place.scheme in {"", "file"} and path.is_dir() and path.resolve().is_relative_to(home.mlflow.resolve()):
+    if place.scheme in {"", "file"} and path.resolve().is_relative_to(home.mlflow.resolve()):
         _remove(path)
 
 

@@ -281,3 +281,53 @@ def test_a_bundle_that_is_built_again_is_collected_no_more(home: Home) -> None:
     assert not grave.exists()
     bundle_folder.checked(home, digest)
     assert json.loads((home.bundles / digest / bundle_folder.FACTS_FILE).read_text())["as_of"].startswith("2025-03-01")
+
+
+def test_a_removal_of_a_training_run_that_was_killed_is_finished_by_the_next(home: Home, tmp_path: Path) -> None:
+    """Whatever is hidden there, or is no cycle's, must not stop the collections of all days to come."""
+    settle(home, keep_last=1, keep_runs=1)
+    for version in (1, 2):
+        release(home, version, bundle(home, version))
+        moment = retention.utc(f"2025-03-{version:02d}")
+        (home.training / f"{moment:%Y-%m-%dT%H%M%S}" / "universe").mkdir(parents=True)
+        with cycle.stage(home, moment, "bundle"):
+            pass
+    (home.training / "2025-of-the-Tests").mkdir()
+    ends = []
+    for before in range(40):
+        root = tmp_path / f"kill-{before}"
+        shutil.copytree(home.root, root)
+        process = FORK.Process(target=_killed, args=(root, before, retention.collect))
+        process.start()
+        process.join(60)
+        ends.append(process.exitcode)
+        cut = Home(root)
+        retention.collect(cut)
+        assert sorted(path.name for path in cut.training.iterdir()) == ["2025-03-02T000000", "2025-of-the-Tests"]
+        if ends[-1] == 0:
+            break
+    assert ends == [-signal.SIGKILL] * (len(ends) - 1) + [0]
+    assert len(ends) > 4
+
+
+def test_a_deletion_of_mlflow_s_copy_that_was_killed_is_finished_by_the_next(home: Home) -> None:
+    copy = home.mlflow / "artifacts" / "m-1"
+    copy.mkdir(parents=True)
+    copy.rename(copy.with_name(f"{retention.DOOMED}m-1"))  # killed here
+    retention._delete_copy(home, copy.as_uri())
+    assert list(copy.parent.iterdir()) == []
+
+
+def test_a_bundle_that_was_announced_as_taken_and_was_not_can_be_gone_back_to(home: Home) -> None:
+    """Killed between tombstone and renaming; by the next collection an operator keeps more."""
+    settle(home, keep_last=5)
+    made = {version: bundle(home, version) for version in (1, 2, 3, 4)}
+    for version, digest in made.items():
+        release(home, version, digest)
+    publish.write_json(bundle_folder.tombstone(home, made[1]), {"digest": made[1], "version": 1, "as_of": "2025-03-01"})
+    publish.write_json(bundle_folder.tombstone(home, "0" * 64), {"digest": "0" * 64, "version": 9, "as_of": "2025-03-01"})
+    retention.collect(home, dry_run=True)
+    assert bundle_folder.tombstone(home, made[1]).is_file(), "a dry run changes nothing"
+    assert made[1] in retention.collect(home)["kept"]
+    assert rollback.roll_back(home, 1)["champion_after"] == 1
+    assert bundle_folder.tombstone(home, "0" * 64).is_file(), "what was taken stays so"
