@@ -6,6 +6,7 @@ One structure feeds the page for people, the Prometheus text and the JSON, so th
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -20,6 +21,7 @@ from pipelines.registry import releases as pointers
 from pipelines.window import DAY, utc
 
 SHOWN: Final = 53  # cycles a page shows: a year of weeks
+CYCLE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d{6}")
 FATES: Final = ("read", "accepted", "quarantined", "duplicates")
 
 Figures = dict[str, Any]
@@ -55,7 +57,7 @@ def gather(home: Home, as_of: datetime) -> Figures:
         {"as_of", "champion" or None, "cycles": oldest first, "decisions": oldest first, "counts", "alarms"}; what was not measured is None.
     """
     moment = utc(as_of)
-    entries = [entry for entry in ledger.history(home) if _when(entry) is None or utc(entry["as_of"]) <= moment]
+    entries = [entry for entry, when in _placed(ledger.history(home)) if when is None or when <= moment]
     cycles = [_cycle(home, when) for when in moments(home) if when <= moment]
     reigns = _reigns(entries)
     for one in cycles:
@@ -70,13 +72,25 @@ def gather(home: Home, as_of: datetime) -> Figures:
     }
 
 
-def _when(entry: Figures) -> str | None:
-    return entry.get("as_of")
+def _placed(entries: Iterable[Figures]) -> list[tuple[Figures, datetime | None]]:
+    """Return ledger entries with the cycle after which each was made, None before the first.
+
+    What the gate found belongs to its own cycle. A rollback, a person's answer or a release names an old cycle, perhaps, but came
+    after the newest one of which the ledger told by then.
+    """
+    found: list[tuple[Figures, datetime | None]] = []
+    newest: datetime | None = None
+    for entry in entries:
+        own = utc(entry["as_of"]) if entry.get("as_of") else None
+        newest = max(filter(None, (newest, own)), default=None)
+        found.append((entry, own if own is not None and entry["kind"] in ledger.JUDGED else newest))
+    return found
 
 
 def moments(home: Home) -> list[datetime]:
-    """Return the as_of of every cycle that left a record, oldest first."""
-    return [utc(datetime.strptime(path.name, "%Y-%m-%dT%H%M%S")) for path in sorted((home.reports / "cycles").glob("*"))]  # noqa: DTZ007 - utc() adds the zone
+    """Return the as_of of every cycle that left a record, oldest first; what else lies there is none."""
+    names = [path.name for path in sorted((home.reports / "cycles").glob("*")) if CYCLE.fullmatch(path.name)]
+    return [utc(datetime.strptime(name, "%Y-%m-%dT%H%M%S")) for name in names]  # noqa: DTZ007 - utc() adds the zone
 
 
 def _cycle(home: Home, when: datetime) -> Figures:
@@ -100,16 +114,8 @@ def _cycle(home: Home, when: datetime) -> Figures:
 
 
 def _reigns(entries: list[Figures]) -> list[tuple[datetime, Figures]]:
-    """Return when each champion began to serve, with the entry that says so; a rollback names an old cycle, but begins after the newest."""
-    found: list[tuple[datetime, Figures]] = []
-    newest: datetime | None = None
-    for entry in entries:
-        if _when(entry) is None:
-            continue
-        newest = max(filter(None, [newest, utc(entry["as_of"])]))
-        if entry["kind"] in ledger.REIGNS:
-            found.append((newest, entry))
-    return found
+    """Return after which cycle each champion began to serve, with the entry that says so."""
+    return [(when, entry) for entry, when in _placed(entries) if when is not None and entry.get("as_of") and entry["kind"] in ledger.REIGNS]
 
 
 def _section(record: Figures | None, names: Iterable[str]) -> Figures | None:

@@ -226,6 +226,34 @@ def test_a_rollback_begins_a_reign_after_the_newest_cycle_not_at_the_old_one(hom
     assert found["cycles"][0]["champion"]["version"] == 1
 
 
+def test_a_report_on_the_past_does_not_know_of_a_later_rollback_or_answer_to_an_older_cycle(home: Home):
+    second = FIRST + timedelta(days=7)
+    flip = {"as_of": second.isoformat(), "reasons": ["better"], "champion_before": 1, "champion_after": 2}
+    body = {"as_of": LAST.isoformat(), "reasons": ["best"], "champion_before": 1, "champion_after": 3}
+    releases.flip(home, releases.pointer(home), version=3, digest="3" * 64, as_of=body["as_of"], key=None, body=body)
+    before = report.gather(home, second)
+    assert before["champion"]["version"] == 1
+    back = {**flip, "champion_before": 3}
+    releases.flip(
+        home, releases.pointer(home), version=2, digest="2" * 64, as_of=back["as_of"], key=None, body=back, kind=ledger.ROLLED_BACK
+    )
+    ledger.record(home, ledger.REJECTED, None, {"as_of": FIRST.isoformat(), "challenger": 4, "champion_before": 2, "author": "ann"})
+    after = report.gather(home, second)
+    assert (after["decisions"], after["counts"]) == (before["decisions"], before["counts"])
+    assert after["champion"] == {**before["champion"], "serves_now": False}
+    assert [one["champion"] for one in after["cycles"]] == [one["champion"] for one in before["cycles"]]
+    now = report.gather(home, LAST)
+    assert now["champion"]["version"] == 2
+    assert [one["kind"] for one in now["decisions"]][-2:] == [ledger.ROLLED_BACK, ledger.REJECTED]
+
+
+def test_a_folder_that_is_no_cycle_is_passed_over(home: Home):
+    before = report.moments(home)
+    for stray in (".DS_Store", "notes", "2025-02-10T000000.bak", "9999-99-99T999999x"):
+        (home.reports / "cycles" / stray).mkdir()
+    assert report.moments(home) == before
+
+
 def test_the_verb_prints_json_and_refuses_a_day_before_any_cycle(home: Home):
     done = CliRunner().invoke(app, ["report", "--home", str(home.root), "--json"])
     assert done.exit_code == 0, done.output
