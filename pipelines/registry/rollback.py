@@ -19,20 +19,28 @@ SAID: Final = ("reasons", "author", "as_of", "champion_before", "champion_after"
 def candidates(history: list[dict[str, Any]], serving: int | None) -> list[dict[str, Any]]:
     """Return the releases to go back to, the first choice first.
 
-    Newest reign first; a version that was rolled back from and has not served since is no candidate, so that
-    going back twice goes further back and never forth.
+    Newest reign first. No candidate is what was first released after the one that serves, what was left for an earlier release
+    (a rollback, or an alias set by hand) and what a person rejected, unless it has served since or a person approved it: going
+    back twice goes further back and never forth.
     """
     reigns: dict[int, dict[str, Any]] = {}
+    order: dict[int, int] = {}  # of first releases: numbers of versions may have another
     spoiled: set[int] = set()
     for entry in history:
         if entry["kind"] in ledger.REIGNS:
-            version = int(entry["version"])
-            if entry["kind"] == ledger.ROLLED_BACK and int(entry["champion_before"]) > version:  # else it was taken back
-                spoiled.add(int(entry["champion_before"]))
+            version, before = int(entry["version"]), entry.get("champion_before")
+            first = order.setdefault(version, len(order))
+            if entry["kind"] in {ledger.ROLLED_BACK, ledger.BY_HAND} and before is not None and order.get(int(before), -1) > first:
+                spoiled.add(int(before))  # else it was taken back
             spoiled.discard(version)
             reigns.pop(version, None)
             reigns[version] = entry  # the newest last
-    return [entry for version, entry in reversed(reigns.items()) if version != serving and version not in spoiled]
+        elif entry["kind"] == ledger.REJECTED and entry.get("challenger") is not None:
+            spoiled.add(int(entry["challenger"]))
+        elif entry["kind"] == ledger.APPROVED and entry.get("challenger") is not None:
+            spoiled.discard(int(entry["challenger"]))
+    last = len(order) if serving is None else order.get(serving, len(order))
+    return [entry for version, entry in reversed(reigns.items()) if order[version] < last and version not in spoiled]
 
 
 def check(home: Home, entry: dict[str, Any]) -> None:
@@ -63,7 +71,7 @@ def _target(history: list[dict[str, Any]], serving: int | None, to: str | int | 
     if to is not None:
         found = f"version {to}, which " + ("was never released" if entry is None else "serves already")
     else:
-        found = "no earlier champion" + (" that nobody has rolled back from" if others else "")
+        found = "no earlier champion" + (" that nobody has rolled back from or rejected" if others else "")
     only = f"; version {serving}, which serves, is the only one released" if released else "; none was released yet"
     raise StateError(
         "rollback",

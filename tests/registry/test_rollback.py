@@ -40,6 +40,45 @@ def test_rolling_back_twice_goes_further_back_and_never_to_what_was_left(home: H
     assert rollback.roll_back(home)["champion_after"] == 1
 
 
+def back_to(home: Home, serving: int) -> list[int]:
+    return [entry["version"] for entry in rollback.candidates(releases.history(home), serving)]
+
+
+def word(home: Home, kind: str, version: int) -> None:
+    ledger.record(home, kind, None, {"challenger": version, "champion_before": 3, "champion_after": 3, "author": "Ada", "words": ["no"]})
+
+
+def test_what_a_person_rejected_is_no_release_to_go_back_to_until_a_person_takes_it_back(home: Home) -> None:
+    for version in (1, 2, 3):
+        release(home, version)
+    word(home, ledger.REJECTED, 2)
+    assert back_to(home, 3) == [1]
+    word(home, ledger.APPROVED, 2)
+    assert back_to(home, 3) == [2, 1]
+    for version in (1, 2):
+        word(home, ledger.REJECTED, version)
+    assert rollback.by_machine(home, 3, reason="p99 above its bound") is None
+    with pytest.raises(StateError, match="no earlier champion that nobody has rolled back from or rejected"):
+        rollback.roll_back(home)
+    assert rollback.roll_back(home, 2)["champion_after"] == 2  # by name, a person may
+    release(home, 4)
+    assert back_to(home, 4) == [2], "which served again after the word, because somebody named it"
+
+
+def test_going_back_never_goes_forth_however_the_release_before_was_reached(home: Home) -> None:
+    """By hand in MLflow, by name over the head of another, and where versions were not released in the order of their numbers."""
+    for version in (1, 5, 4, 6):
+        release(home, version)
+    assert rollback.roll_back(home, 5)["champion_after"] == 5
+    assert back_to(home, 5) == [1], "4 was released after 5"
+    first = releases.history(home)[0]
+    body = {"champion_before": 5, "champion_after": 1, "as_of": first["as_of"]}
+    releases.flip(home, releases.pointer(home), version=1, digest=first["digest"], as_of=None, key=None, body=body, kind=ledger.BY_HAND)
+    assert back_to(home, 1) == []
+    release(home, 7)
+    assert back_to(home, 7) == [1, 4], "5 and 6 were left for an earlier one"
+
+
 def test_rollback_without_a_release_before_says_so(home: Home) -> None:
     with pytest.raises(StateError, match="no earlier champion"):
         rollback.roll_back(home)
