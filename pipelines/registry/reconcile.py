@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pipelines import config
+from pipelines import config, cycle
 from pipelines.config import Home
 from pipelines.decision_policies import ReleasePolicy
 from pipelines.errors import StaleFence, StateError
-from pipelines.registry import ledger, projection, promotion, release_database, releases, review, rollback, tracking
+from pipelines.registry import bundle_folder, ledger, projection, promotion, release_database, releases, review, rollback, tracking
 from pipelines.window import utc
 
 SOMEBODY: Final = "somebody in MLflow"
@@ -65,7 +65,7 @@ def _alias(home: Home, policy: ReleasePolicy) -> tuple[list[str], frozenset[str]
         "words": [tags.get(WHY) or f"alias {tracking.CHAMPION} set to version {found} by hand"],
     }
     try:
-        digest, as_of = _ours(policy, tags, found)
+        digest, as_of = _ours(home, policy, tags, found)
         promotion.sound(home, digest)
     except (StateError, OSError) as wrong:
         said = f"alias {tracking.CHAMPION} on version {found} is refused and put back: {wrong}"
@@ -82,7 +82,7 @@ def _alias(home: Home, policy: ReleasePolicy) -> tuple[list[str], frozenset[str]
 def _direction(as_of: str, now: releases.Pointer) -> list[str]:
     if now.as_of is None:
         return ["set by hand: the gate has released nothing yet"]
-    return ["set by hand: an earlier release" if as_of < now.as_of else "set by hand: the gate was overruled"]
+    return ["set by hand: an earlier release" if utc(as_of) < utc(now.as_of) else "set by hand: the gate was overruled"]
 
 
 def _tags(home: Home, version: str) -> dict[str, str]:
@@ -97,11 +97,12 @@ def _tags(home: Home, version: str) -> dict[str, str]:
         return {}
 
 
-def _ours(policy: ReleasePolicy, tags: dict[str, str], version: str) -> tuple[str, str]:
-    """Return digest and as_of of a version that our bundle stage registered.
+def _ours(home: Home, policy: ReleasePolicy, tags: dict[str, str], version: str) -> tuple[str, str]:
+    """Return digest and as_of of a version that our bundle stage registered; of the tags, which anybody may edit, neither is believed.
 
     Raises:
-        StateError: it was registered by something else, or rejected; or nothing that is set by hand is honoured here.
+        StateError: it was registered by something else, or rejected; its tag names the bundle of another version; or nothing that
+            is set by hand is honoured here.
     """
     if policy.by_hand != "honour":
         raise StateError("alias set by hand", found="not honoured here (release.by_hand)", allowed="the gate or `reloop review`")
@@ -112,11 +113,42 @@ def _ours(policy: ReleasePolicy, tags: dict[str, str], version: str) -> tuple[st
             allowed="a version that nobody rejected",
             hint=f"set {projection.STATUS} to {projection.APPROVED} first",
         )
-    if not tags.get("digest") or not tags.get("as_of"):
+    if not tags.get("digest"):
+        raise StateError(f"version {version}", found="no bundle of ours: the tag digest is missing", allowed="a version of `reloop train`")
+    return _of_bundle(home, tags["digest"], int(version))
+
+
+def _of_bundle(home: Home, digest: str, version: int) -> tuple[str, str]:
+    """Return digest and as_of of a version's bundle, as its signed manifest has them.
+
+    Raises:
+        StateError: it is gone, damaged or not signed here; or neither ledger nor cycle knows it as the bundle of this version.
+    """
+    as_of = utc(bundle_folder.document(home, digest, bundle_folder.FACTS_FILE)["as_of"])
+    known = {
+        (str(entry[number]), str(entry[content]))
+        for entry in ledger.history(home)
+        for number, content in (("challenger", "challenger_digest"), ("version", "digest"))
+        if entry["kind"] != ledger.REFUSED and entry.get(number) is not None and entry.get(content)
+    }
+    known |= {(str(one.get("version")), str(one.get("digest"))) for one in cycle.records(home, as_of, "bundle") if one["state"] == "done"}
+    if (str(version), digest) not in known:
+        others = sorted({number for number, content in known if content == digest})
         raise StateError(
-            f"version {version}", found="no bundle of ours: the tags digest and as_of are missing", allowed="a version of `reloop train`"
+            f"version {version}",
+            found=f"tag digest = {digest[:12]}, "
+            + (f"the bundle of version {', '.join(others)}" if others else "which was built as no version"),
+            allowed="the digest that `reloop train` has set",
         )
-    return tags["digest"], tags["as_of"]
+    return digest, as_of.isoformat()
+
+
+def _as_of(home: Home, tags: dict[str, str], version: int) -> str | None:
+    """Return the cycle of a version, None where its bundle does not tell."""
+    try:
+        return _of_bundle(home, tags.get("digest", ""), version)[1]
+    except (StateError, OSError):
+        return None
 
 
 def _statuses(home: Home, policy: ReleasePolicy) -> tuple[list[str], list[str], frozenset[str]]:
@@ -166,7 +198,7 @@ def _word(home: Home, policy: ReleasePolicy, version: int, word: str, tags: dict
     now = releases.pointer(home)
     approved = word == projection.APPROVED
     kind = ledger.APPROVED if approved else ledger.REJECTED
-    body = {"challenger": version, "as_of": tags.get("as_of"), "champion_before": now.version, "champion_after": now.version}
+    body = {"challenger": version, "as_of": _as_of(home, tags, version), "champion_before": now.version, "champion_after": now.version}
     ledger.record(home, kind, None, {**body, "author": author, "words": [words], "reasons": [f"{projection.STATUS} set by hand in MLflow"]})
     said = f"version {version}: {word} by {author}"
     if approved or now.version != version or policy.on_rejected_champion != "rollback":

@@ -8,10 +8,23 @@ import promotion_lab
 import pytest
 from trained_shop import FIRST, SECOND
 
-from pipelines import cycle
+from pipelines import cycle, publish
 from pipelines.config import Home
+from pipelines.decision_policies import ReleasePolicy
 from pipelines.errors import StateError
-from pipelines.registry import ledger, projection, promotion, reconcile, release_database, releases, rollback, tracking
+from pipelines.registry import (
+    bundle_folder,
+    ledger,
+    projection,
+    promotion,
+    reconcile,
+    release_database,
+    releases,
+    rollback,
+    signing,
+    tracking,
+)
+from pipelines.window import utc
 
 
 def digest(home: Home, as_of: Any) -> str:
@@ -82,6 +95,38 @@ def test_an_alias_moved_by_hand_is_honoured_in_the_name_that_the_tags_give(serve
     reconcile.reconcile(served)
     assert releases.history(served)[-1]["author"] == "somebody in MLflow"
     assert releases.verify(served) == 4
+
+
+def small(home: Home, version: int) -> str:
+    """Publish a bundle that says of when it is, and nothing else."""
+    building = home.bundles / "building"
+    with publish.folder(building, {}) as out:
+        publish.write_json(out / bundle_folder.FACTS_FILE, {"as_of": f"2025-03-{version:02d}T00:00:00+00:00"})
+    signing.sign(home, building)
+    digest = publish.manifest(building).digest
+    building.rename(home.bundles / digest)
+    with cycle.stage(home, utc(f"2025-03-{version:02d}"), "bundle") as record:
+        record.update(version=version, digest=digest)
+    return digest
+
+
+def test_of_the_tags_that_anybody_may_edit_neither_digest_nor_moment_is_believed(home: Home) -> None:
+    one, two = small(home, 1), small(home, 2)
+    policy, moment = ReleasePolicy(), "2025-03-02T00:00:00+00:00"
+    for edited in ("2099-01-01", "last week", ""):
+        assert reconcile._ours(home, policy, {"digest": two, "as_of": edited}, "2") == (two, moment)
+        assert reconcile._as_of(home, {"digest": two, "as_of": edited}, 2) == moment
+    for digest, wrong in ((one, "the bundle of version 1"), ("e" * 64, "no manifest"), ("../../etc", "sha256"), ("", "no bundle of ours")):
+        with pytest.raises(StateError, match=wrong):
+            reconcile._ours(home, policy, {"digest": digest, "as_of": moment}, "2")
+        assert reconcile._as_of(home, {"digest": digest, "as_of": moment}, 2) is None
+    with pytest.raises(StateError, match="the bundle of version 2"):
+        reconcile._ours(home, policy, {"digest": two}, "3")
+    cycle.forget(home, utc(moment), "bundle")
+    with pytest.raises(StateError, match="built as no version"):
+        reconcile._ours(home, policy, {"digest": two}, "2")
+    ledger.record(home, ledger.KEPT, "decide/2", {"challenger": 2, "challenger_digest": two})
+    assert reconcile._ours(home, policy, {"digest": two}, "2") == (two, moment)
 
 
 @pytest.mark.parametrize(
