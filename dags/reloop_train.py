@@ -72,10 +72,12 @@ def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
         from pipelines import config
         from pipelines.ranking import rankers
         from pipelines.ranking.rerank import goods
+        from pipelines.registry import gate_incumbents
         from pipelines.retrieval import lineup
 
         settings = config.load(config.Home.from_environment())
         rankers.chosen(settings.ranking)
+        gate_incumbents.check(settings.gate)
         chosen = lineup.chosen(settings.retrieval)
         goods.vectored(settings.rerank, chosen)
         return list(chosen)

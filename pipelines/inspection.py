@@ -121,8 +121,11 @@ def _lake(home: Home) -> Finding:
 
 def _settings(home: Home) -> Finding:
     from pipelines.ranking import rankers
+    from pipelines.registry import gate_incumbents
 
-    rankers.chosen(config.load(home).ranking)
+    settings = config.load(home)
+    rankers.chosen(settings.ranking)
+    gate_incumbents.check(settings.gate)
     return Finding("settings", ok=True, text="every section and knob is known")
 
 

@@ -43,3 +43,12 @@ def test_a_knob_that_cannot_be_and_a_misspelt_source_among_the_parameters_are_fo
     assert "source 'alz': unknown" in found.text
     assert "did you mean 'als'?" in found.text
     assert "source 'als': knob n_factors: 0; expected a whole number at least 1" in found.text
+
+
+def test_a_misspelt_incumbent_of_the_gate_is_found_instead_of_guarding_nothing(home: Home):
+    home.root.mkdir(parents=True)
+    for wrong, said in (('incumbents = ["item_kn"]', "did you mean 'item_knn'"), ('baseline = "popluar"', "did you mean 'popular'")):
+        (home.root / "reloop.toml").write_text(f"[gate]\n{wrong}\n")
+        found = {finding.name: finding for finding in inspection.examine(home)}["settings"]
+        assert not found.ok
+        assert said in found.text

@@ -74,6 +74,7 @@ def run(
     from pipelines import run as running
     from pipelines import summary
     from pipelines.ranking import rankers
+    from pipelines.registry import gate_incumbents
     from pipelines.retrieval import lineup
     from pipelines.sources import normalising
 
@@ -84,6 +85,7 @@ def run(
     span = span_of(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
     settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
     rankers.chosen(settings.ranking)
+    gate_incumbents.check(settings.gate)
     lineup.chosen(settings.retrieval)  # a knob out of its range is refused before anything is read
     planned = running.plan(request, span, settings, step_days=step_days, warmup_days=warmup, batch_days=batch_days)
     results = running.execute(state, planned, settings, out)
@@ -219,11 +221,12 @@ def features(
 def train(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Train retrievers and ranker as of a day, evaluate them, and register the bundle as challenger."""
     from pipelines.ranking import judging, rankers, training, training_set
-    from pipelines.registry import bundle
+    from pipelines.registry import bundle, gate_incumbents
     from pipelines.retrieval import blend, fitting, lineup
 
     state, moment = home_at(home), utc(as_of)
     rankers.chosen(config.load(state).ranking)
+    gate_incumbents.check(config.load(state).gate)
     for source in lineup.chosen(config.load(state).retrieval):
         fitting.fit(state, moment, source)
     blend.blend(state, moment)

@@ -7,7 +7,7 @@ fresh one. A measure that fails is told by name with the reason, and the gate fa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -28,7 +28,7 @@ from pipelines.evaluation.slices import Mask
 from pipelines.ranking import attribution, fairness_report, judging, two_stage
 from pipelines.ranking.context import catalogue
 from pipelines.ranking.two_stage import TwoStage
-from pipelines.registry import bundle, evidence_lists, evidence_scoring, evidence_windows, gate, releases
+from pipelines.registry import bundle, evidence_lists, evidence_scoring, evidence_windows, gate, gate_incumbents, releases
 from pipelines.registry.evidence_lists import Shop
 from pipelines.registry.evidence_windows import About
 from pipelines.registry.gate import Evidence
@@ -180,16 +180,29 @@ def weigh(home: Home, as_of: datetime, baseline: releases.Pointer, challenger: T
 
     Args:
         digest: of the challenger's bundle; that of the cycle's when None.
+
+    Raises:
+        StateError: the settings name an incumbent or a baseline that no source is.
     """
     settings = config.load(home)
+    gate_incumbents.check(settings.gate)
     judged = bench(home, as_of, settings)
     new = judged.score(challenger)
     broken = fairness_report.broken(home, as_of, settings.fairness)
     wanted = [*settings.gate.incumbents, settings.gate.baseline]
     trivial = incumbents(home, as_of, wanted, judged.truth.user_ids)
+    off = {name: gate_incumbents.OFF for name in settings.gate.incumbents if name not in {*trivial, *settings.retrieval.sources}}
     moment = utc(as_of).isoformat()
+    reign = _reign(home)
     first = Evidence(
-        challenger=new.ndcg, users=judged.truth.user_ids, as_of=moment, incumbents=trivial, broken=broken, seed=settings.training.seed
+        challenger=new.ndcg,
+        users=judged.truth.user_ids,
+        as_of=moment,
+        incumbents=trivial,
+        inapplicable=off,
+        earlier_decisions=gate.looks(reign, baseline.version),
+        seed=settings.training.seed,
+        broken=broken,
     )
     if baseline.digest is None or baseline.as_of is None:
         return first
@@ -209,26 +222,19 @@ def weigh(home: Home, as_of: datetime, baseline: releases.Pointer, challenger: T
         evidence_windows.recipe(bundle.facts(home, digest)["settings"]),
     )
     kept = evidence_windows.write(home, about, Window(moment, judged.truth.user_ids, old.ndcg, new.ndcg))
-    reign = _reign(home)
     earlier = measures.attempt(
         ["earlier windows"], lambda: tuple(evidence_windows.earlier(home, reign, about, max(settings.gate.windows - 1, 0)))
     )
-    return Evidence(
-        challenger=new.ndcg,
+    return replace(
+        first,
         champion=old.ndcg,
-        users=judged.truth.user_ids,
-        as_of=moment,
         earlier=earlier or (),
-        incumbents=trivial,
         slices=slices,
         segments={name: (old.ndcg[rows], new.ndcg[rows]) for name, rows in segments.items()},
         measures=measures.found,
         failed=measures.failed,
-        inapplicable=measures.inapplicable,
+        inapplicable=off | measures.inapplicable,
         champion_age_days=(utc(as_of) - utc(baseline.as_of)) / DAY,
-        earlier_decisions=gate.looks(reign, baseline.version),
-        seed=settings.training.seed,
-        broken=broken,
         kept=kept,
     )
 

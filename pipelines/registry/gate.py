@@ -54,7 +54,8 @@ class Evidence:
         segments: "country:DE" -> likewise; where there are few users only harm that is shown counts.
         measures: what else is guarded, by the names of `decision_policies.GUARDRAILS`.
         failed: what could not be measured -> why.
-        inapplicable: guardrail -> why it says nothing here: both rankers must tell probabilities for their error to be compared.
+        inapplicable: guardrail or incumbent -> why it says nothing here: both rankers must tell probabilities for their error to be
+            compared, a source must be switched on.
         champion_age_days: from the champion's as_of to the challenger's.
         earlier_decisions: looks at this champion that spent some of the error.
         seed: of the bootstrap.
@@ -164,7 +165,10 @@ def _damage(evidence: Evidence, policy: GatePolicy) -> list[str]:
         array = np.asarray(values, dtype=np.float64)
         if not np.all((array >= 0.0) & (array <= 1.0)):
             problems.append(f"NDCG@10 of {name} holds a value that is no number in [0, 1]")
-    required = [*policy.incumbents, *([policy.baseline] if evidence.champion is None else [])]
+    required = [
+        *(name for name in policy.incumbents if name not in evidence.inapplicable),
+        *([policy.baseline] if evidence.champion is None else []),
+    ]
     problems += [f"{name} was not measured" for name in required if name not in evidence.incumbents]
     if evidence.champion is not None:
         problems += [
@@ -269,6 +273,8 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
     """Return what the guardrails force, and their figures in the groups in which people look for them."""
     guarded: dict[str, tuple[Measure, Rule]] = {}
     for name in policy.incumbents:
+        if name in evidence.inapplicable:
+            continue
         rule = Rule(f"against {name}: NDCG@10", policy.non_inferiority_margin)
         guarded[f"incumbents/{name}"] = PerUser(evidence.incumbents[name], evidence.challenger), rule
     small = []
@@ -290,16 +296,18 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
         }
     findings, figures = gate_guardrails.weighed(guarded, policy.confidence, evidence.seed)
     nested: dict[str, Any] = {"incumbents": {}, "slices": {}, "segments": {}, "guardrails": {}, "not_guarded": {}}
-    for name, told in figures.items():
+    for name, measured in figures.items():
         group, _, short = name.partition("/")
-        nested[group][short] = told
+        nested[group][short] = measured
     nested["not_guarded"] = dict.fromkeys(
         small, f"fewer than {policy.min_segment_users} users (gate.min_segment_users): only harm that is shown counts"
     )
-    nested["not_guarded"] |= {name: why for name, why in evidence.inapplicable.items() if name in policy.guardrails}
+    silent = {name: why for name, why in evidence.inapplicable.items() if name in {*policy.guardrails, *policy.incumbents}}
+    nested["not_guarded"] |= silent
     covered = nested["guardrails"].get("coverage")
     nested["coverage"] = {"champion": covered["before"], "challenger": covered["after"]} if covered else None
-    return [*(Finding(KEEP, reason) for reason in evidence.broken), *findings], nested
+    told = [Finding(None, f"{name}: not guarded, {why}") for name, why in silent.items()]
+    return [*(Finding(KEEP, reason) for reason in evidence.broken), *findings, *told], nested
 
 
 def looks(entries: Sequence[Mapping[str, Any]], version: int | None) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from trained_shop import FIRST, SECOND
 from pipelines import config, cycle
 from pipelines.config import Home
 from pipelines.decision_policies import GatePolicy
+from pipelines.errors import StateError
 from pipelines.ranking import features
 from pipelines.ranking.protocol import Ranker
 from pipelines.ranking.two_stage import TwoStage
-from pipelines.registry import bundle, evidence, evidence_lists, evidence_scoring, gate, gate_guardrails, releases
+from pipelines.registry import bundle, evidence, evidence_lists, evidence_scoring, gate, gate_guardrails, ledger, releases
 from pipelines.registry.evidence_scoring import Asked
 
 
@@ -85,6 +87,28 @@ def test_two_weeks_of_a_real_shop_are_weighed_whole_and_kept(fresh: Home) -> Non
     assert verdict.figures["evidence"]["digest"] == found.kept["digest"]
     json.dumps(verdict.figures, allow_nan=False)
     assert not gate.judge(replace(found, challenger=found.champion), policy).promote
+
+
+def test_every_look_at_a_first_model_spends_some_of_the_error(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was ever released: each week's first model is one more chance for noise to beat popularity."""
+    users = np.array(["a", "b"])
+    scored = evidence.Scored(np.array([0.1, 0.2]), np.array([0.1, 0.2]), np.zeros((2, evidence.K), np.int64))
+    judged = SimpleNamespace(truth=SimpleNamespace(user_ids=users), score=lambda _: scored)
+    monkeypatch.setattr(evidence, "bench", lambda *_: judged)
+    monkeypatch.setattr(evidence, "incumbents", lambda *_: {"popular_7d": scored.ndcg})
+    monkeypatch.setattr(evidence.fairness_report, "broken", lambda *_: ())
+    for week in range(3):
+        spent = {"alpha_spent": 0.03 if week else 0.0}  # in the first there were too few users: nothing was tested
+        body = {"as_of": FIRST.isoformat(), "challenger": week + 1, "champion_before": None, "champion_after": None, "figures": spent}
+        ledger.record(home, ledger.KEPT, f"decide/{week}", body)
+    (home.root / "reloop.toml").write_text('[retrieval]\nsources = ["popular", "item_knn"]\n')
+    found = evidence.weigh(home, SECOND, releases.pointer(home), cast("TwoStage", None))
+    assert found.champion is None
+    assert found.earlier_decisions == 2
+    assert set(found.inapplicable) == {"sequence_rules"}, "switched off and not measured; item_knn is on, so it must be measured"
+    (home.root / "reloop.toml").write_text('[gate]\nincumbents = ["item_kn"]\n')
+    with pytest.raises(StateError, match="did you mean 'item_knn'"):
+        evidence.weigh(home, SECOND, releases.pointer(home), cast("TwoStage", None))
 
 
 def test_a_measure_that_fails_is_told_and_keeps_the_champion(fresh: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.decision_policies import GatePolicy
-from pipelines.registry.gate import KEEP, NOT_ENOUGH, PROMOTE, Evidence, judge
+from pipelines.registry.gate import KEEP, NOT_ENOUGH, PROMOTE, Evidence, judge, looks
 from pipelines.registry.gate_guardrails import Exact
 from pipelines.registry.gate_sequence import spent_alpha
 
@@ -176,6 +176,17 @@ def test_a_small_segment_that_is_harmed_stops_a_promotion_and_one_of_whom_nothin
     assert set(unsure.figures["not_guarded"]) == {"country:NZ"}
 
 
+def test_an_incumbent_that_is_switched_off_is_told_as_not_guarded() -> None:
+    off = {"item_knn": "the source is switched off (retrieval.sources)"}
+    measured = dict.fromkeys(("popular_7d", "sequence_rules"), CHAMPION * 0.5)
+    found = judge(evidence(incumbents=measured, inapplicable=off), POLICY)
+    assert found.verdict == PROMOTE
+    assert "item_knn: not guarded, the source is switched off (retrieval.sources)" in found.reasons
+    assert found.figures["not_guarded"] == off
+    damaged = judge(evidence(incumbents=measured), POLICY)
+    assert (damaged.verdict, damaged.reasons) == (KEEP, ("the evidence is damaged: item_knn was not measured",))
+
+
 def test_no_champion_and_a_refusal_says_that_popularity_serves() -> None:
     assert "popularity keeps serving" in judge(first(challenger=CHAMPION * 0.4), POLICY).reasons[-1]
 
@@ -287,6 +298,23 @@ def test_thirty_weeks_of_equal_retrains_seldom_dethrone_the_champion() -> None:
             judge(_pair(champion, retrained(truth, 90_000 + 100 * reign + week), earlier=week), POLICY).promote for week in range(30)
         )
     assert dethroned / 40 <= 0.12
+
+
+def test_a_first_model_that_is_asked_about_every_week_must_show_more_each_time() -> None:
+    """So little better than popularity that a first look lets it in: ten weeks later that is what luck brings."""
+    policy = GatePolicy(incumbents=())
+    rng = np.random.default_rng(4)
+    popular = 0.3 + 0.4 * rng.random(N)
+    noise = rng.normal(0, 0.05, N)
+    faint = popular + noise - noise.mean() + 2.5 * noise.std() / np.sqrt(N)  # two and a half standard errors
+    entries: list[dict[str, Any]] = []
+    verdicts = []
+    for week in range(10):
+        found = judge(Evidence(challenger=faint, incumbents={"popular": popular}, earlier_decisions=looks(entries, None)), policy)
+        assert found.figures["alpha"] == pytest.approx(spent_alpha(1 - policy.confidence, week + 1))
+        entries.append({"champion_before": None, "figures": found.figures})
+        verdicts.append(found.verdict)
+    assert (verdicts[0], verdicts[-1]) == (PROMOTE, NOT_ENOUGH)
 
 
 def test_a_real_gain_is_let_in_and_harm_is_kept_out() -> None:
