@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipelines.decision_policies import DriftPolicy
 from pipelines.evaluation import distances, psi
 from pipelines.registry import population
@@ -32,6 +35,8 @@ NO_CHAMPION: Final = "no champion"
 PEOPLE: Final = ("user_category_daily__category", f"{population.TRAFFIC}__")  # who comes and for what
 DEEDS: Final = (f"{population.LABELS}__",)  # what people do
 NEAR: Final = 1.5  # times the formula's chance: beyond it no simulation would say otherwise
+GONE: Final = "gone"
+RETYPED: Final = "of another type"
 OUTPUTS: Final = ("scores__", "served__")  # what the champion makes of them
 
 
@@ -81,7 +86,7 @@ class Check:
 
     Attributes:
         skipped: column -> why it was not compared.
-        null_bursts: column -> why its missing values are a fault of the data and no shift of the world.
+        null_bursts: column -> why its missing, or infinite, values are a fault of the data and no shift of the world.
     """
 
     verdict: Literal["drift", "no drift", "not enough data", "no champion"]
@@ -120,7 +125,13 @@ def compare(profile: population.Profile, now: population.Columns, day: datetime,
     skipped = {name: reason for name, reason in profile.incomparable.items() if name in profile.references}
     skipped |= {name: "the reference does not have it" for name in now if name not in profile.references}
     skipped |= {
-        name: "gone: the reference had it, the day has not" for name in profile.references if name not in now and name not in skipped
+        name: f"{GONE}: the reference had it, the day has not" for name in profile.references if name not in now and name not in skipped
+    }
+    now = {name: _typed(profile.references[name], column) if name in profile.references else column for name, column in now.items()}
+    skipped |= {
+        name: f"{RETYPED}: {now[name].type}, the reference holds {'numbers' if reference.kind == 'numeric' else 'categories'}"
+        for name, reference in profile.references.items()
+        if name in now and name not in skipped and not _fits(reference, now[name])
     }
     wanted = [name for name in profile.references if name in now and name not in skipped]
     counted = {name: psi.counts(profile.references[name], now[name]) for name in wanted}
@@ -136,7 +147,30 @@ def compare(profile: population.Profile, now: population.Columns, day: datetime,
         for name, found in features.items()
         if found.missing - found.reference_missing > policy.max_null_rise
     }
+    bursts |= {
+        name: f"{name}: {share:.0%} of {features[name].rows} rows are infinite"
+        for name in features
+        if (share := _infinite(profile.references[name], now[name])) > policy.max_null_rise
+    }
     return _verdict(features, skipped, bursts, profile, policy)
+
+
+def _fits(reference: psi.Reference, column: pa.ChunkedArray) -> bool:
+    """Tell whether a column still holds what the reference held; one without a single value then says nothing of its type."""
+    return psi.numeric(column) == (reference.kind == "numeric") or (reference.kind == "categorical" and not reference.categories)
+
+
+def _typed(reference: psi.Reference, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column; one that has no type, for all of it is missing, as numbers where the reference has them."""
+    return column.cast(pa.float64()) if pa.types.is_null(column.type) and reference.kind == "numeric" else column
+
+
+def _infinite(reference: psi.Reference, column: pa.ChunkedArray) -> float:
+    """Return the share of infinite values; 0 where they were usual in the reference already."""
+    usual = any(abs(edge) >= psi.LARGEST for edge in reference.edges)
+    if usual or not pa.types.is_floating(column.type) or not len(column):
+        return 0.0
+    return float((pc.sum(pc.is_inf(column)).as_py() or 0) / len(column))
 
 
 @dataclass(frozen=True)
@@ -178,17 +212,17 @@ class _Against:
         """Return a finding held against last year and the days before: what has drifted, what has moved."""
         policy, past, reference = self.policy, self.past, self.profile.references[name]
         low, seasonal, year_ago = min(policy.psi_moved, policy.psi_threshold), 0.0, math.nan
-        if found.psi > max(low, found.chance) and name in past.year_ago:
+        if found.psi > max(low, found.chance) and name in past.year_ago and _fits(reference, past.year_ago[name]):
             then = psi.counts(reference, past.year_ago[name])
             year_ago = psi.psi(then, psi.counts(reference, self.now[name]), policy.smoothing)
-            if name in past.reference_year_ago:
+            if name in past.reference_year_ago and _fits(reference, past.reference_year_ago[name]):
                 seasonal = psi.psi(psi.counts(reference, past.reference_year_ago[name]), then, policy.smoothing)
         known = found.chance + max(found.usual, seasonal if seasonal >= 0 else 0.0)
         high, low = max(policy.psi_threshold, known), max(low, known)
         earlier = []
         if found.psi > low:
             for day, columns in past.earlier:
-                if name in columns and (counted := psi.counts(reference, columns[name])).sum():
+                if name in columns and _fits(reference, columns[name]) and (counted := psi.counts(reference, columns[name])).sum():
                     earlier.append(psi.psi(self.profile.reference(name, day).counted, counted, policy.smoothing))
         days = {level: sum(value > level for value in (found.psi, *earlier)) for level in (low, high)}
         enough = min(policy.persistent, 1 + len(earlier))

@@ -65,6 +65,15 @@ def measure(home: Home, digest: str, day: datetime, policy: DriftPolicy) -> Chec
     return _measured(home, digest, day, policy)[0]
 
 
+def features(home: Home, digest: str, day: datetime, policy: DriftPolicy) -> Check:
+    """Compare the features of a day alone with the reference of a bundle: the cheap part, which tells what is missing from them.
+
+    Raises:
+        StateError: the marts of that day were never built, or the bundle is damaged.
+    """
+    return comparison.compare(bundle.reference(home, digest), population.columns(home, day), day, policy)
+
+
 def _measured(home: Home, digest: str, day: datetime, policy: DriftPolicy) -> tuple[Check, population.Profile, population.Columns]:
     profile = bundle.reference(home, digest)
     model = bundle.load(home, digest) if _compares_outputs(profile) else None

@@ -104,11 +104,12 @@ def found(home: Home, as_of: datetime) -> tuple[Fault, ...]:
         faults += [*_by_day(db, days, settings), *_bots(db, settings), *_unit_prices(db, settings), *_descriptions(db, days, settings)]
     accepted = settings.triage.accept
     return tuple(
-        sorted((_unless_accepted(fault, accepted) for fault in faults), key=lambda fault: (str(fault.day), fault.cause, fault.column))
+        sorted((unless_accepted(fault, accepted) for fault in faults), key=lambda fault: (str(fault.day), fault.cause, fault.column))
     )
 
 
-def _unless_accepted(fault: Fault, accepted: tuple[str, ...]) -> Fault:
+def unless_accepted(fault: Fault, accepted: tuple[str, ...]) -> Fault:
+    """Return a fault, told but no longer blocking where a person accepted its cause, or its cause on its day."""
     if not fault.blocks or not {fault.cause, f"{fault.cause}@{fault.day}"} & set(accepted):
         return fault
     return Fault(fault.cause, fault.day, fault.column, fault.rows, fault.of, blocks=False, says=f"{fault.says} (accepted)")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,7 +27,7 @@ from pipelines.monitoring.comparison import Check
 from pipelines.monitoring.faults import Fault
 from pipelines.monitoring.quality import Fall
 from pipelines.registry import bundle, releases
-from pipelines.window import utc
+from pipelines.window import floor_day, utc
 
 Action = Literal["block", "retrain first", "retrain", "rebuild", "nothing"]
 
@@ -52,7 +52,7 @@ class Evidence:
 
     Attributes:
         faults: of the data, blocking or not.
-        drift: of the day against the champion's reference.
+        drift: of the day against the champion's reference; day, that of its columns.
         fall: of the champion's quality on fresh labels.
         churn: of the catalogue since the champion's sources saw it.
     """
@@ -61,6 +61,7 @@ class Evidence:
     drift: Check | None = None
     fall: Fall | None = None
     churn: Churn | None = None
+    day: date | None = None
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,12 @@ class Triage:
 def judge(evidence: Evidence, policy: TriagePolicy) -> Triage:
     """Return what happened and what to do. Pure."""
     found: dict[str, list[str]] = {}
-    blocking = [fault for fault in evidence.faults if fault.blocks]
-    told = [fault.says for fault in evidence.faults if not fault.blocks]
+    check = evidence.drift
+    known = [*evidence.faults, *(() if check is None else broken(check, evidence.day, policy))]
+    blocking = [fault for fault in known if fault.blocks]
+    told = [fault.says for fault in known if not fault.blocks]
     if blocking:
         found[DATA_FAULT] = [f"{fault.cause}: {fault.says}" for fault in blocking]
-    check = evidence.drift
-    if check is not None and (broken := _broken(check, policy)):
-        found.setdefault(DATA_FAULT, []).extend(broken)
     if evidence.fall is not None and evidence.fall.fell(policy):
         found[CONCEPT_DRIFT] = [evidence.fall.says()]
     churned = evidence.churn is not None and evidence.churn.share > policy.max_churn
@@ -123,15 +123,30 @@ def judge(evidence: Evidence, policy: TriagePolicy) -> Triage:
     return Triage(causes[0], causes, reasons or (_calm(evidence),), tuple(told))
 
 
-def _broken(check: Check, policy: TriagePolicy) -> list[str]:
-    """Return what of a drift check is a fault: values that went missing, and features that are gone."""
-    bursts = [f"{faults.NULL_BURST}: {said}" for said in check.null_bursts.values()]
-    gone = [f"{faults.SCHEMA_CHANGE}: column '{name}' is {said}" for name, said in check.skipped.items() if said.startswith("gone")]
-    kept = {
-        faults.NULL_BURST: bursts,
-        faults.SCHEMA_CHANGE: [said for said in gone if not any(kind in said for kind in comparison.OUTPUTS)],
-    }
-    return [said for cause, sentences in kept.items() if cause not in policy.accept for said in sentences]
+def broken(check: Check, day: date | None, policy: TriagePolicy) -> tuple[Fault, ...]:
+    """Return what of a drift check is a fault: values that went missing, and features that are gone or of another type."""
+    found = []
+    for name, said in check.null_bursts.items():
+        one = check.features.get(name)
+        rows, of = (0, 0) if one is None else (round(one.missing * one.rows), one.rows)
+        found.append(Fault(faults.NULL_BURST, day, name, rows, of, blocks=True, says=said))
+    for name, said in check.skipped.items():
+        if said.startswith((comparison.GONE, comparison.RETYPED)) and not name.startswith(comparison.OUTPUTS):
+            found.append(Fault(faults.SCHEMA_CHANGE, day, name, 0, 0, blocks=True, says=f"column '{name}' is {said}"))
+    return tuple(faults.unless_accepted(fault, policy.accept) for fault in found)
+
+
+def known_faults(home: Home, as_of: datetime) -> tuple[Fault, ...]:
+    """Return every fault for which triage blocks a day, measured now: whoever asks first, monitor or trigger, hears the same.
+
+    Raises:
+        StateError: the marts of that day were never built, or the champion's bundle is damaged.
+    """
+    champion, settings, found = releases.champion(home), config.load(home), faults.found(home, as_of)
+    if champion is None or utc(champion.as_of) > utc(as_of):
+        return found
+    day = floor_day(as_of)
+    return (*found, *broken(drift.features(home, champion.digest, day, settings.drift), day.date(), settings.triage))
 
 
 def _drifted(check: Check) -> list[str]:
@@ -171,7 +186,7 @@ def check(home: Home, as_of: datetime) -> Triage:
         replaced = None
         if champion is not None:
             replaced = churn.measure(home, utc(bundle.facts(home, champion.digest)["cutoff"]), as_of)
-        evidence = Evidence(faults.found(home, as_of), checked, fall, replaced)
+        evidence = Evidence(faults.found(home, as_of), checked, fall, replaced, floor_day(as_of).date())
         found = judge(evidence, config.load(home).triage)
         details: Mapping[str, Any] = {
             "faults": [fault.to_json() for fault in evidence.faults],

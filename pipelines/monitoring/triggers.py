@@ -20,7 +20,7 @@ from pipelines.config import Home
 from pipelines.datasets.split import planned
 from pipelines.decision_policies import RetrainPolicy
 from pipelines.errors import NotEnoughData
-from pipelines.monitoring import faults, triage
+from pipelines.monitoring import triage
 from pipelines.monitoring.faults import Fault
 from pipelines.registry import releases
 from pipelines.window import DAY, utc
@@ -275,7 +275,7 @@ def situation(home: Home, as_of: datetime, requested: str | None = None) -> Situ
         trained=done,
         requested=requested or None,
         requests=pending(home, as_of),
-        faults=faults.found(home, as_of),
+        faults=triage.known_faults(home, as_of),
         rejected=rejected(home, as_of),
         events=events,
         usual_events=usual,

@@ -103,6 +103,32 @@ def test_missing_values_that_rise_are_named_as_a_fault() -> None:
     assert not compare(frozen(of(normal(1))), of(normal(2)), DAY, POLICY).null_bursts
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ([1.5, 2.5, 3.5], ["x"], "of another type: string, the reference holds numbers"),
+        ([1.5, 2.5, 3.5], [True, False], "of another type: bool, the reference holds numbers"),
+        (["a", "b"], [1.5, 2.5], "of another type: double, the reference holds categories"),
+        ([1.5, 2.5], [1, 2], None),
+        ([None], [1.5, 2.5], None),  # it never had a value: nothing says of which type it was
+    ],
+)
+def test_a_column_of_another_type_is_named_and_the_others_are_compared(before: list[object], after: list[object], said: str | None) -> None:
+    other = of(normal(1), "user_daily__other")
+    found = compare(frozen(of(before * 900) | other), of(after * 900) | other, DAY, POLICY, Past(earlier=[(DAY, of(before * 900))]))
+    assert found.skipped.get(NAME) == said
+    assert "user_daily__other" in found.features
+
+
+def test_a_column_that_turns_infinite_or_all_missing_is_a_fault_and_no_crash() -> None:
+    for after, said in ((np.full(1000, np.inf), "100% of 1000 rows are infinite"), ([None] * 1000, "100% of 1000 rows have no value")):
+        assert said in compare(frozen(of(normal(1))), of(after), DAY, POLICY).null_bursts[NAME]
+    usual = np.where(np.arange(1000) % 2, np.inf, 1.0)
+    assert not compare(frozen(of(usual)), of(usual), DAY, POLICY).null_bursts
+    few = np.where(np.arange(3000) % 20 == 0, np.inf, normal(2))
+    assert not compare(frozen(of(normal(1))), of(few), DAY, POLICY).null_bursts
+
+
 def test_what_the_champion_shows_is_told_and_calls_only_where_the_policy_says_so() -> None:
     shown = [[f"i{i % 7}", f"i{(i + 1) % 7}"] for i in range(400)]
     other = [[f"j{i % 7}", f"i{(i + 1) % 7}"] for i in range(400)]

@@ -61,6 +61,11 @@ ITEMS, USERS = "item_daily__age_days", "user_daily__events_7d"
         # Missing values and missing columns are faults, however far PSI moved.
         (Evidence(drift=replace(drift(USERS), null_bursts={USERS: "40% of 900 rows have no value"})), triage.DATA_FAULT, "block"),
         (Evidence(drift=replace(drift(), skipped={USERS: "gone: the reference had it"})), triage.DATA_FAULT, "block"),
+        (
+            Evidence(drift=replace(drift(), skipped={USERS: "of another type: string, the reference holds numbers"})),
+            triage.DATA_FAULT,
+            "block",
+        ),
         (Evidence(drift=replace(drift(), verdict=comparison.NO_DRIFT, skipped={"scores__als": "gone: x"})), triage.NOTHING, "nothing"),
     ],
 )
@@ -101,12 +106,26 @@ def test_an_unmeasured_catalogue_is_no_churn() -> None:
 
 
 def test_a_fault_that_a_person_accepted_blocks_no_more() -> None:
-    found = faults._unless_accepted(fault(blocks=True), (f"{faults.UNIT_CHANGE}@2025-03-03",))
+    found = faults.unless_accepted(fault(blocks=True), (f"{faults.UNIT_CHANGE}@2025-03-03",))
     assert not found.blocks
     assert found.says.endswith("(accepted)")
-    assert faults._unless_accepted(fault(blocks=True), (f"{faults.UNIT_CHANGE}@2025-03-04", faults.NULL_BURST)).blocks
+    assert faults.unless_accepted(fault(blocks=True), (f"{faults.UNIT_CHANGE}@2025-03-04", faults.NULL_BURST)).blocks
     burst = Evidence(drift=replace(drift(), verdict=comparison.NO_DRIFT, null_bursts={USERS: "40%"}))
     assert judge(burst, POLICY.model_copy(update={"accept": (faults.NULL_BURST,)})).action == "nothing"
+
+
+def test_a_fault_of_the_features_is_accepted_by_cause_or_by_cause_and_day() -> None:
+    check = replace(drift(), verdict=comparison.NO_DRIFT, null_bursts={USERS: "40%"}, skipped={ITEMS: "gone: the reference had it"})
+    burst = Evidence(drift=check, day=DAY.date())
+
+    def accepting(*names: str) -> triage.Triage:
+        return judge(burst, POLICY.model_copy(update={"accept": names}))
+
+    both = accepting(f"{faults.NULL_BURST}@2025-03-03", f"{faults.SCHEMA_CHANGE}@2025-03-03")
+    assert both.action == "nothing"
+    assert both.alerts == ("40% (accepted)", f"column '{ITEMS}' is gone: the reference had it (accepted)")
+    assert accepting(faults.NULL_BURST).reasons == (f"data fault: schema change: column '{ITEMS}' is gone: the reference had it",)
+    assert accepting(f"{faults.NULL_BURST}@2025-03-04", faults.SCHEMA_CHANGE).blocked
 
 
 def test_an_alert_keeps_a_part_for_each_who_speaks_and_goes_with_the_last(home: Home) -> None:

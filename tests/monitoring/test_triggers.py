@@ -14,7 +14,8 @@ from small_shop import shop, with_column
 from pipelines import cycle, lake
 from pipelines.config import Home
 from pipelines.decision_policies import RetrainPolicy
-from pipelines.monitoring import faults, triage, triggers
+from pipelines.monitoring import comparison, drift, faults, triage, triggers
+from pipelines.monitoring.comparison import Check
 from pipelines.monitoring.faults import Fault
 from pipelines.monitoring.triggers import Request, Situation, judge
 from pipelines.registry import releases
@@ -237,6 +238,24 @@ def test_rejections_in_a_row_are_counted_from_the_ledger(home: Home) -> None:
     assert triggers.rejected(home, NOW + timedelta(days=2)) == 1
     releases.flip(home, releases.pointer(home), version=4, digest="1" * 64, as_of=NOW.isoformat(), key="b", body={})
     assert triggers.rejected(home, later) == 0
+
+
+def test_a_fault_of_the_features_stops_the_training_whichever_dag_is_first(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A feature is gone since the champion learnt: `due` says so before the monitor has run, after it, and no more once it is accepted."""
+    lake.land_tables(home, events=shop(35, first=NOW - timedelta(days=35)))
+    learnt = NOW - timedelta(days=8)
+    releases.flip(home, releases.pointer(home), version=1, digest="0" * 64, as_of=learnt.isoformat(), key=None, body={})
+    skipped = {"user_daily__a": "gone: the reference had it, the day has not"}
+    monkeypatch.setattr(drift, "features", lambda *_: Check(comparison.NO_DRIFT, ("calm",), {}, skipped))
+    said = f"column 'user_daily__a' is {skipped['user_daily__a']}"
+    first = triggers.decide(home, NOW, "by hand")
+    assert not first.due
+    assert first.reasons[0] == f"data fault, nothing is trained on it: {said}"
+    assert first.alerts == (said,)
+    _triaged(home, NOW, triage.DATA_FAULT)
+    assert not triggers.decide(home, NOW).due
+    (home.root / "reloop.toml").write_text(f'[triage]\naccept = ["schema change@{NOW:%Y-%m-%d}"]\n')
+    assert triggers.decide(home, NOW).due
 
 
 def test_broken_data_stops_the_training_on_record_with_an_alert(home: Home) -> None:
