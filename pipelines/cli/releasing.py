@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from rich.table import Table
 from pipelines.cli.answers import answer, out
 from pipelines.cli.options import HomeOption, JsonOption, home_at
 from pipelines.config import Home
-from pipelines.errors import StateError
+from pipelines.errors import ReloopError, StateError
 from pipelines.window import utc
 
 releases = typer.Typer(help="Show the ledger of decisions, newest last.", invoke_without_command=True)
@@ -27,6 +28,14 @@ VersionArgument = Annotated[str, typer.Argument(help="Model version, as the ledg
 
 def _who(author: str | None) -> str:
     return author or getpass.getuser()
+
+
+def _moment(option: str, said: str | None) -> datetime | None:
+    """Return the moment that an option says, None where it was not given; the error names the option."""
+    try:
+        return utc(said) if said else None
+    except ReloopError as wrong:
+        raise StateError(option, found=repr(said), allowed="an ISO 8601 date or time such as 2025-03-01 or 2025-03-01T00:00:00Z") from wrong
 
 
 def _table(title: str, entries: list[dict[str, Any]]) -> None:
@@ -64,7 +73,7 @@ def ledger_of_releases(
         answer(as_json, "ledger", _verified(state))
         return
     entries = ledger.query(
-        state, kinds=kind or (), version=version, since=utc(since) if since else None, as_of=utc(as_of) if as_of else None, limit=limit
+        state, kinds=kind or (), version=version, since=_moment("--since", since), as_of=_moment("--as-of", as_of), limit=limit
     )
     if as_json:
         typer.echo(json.dumps(entries, indent=2, default=str))

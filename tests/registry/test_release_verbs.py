@@ -44,6 +44,8 @@ def test_the_ledger_is_filtered_and_limited(said: Any) -> None:
     assert "by Ada" in table
     with pytest.raises(StateError, match="--kind: promotion; expected promoted, kept"):
         said("releases", "--kind", "promotion")
+    with pytest.raises(StateError, match="--since: 'yesterday'; expected an ISO 8601"):
+        said("releases", "--since", "yesterday")
 
 
 def test_one_version_is_shown_in_full(said: Any) -> None:
