@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Final, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.frozen import Policy
 
@@ -14,6 +15,11 @@ Guardrail = Literal[
     "score_ties", "score_psi",
 ]  # fmt: skip
 GUARDRAILS: Final[tuple[Guardrail, ...]] = get_args(Guardrail)
+# What may be wrong with the data, as a person accepts it (`monitoring.faults`).
+FAULTS: Final = (
+    "schema change", "null burst", "unit change", "volume drop", "upstream gap", "duplicates", "bot burst", "wrong clock", "new value",
+    "refused rows",
+)  # fmt: skip
 
 
 class FairnessSettings(Policy):
@@ -94,6 +100,15 @@ class DriftPolicy(Policy):
     outputs_call: bool = False  # whether scores and lists that drifted call for a training by themselves; a champion's own age moves them
     output_users: int = Field(default=1000, ge=0)  # users a check, for whom the champion's scores and lists are compared; 0: none
 
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        """Refuse levels in the wrong order, and to ask for more days than are compared."""
+        if self.persistent > self.windows:
+            raise ValueError(f"drift.persistent is {self.persistent}, above drift.windows {self.windows}")
+        if self.psi_moved > self.psi_threshold:
+            raise ValueError(f"drift.psi_moved is {self.psi_moved:g}, above drift.psi_threshold {self.psi_threshold:g}")
+        return self
+
 
 class TriagePolicy(Policy):
     """What is a fault of the data, a fall of the champion, a new catalogue (docs/decisions/drift.md)."""
@@ -111,6 +126,30 @@ class TriagePolicy(Policy):
     min_quality_users: int = Field(default=200, ge=2)  # in the newest window; fewer say nothing
     quality_users: int = Field(default=2000, ge=2)  # measured a window, the same ones where they come back
 
+    @field_validator("accept")
+    @classmethod
+    def _names_faults(cls, accept: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what names no fault, for it would accept nothing."""
+        for name in accept:
+            cause, at, day = name.partition("@")
+            if cause not in FAULTS:
+                raise ValueError(f"triage.accept names '{cause}', which is none of {', '.join(FAULTS)}")
+            if at:
+                try:
+                    known = date.fromisoformat(day).isoformat() == day
+                except ValueError:
+                    known = False
+                if not known:
+                    raise ValueError(f"triage.accept names '{name}', whose day is not YYYY-MM-DD")
+        return accept
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        """Refuse to ask for more users than are measured: no fall would ever be told."""
+        if self.min_quality_users > self.quality_users:
+            raise ValueError(f"triage.min_quality_users is {self.min_quality_users}, above triage.quality_users {self.quality_users}")
+        return self
+
 
 class RetrainPolicy(Policy):
     """When a training run is due (docs/decisions/drift.md)."""
@@ -124,6 +163,15 @@ class RetrainPolicy(Policy):
         default=7.0, ge=0
     )  # the cooldown doubles with each challenger in a row that failed the gate, up to this
     alert_after_rejections: int = Field(default=3, ge=1)  # in a row: a person should look
+
+    @model_validator(mode="after")
+    def _priority_is_sooner(self) -> Self:
+        """Refuse a priority that waits longer than none."""
+        if self.priority_cooldown_days > self.cooldown_days:
+            raise ValueError(
+                f"retrain.priority_cooldown_days is {self.priority_cooldown_days:g}, above retrain.cooldown_days {self.cooldown_days:g}"
+            )
+        return self
 
 
 class ReleasePolicy(Policy):

@@ -8,10 +8,9 @@ is told: training again on the same world makes the same challenger.
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from pipelines import columns as c
@@ -22,7 +21,7 @@ from pipelines.decision_policies import RetrainPolicy
 from pipelines.errors import NotEnoughData
 from pipelines.monitoring import triage
 from pipelines.monitoring.faults import Fault
-from pipelines.registry import releases
+from pipelines.registry import gate, releases
 from pipelines.window import DAY, utc
 
 Kind = Literal["first", "drift", "quality", "catalogue", "age", "volume", "manual"]
@@ -212,8 +211,7 @@ def pending(home: Home, as_of: datetime) -> tuple[Request, ...]:
     A request that came within the cooldown is so answered once that is over; one that a later triage takes back is not.
     """
     champion = releases.champion(home)
-    found = [(as_of_folder(file), json.loads(file.read_text(encoding="utf-8"))) for file in (home.reports / "cycles").glob("*/triage.json")]
-    known = [(moment, record) for moment, record in found if moment <= utc(as_of) and record["state"] == "done"]
+    known = [(moment, record) for moment, record in _recorded(home, "triage") if moment <= utc(as_of) and record["state"] == "done"]
     if champion is None or not known:
         return ()
     moment, record = max(known, key=lambda entry: entry[0])
@@ -223,27 +221,32 @@ def pending(home: Home, as_of: datetime) -> tuple[Request, ...]:
     return requests_of(triage.Triage(record["cause"], tuple(record["causes"]), tuple(record["reasons"])))
 
 
-def as_of_folder(file: Path) -> datetime:
-    """Return the moment of the cycle that a record lies in."""
-    return utc(datetime.strptime(file.parent.name, "%Y-%m-%dT%H%M%S"))  # noqa: DTZ007 - utc() adds the zone
+def _recorded(home: Home, stage: str) -> list[tuple[datetime, dict[str, Any]]]:
+    """Return a stage's record of every cycle that has one, oldest first; what else lies between the cycles' folders is passed over."""
+    found = []
+    for file in sorted((home.reports / "cycles").glob(f"*/{stage}.json")):
+        with suppress(ValueError):
+            moment = utc(datetime.strptime(file.parent.name, "%Y-%m-%dT%H%M%S"))  # noqa: DTZ007 - utc() adds the zone
+            found.append((moment, cycle.read(file)))
+    return found
 
 
 def trained(home: Home) -> tuple[datetime, ...]:
     """Return the as_of of every training that ended in a bundle, oldest first."""
-    found = []
-    for file in sorted((home.reports / "cycles").glob("*/bundle.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["state"] == "done":
-            found.append(as_of_folder(file))
-    return tuple(found)
+    return tuple(moment for moment, record in _recorded(home, "bundle") if record["state"] == "done")
 
 
 def rejected(home: Home, as_of: datetime) -> int:
-    """Return how many challengers in a row, the newest included, did not become the champion before a moment."""
+    """Return how many challengers in a row, the newest included, the gate found wanting before a moment.
+
+    Not what a person is asked about or refused, what the settings hold back, or what too few users could tell.
+    """
     failed: set[Any] = set()
     for entry in releases.history(home):
         if entry["kind"] in releases.REIGNS:
             failed = set()
+        elif entry["kind"] != releases.KEPT or entry.get("verdict") != gate.KEEP:
+            continue
         elif entry.get("as_of") and utc(entry["as_of"]) < utc(as_of) and entry.get("champion_before") is not None:
             failed |= {entry.get("challenger")} - {entry["champion_before"], None}  # the champion put forward again is no failure
     return len(failed)

@@ -13,12 +13,12 @@ from small_shop import shop, with_column
 
 from pipelines import cycle, lake
 from pipelines.config import Home
-from pipelines.decision_policies import RetrainPolicy
+from pipelines.decision_policies import FAULTS, DriftPolicy, RetrainPolicy, TriagePolicy
 from pipelines.monitoring import comparison, drift, faults, triage, triggers
 from pipelines.monitoring.comparison import Check
 from pipelines.monitoring.faults import Fault
 from pipelines.monitoring.triggers import Request, Situation, judge
-from pipelines.registry import releases
+from pipelines.registry import ledger, releases
 from pipelines.window import utc
 
 NOW = utc("2025-03-10")
@@ -238,6 +238,46 @@ def test_rejections_in_a_row_are_counted_from_the_ledger(home: Home) -> None:
     assert triggers.rejected(home, NOW + timedelta(days=2)) == 1
     releases.flip(home, releases.pointer(home), version=4, digest="1" * 64, as_of=NOW.isoformat(), key="b", body={})
     assert triggers.rejected(home, later) == 0
+
+
+def test_only_what_the_gate_found_wanting_counts_as_rejected(home: Home) -> None:
+    releases.flip(home, releases.pointer(home), version=1, digest="0" * 64, as_of=NOW.isoformat(), key="a", body={})
+    body = {"as_of": NOW.isoformat(), "champion_before": 1}
+    ledger.record(home, ledger.WAITING, "decide/2", {**body, "challenger": 2, "verdict": "promote"})
+    ledger.record(home, ledger.APPROVED, None, {**body, "challenger": 5, "author": "x"})
+    releases.keep(home, "decide/3", {**body, "challenger": 3, "verdict": "promote", "outcome": "releases are off"})
+    releases.keep(home, "decide/4", {**body, "challenger": 4, "verdict": "not enough evidence"})
+    assert triggers.rejected(home, NOW + timedelta(days=1)) == 0
+
+
+def test_a_stray_folder_between_the_cycles_is_passed_over(home: Home) -> None:
+    releases.flip(home, releases.pointer(home), version=1, digest="0" * 64, as_of=NOW.isoformat(), key="a", body={})
+    for name in ("triage.json", "bundle.json"):
+        (stray := home.reports / "cycles" / ".DS_Store").mkdir(parents=True, exist_ok=True)
+        (stray / name).write_text("{}")
+    assert triggers.pending(home, NOW) == ()
+    assert triggers.trained(home) == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "said"),
+    [
+        (DriftPolicy, {"persistent": 7, "windows": 2}, "above drift.windows 2"),
+        (DriftPolicy, {"psi_moved": 0.5}, "above drift.psi_threshold 0.2"),
+        (TriagePolicy, {"quality_users": 100, "min_quality_users": 200}, "above triage.quality_users 100"),
+        (TriagePolicy, {"accept": ("volum drop",)}, "'volum drop', which is none of"),
+        (TriagePolicy, {"accept": ("volume drop@soon",)}, "whose day is not YYYY-MM-DD"),
+        (RetrainPolicy, {"priority_cooldown_days": 2.0}, "above retrain.cooldown_days 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(policy: type, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        policy(**settings)
+
+
+def test_every_fault_can_be_accepted() -> None:
+    assert set(FAULTS) == {cause for _, cause in faults.WORDS} | {faults.UPSTREAM_GAP, faults.BOT_BURST, faults.REFUSED}
+    assert TriagePolicy(accept=(*FAULTS, "volume drop@2025-12-25")).accept
 
 
 def test_a_fault_of_the_features_stops_the_training_whichever_dag_is_first(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
