@@ -60,7 +60,7 @@ class GatePolicy(Policy):
     cold_events: int = Field(default=2, ge=0)  # events before the window, up to which a user is cold
     segments: tuple[Literal["country", "age_band", "device"], ...] = ("country", "age_band", "device")  # those the data has
     max_segment_loss: float = Field(default=0.05, ge=0, le=1)  # NDCG@10 of each of the largest four values of a segment
-    min_segment_users: int = Field(default=1000, ge=2)  # a smaller one is told, not guarded
+    min_segment_users: int = Field(default=1000, ge=2)  # a smaller one stops a promotion only where harm is shown
     guardrails: tuple[Guardrail, ...] = GUARDRAILS  # of the lists and of what it takes to make them
     max_coverage_loss: float = Field(default=0.10, ge=0, le=1)  # items in anyone's first ten
     max_tail_exposure_loss: float = Field(default=0.10, ge=0, le=1)  # attention, by place, that tail items get

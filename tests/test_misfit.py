@@ -31,7 +31,7 @@ def test_a_place_is_found_through_lists_named_entries_and_optional_forms():
 
 
 def test_a_name_that_is_near_to_none_is_told_what_there_is():
-    assert _said(Settings, {"retrain": {"colour": 1}}) == "retrain.colour: no such name; there are cadence_days, cooldown_days"
+    assert _said(Settings, {"search": {"colour": 1}}) == "search.colour: no such name; there are n_trials, seconds, seed"
 
 
 def test_a_value_that_does_not_fit_is_shown():

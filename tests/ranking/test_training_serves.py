@@ -218,6 +218,7 @@ def test_a_bundle_of_before_reads_the_groups_of_before(as_served, shop, tmp_path
     publish.write_json(tmp_path / "old" / "two_stage.json", facts)
     path = tmp_path / "old" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["files"]["two_stage.json"]["sha256"] = publish.digest(tmp_path / "old" / "two_stage.json")
+    file = tmp_path / "old" / "two_stage.json"
+    manifest["files"]["two_stage.json"] = {"sha256": publish.digest(file), "bytes": file.stat().st_size}
     publish.write_json(path, manifest)
     assert TwoStage.load(tmp_path / "old").groups == two_stage.BEFORE_GROUPS

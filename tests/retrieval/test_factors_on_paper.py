@@ -108,7 +108,7 @@ def folded_in(model, interactions):
     for row, share in zip(confidence, power / power.mean(), strict=True):
         gram = factor.T @ factor + factor.T @ np.diag(row) @ factor + model.regularization * share * np.eye(factor.shape[1])
         expected.append(np.linalg.solve(gram, factor.T @ np.where(row > 0, 1 + row, 0)))
-    return np.array(expected), model._fold_in(known, model.state["known"], model.state["factor"], model.state["mean_power"][0])
+    return np.array(expected), model._fold_in(known, model.state["known"], model.state["mean_power"][0])
 
 
 def test_als_regularises_those_of_whom_more_is_known_more(monkeypatch):
