@@ -37,9 +37,11 @@ def check(home: Home, as_of: datetime) -> Check:
         StateError: the marts of that day were never built, or the champion's bundle is damaged.
     """
     with cycle.stage(home, as_of, "drift") as record:
-        champion = releases.champion(home)
+        champion = releases.champion_of(home, as_of)
         if champion is None:
-            found = Check(NO_CHAMPION, ("nothing was ever released, so there is nothing to compare with",), {}, {})
+            found = Check(
+                NO_CHAMPION, ("nothing that is still there was released up to this day, so there is nothing to compare with",), {}, {}
+            )
         else:
             day, policy = floor_day(as_of), config.load(home).drift
             found, profile, now = _measured(home, champion.digest, day, policy)

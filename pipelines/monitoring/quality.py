@@ -203,10 +203,10 @@ def check(home: Home, as_of: datetime) -> Fall | None:
         StateError: the champion's bundle is damaged, or features are missing.
     """
     with cycle.stage(home, as_of, "quality") as record:
-        champion = releases.champion(home)
+        champion = releases.champion_of(home, as_of)
         record |= {"version": None if champion is None else champion.version, "reasons": []}
         if champion is None:
-            record["reasons"] = ["nothing was ever released"]
+            record["reasons"] = ["nothing that is still there was released up to this day"]
             return None
         settings = config.load(home)
         try:

@@ -142,8 +142,8 @@ def known_faults(home: Home, as_of: datetime) -> tuple[Fault, ...]:
     Raises:
         StateError: the marts of that day were never built, or the champion's bundle is damaged.
     """
-    champion, settings, found = releases.champion(home), config.load(home), faults.found(home, as_of)
-    if champion is None or utc(champion.as_of) > utc(as_of):
+    champion, settings, found = releases.champion_of(home, as_of), config.load(home), faults.found(home, as_of)
+    if champion is None:
         return found
     day = floor_day(as_of)
     return (*found, *broken(drift.features(home, champion.digest, day, settings.drift), day.date(), settings.triage))
@@ -182,7 +182,7 @@ def check(home: Home, as_of: datetime) -> Triage:
     """
     checked, fall = drift.check(home, as_of), quality.check(home, as_of)
     with cycle.stage(home, as_of, "triage") as record:
-        champion = releases.champion(home)
+        champion = releases.champion_of(home, as_of)
         replaced = None
         if champion is not None:
             replaced = churn.measure(home, utc(bundle.facts(home, champion.digest)["cutoff"]), as_of)

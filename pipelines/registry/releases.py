@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,10 +33,11 @@ from pipelines.registry.ledger import (
     verify,
 )
 from pipelines.registry.release_database import NAME, POINTER, opened
+from pipelines.window import utc
 
 __all__ = [
     "BY_HAND", "JUDGED", "KEPT", "NAME", "PROMOTED", "REFUSED", "REIGNS", "ROLLED_BACK", "WAITING", "Champion", "Pointer",
-    "champion", "decision", "describe", "flip", "history", "keep", "line", "pointer", "verify",
+    "champion", "champion_of", "decision", "describe", "flip", "history", "keep", "line", "pointer", "verify",
 ]  # fmt: skip
 
 
@@ -84,6 +86,20 @@ def champion(home: Home) -> Champion | None:
     if now.version is None or now.digest is None or now.as_of is None:
         return None
     return Champion(now.version, now.digest, now.as_of)
+
+
+def champion_of(home: Home, as_of: datetime) -> Champion | None:
+    """Return what served on a day: the champion, unless a later cycle built it; then the newest release of a cycle up to the day.
+
+    None before the first release, and where the bundle that served was collected since.
+    """
+    now = champion(home)
+    if now is None or utc(now.as_of) <= utc(as_of):
+        return now
+    then = [entry for entry in history(home) if entry["kind"] in REIGNS and utc(entry["as_of"]) <= utc(as_of)]
+    if not then or not (home.bundles / then[-1]["digest"]).is_dir():
+        return None
+    return Champion(then[-1]["version"], then[-1]["digest"], then[-1]["as_of"])
 
 
 def describe(home: Home) -> dict[str, Any]:

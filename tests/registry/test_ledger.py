@@ -96,14 +96,14 @@ def test_a_restored_backup_is_recognised_and_says_what_to_do(home: Home) -> None
     assert releases.pointer(home).version == 1
     with pytest.raises(StateError, match=r"1 entries, but entry 3 .* is known to have been written.*older backup.*reloop releases recover"):
         ledger.check_anchor(home)
-    said = ledger.recover(home, reason="the disk is gone", author="Ada")
+    said = ledger.recover(home, reason="the disk is gone", author="reviewer-1")
     assert said["anchored_seq"] == 3
     assert releases.verify(home) == 2
     assert ledger.history(home)[-1]["kind"] == "recovered"
     ledger.check_anchor(home)
     assert release(home, 4).version == 4
     with pytest.raises(StateError, match="the one that was anchored"):
-        ledger.recover(home, reason="again", author="Ada")
+        ledger.recover(home, reason="again", author="reviewer-1")
 
 
 def test_a_fork_after_a_restored_backup_is_recognised(home: Home) -> None:

@@ -84,7 +84,7 @@ def test_a_rerun_after_a_rollback_does_not_promote_again(fresh: Home) -> None:
         "challenger": 2,
     }
     releases.flip(fresh, now, version=2, digest=digest, as_of=SECOND.isoformat(), key=f"decide/{SECOND.isoformat()}/{digest}", body=body)
-    rollback.roll_back(fresh, reason="clicks fell", author="Ada")
+    rollback.roll_back(fresh, reason="clicks fell", author="reviewer-1")
     assert promotion.decide(fresh, SECOND)["verdict"] == "promote"  # what was decided then
     assert releases.pointer(fresh).version == 1
     assert aliases(fresh) == {"champion": "1", "previous_champion": "2", "challenger": "2"}

@@ -82,12 +82,12 @@ def test_an_alias_that_a_dying_process_set_is_not_taken_for_a_persons(served: Ho
 
 
 def test_an_alias_moved_by_hand_is_honoured_in_the_name_that_the_tags_give(served: Home) -> None:
-    tagged(served, 1, validation_by="Ada", validation_reason="the old one was better")
+    tagged(served, 1, validation_by="reviewer-1", validation_reason="the old one was better")
     alias(served, to=1)
-    assert reconcile.reconcile(served) == ["version 1 serves: Ada set alias champion"]
+    assert reconcile.reconcile(served) == ["version 1 serves: reviewer-1 set alias champion"]
     now, last = releases.pointer(served), releases.history(served)[-1]
     assert (now.version, now.digest, now.fence) == (1, digest(served, FIRST), 3)
-    assert (last["kind"], last["author"], last["words"]) == ("by hand in MLflow", "Ada", ["the old one was better"])
+    assert (last["kind"], last["author"], last["words"]) == ("by hand in MLflow", "reviewer-1", ["the old one was better"])
     assert last["reasons"] == ["set by hand: an earlier release"]
     assert reconcile.reconcile(served) == []
     assert tracking.client(served).get_registered_model(tracking.MODEL).aliases["previous_champion"] in {2, "2"}
@@ -156,14 +156,14 @@ def test_an_alias_that_cannot_be_honoured_is_refused_recorded_and_put_back(serve
 
 
 def test_a_champion_that_a_person_rejects_gives_way_and_is_not_promoted_again(served: Home) -> None:
-    tagged(served, 2, validation_status="Rejected", validation_by="Ada", validation_reason="shows what is sold out")
-    assert reconcile.reconcile(served) == ["version 2: rejected by Ada; version 1 serves again"]
+    tagged(served, 2, validation_status="Rejected", validation_by="reviewer-1", validation_reason="shows what is sold out")
+    assert reconcile.reconcile(served) == ["version 2: rejected by reviewer-1; version 1 serves again"]
     assert (alias(served), releases.pointer(served).version) == ("1", 1)
     assert [entry["kind"] for entry in releases.history(served)[2:]] == ["rejected", "rolled back"]
     assert reconcile.reconcile(served) == []
     decided = promotion.decide(served, SECOND)
     assert decided["verdict"] == "keep"
-    assert decided["reasons"] == ["version 2 was rejected by Ada: shows what is sold out"]
+    assert decided["reasons"] == ["version 2 was rejected by reviewer-1: shows what is sold out"]
 
 
 @pytest.mark.slow
@@ -171,11 +171,11 @@ def test_an_approval_in_the_tag_answers_the_review_that_waits(fresh: Home) -> No
     settings = fresh.root / "reloop.toml"
     settings.write_text(settings.read_text() + '\n[release]\nmode = "review"\n')
     assert promotion.decide(fresh, FIRST)["outcome"] == ledger.WAITING
-    tagged(fresh, 1, validation_status="approved", validation_by="Ada")
-    assert reconcile.reconcile(fresh) == ["review of version 1: approved by Ada"]
+    tagged(fresh, 1, validation_status="approved", validation_by="reviewer-1")
+    assert reconcile.reconcile(fresh) == ["review of version 1: approved by reviewer-1"]
     assert releases.pointer(fresh).version == 1
     assert alias(fresh) == "1"
-    assert releases.history(fresh)[-1]["author"] == "Ada"
+    assert releases.history(fresh)[-1]["author"] == "reviewer-1"
     assert cycle.records(fresh, FIRST, "gate")[0]["outcome"] == "promoted"
 
 

@@ -87,7 +87,7 @@ def _asked(home: Home) -> dict[str, Any]:
 
 def the_first_answer_counts(home: Home) -> None:
     entry = _asked(home)
-    review.reject(home, entry, author="Ada", words="no")
+    review.reject(home, entry, author="reviewer-1", words="no")
     review._close(home, entry, ledger.UNANSWERED, "nobody", "too late")
     assert [found["kind"] for found in ledger.history(home)] == ["promoted", "waiting for review", "rejected"]
 
@@ -95,7 +95,7 @@ def the_first_answer_counts(home: Home) -> None:
 def a_late_approval_is_stale(home: Home) -> None:
     entry = _asked(home)
     release(home, 3)
-    assert not review.approve(home, entry, author="Ada", words="yes")
+    assert not review.approve(home, entry, author="reviewer-1", words="yes")
     assert releases.pointer(home).version == 3
 
 

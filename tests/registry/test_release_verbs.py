@@ -21,7 +21,7 @@ def said(home: Home, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("RELOOP_MLFLOW_URI", "http://127.0.0.1:9")
     for version in (1, 2, 3):
         release(home, version)
-    rollback.roll_back(home, reason="clicks fell", author="Ada")
+    rollback.roll_back(home, reason="clicks fell", author="reviewer-1")
 
     def call(*arguments: str, code: int = 0) -> Any:
         done = CliRunner().invoke(app, [*arguments, "--home", str(home.root)])
@@ -41,7 +41,7 @@ def test_the_ledger_is_filtered_and_limited(said: Any) -> None:
     assert said("releases", "--since", "2999-01-01", "--json") == []
     table = said("releases")
     assert "rolled back" in table
-    assert "by Ada" in table
+    assert "by reviewer-1" in table
     with pytest.raises(StateError, match="--kind: promotion; expected promoted, kept"):
         said("releases", "--kind", "promotion")
     with pytest.raises(StateError, match="--since: 'yesterday'; expected an ISO 8601"):
@@ -63,7 +63,7 @@ def test_the_ledger_is_verified_also_while_mlflow_is_down(said: Any, home: Home)
     ledger.anchor_file(home).write_text(json.dumps({"seq": 9, "hash": "0" * 64}))
     with pytest.raises(StateError, match="known to have been written"):
         said("releases", "--verify")
-    assert said("releases", "recover", "--reason", "only this backup was left", "--author", "Ada", "--json")["anchored_seq"] == 9
+    assert said("releases", "recover", "--reason", "only this backup was left", "--author", "reviewer-1", "--json")["anchored_seq"] == 9
     assert said("releases", "--verify", "--json")["entries"] == 5
 
 
@@ -78,4 +78,4 @@ def test_reviews_are_listed_and_answered_by_whoever_runs_the_command(said: Any, 
 
 
 def test_rollback_says_what_serves(said: Any) -> None:
-    assert said("rollback", "--to", "3", "--author", "Ada", "--json")["champion_after"] == 3
+    assert said("rollback", "--to", "3", "--author", "reviewer-1", "--json")["champion_after"] == 3

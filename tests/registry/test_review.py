@@ -21,16 +21,16 @@ def test_an_approval_flips_the_pointer_in_the_name_of_who_gave_it(home: Home) ->
     release(home, 1)
     entry = ask(home, 2)
     assert releases.pointer(home).version == 1
-    assert review.approve(home, entry, author="Ada", words="convinced")
+    assert review.approve(home, entry, author="reviewer-1", words="convinced")
     last = releases.history(home)[-1]
-    assert (last["kind"], last["author"], last["words"], last["champion_after"]) == ("promoted", "Ada", ["convinced"], 2)
+    assert (last["kind"], last["author"], last["words"], last["champion_after"]) == ("promoted", "reviewer-1", ["convinced"], 2)
     assert last["trigger"] == {"reasons": ["the world has drifted"]}
-    assert releases.line(last)[4].startswith("Ada: convinced\nbetter by")
+    assert releases.line(last)[4].startswith("reviewer-1: convinced\nbetter by")
     assert releases.line(last)[4].endswith("trained because: the world has drifted")
     assert releases.pointer(home).version == 2
     assert review.waiting(home) == []
-    with pytest.raises(StateError, match="answered already: promoted by Ada"):
-        review.reject(home, entry, author="Bob", words="no")
+    with pytest.raises(StateError, match="answered already: promoted by reviewer-1"):
+        review.reject(home, entry, author="reviewer-2", words="no")
     with pytest.raises(StateError, match="nothing that waits"):
         review.of_version(home, 2)
     assert releases.verify(home) == 3
@@ -38,9 +38,9 @@ def test_an_approval_flips_the_pointer_in_the_name_of_who_gave_it(home: Home) ->
 
 def test_a_rejection_keeps_the_champion_with_author_and_words(home: Home) -> None:
     release(home, 1)
-    review.reject(home, ask(home, 2), author="Ada", words="coverage is thin")
+    review.reject(home, ask(home, 2), author="reviewer-1", words="coverage is thin")
     last = releases.history(home)[-1]
-    assert (last["kind"], last["author"], last["words"], last["champion_after"]) == ("rejected", "Ada", ["coverage is thin"], 1)
+    assert (last["kind"], last["author"], last["words"], last["champion_after"]) == ("rejected", "reviewer-1", ["coverage is thin"], 1)
     assert releases.pointer(home).version == 1
 
 
@@ -48,7 +48,7 @@ def test_a_late_approval_of_what_was_judged_against_another_champion_is_refused(
     release(home, 1)
     entry = ask(home, 2)
     release(home, 3)
-    assert not review.approve(home, entry, author="Ada", words="convinced")
+    assert not review.approve(home, entry, author="reviewer-1", words="convinced")
     last = releases.history(home)[-1]
     assert last["kind"] == "refused"
     assert "stale fence" in last["refusal"]
@@ -62,15 +62,19 @@ def test_an_answer_from_airflow_is_to_the_question_that_was_shown_and_to_no_late
     release(home, 1)
     old = ask(home, 2)
     release(home, 3)
-    assert not review.approve(home, old, author="Ada", words="convinced")
+    assert not review.approve(home, old, author="reviewer-1", words="convinced")
     told = {name: old[name] for name in old if name not in {"seq", "kind", "key", "hash", "recorded_at"}}
     key = f"{old['key']}/2"
     ledger.record(home, ledger.WAITING, key, {**told, "champion_before": 3, "baseline": asdict(releases.pointer(home))})
-    for said in ({"approved": False, "author": None}, {"approved": True, "author": "Bob"}, {"approved": False, "author": "Bob"}):
+    for said in (
+        {"approved": False, "author": None},
+        {"approved": True, "author": "reviewer-2"},
+        {"approved": False, "author": "reviewer-2"},
+    ):
         assert not promotion.heard(home, old["key"], words="of what I saw", **said)  # type: ignore[arg-type]
     assert [entry["key"] for entry in review.waiting(home)] == [key]
     assert releases.pointer(home).version == 3
-    assert promotion.heard(home, key, approved=True, author="Bob", words="of what I saw")
+    assert promotion.heard(home, key, approved=True, author="reviewer-2", words="of what I saw")
     assert releases.pointer(home).version == 2
 
 
@@ -139,8 +143,8 @@ def test_under_review_the_gates_yes_waits_for_a_person_and_then_serves(fresh: Ho
     assert "champion" not in books.get_registered_model(tracking.MODEL).aliases
     assert books.get_model_version(tracking.MODEL, "1").tags["validation_status"] == "pending"
     assert promotion.decide(fresh, FIRST) == asked  # a rerun asks no second time
-    answered = promotion.answer(fresh, 1, approved=True, author="Ada", words="convinced")
-    assert (answered["outcome"], answered["champion_after"], answered["author"]) == ("promoted", 1, "Ada")
+    answered = promotion.answer(fresh, 1, approved=True, author="reviewer-1", words="convinced")
+    assert (answered["outcome"], answered["champion_after"], answered["author"]) == ("promoted", 1, "reviewer-1")
     assert answered["figures"] == asked["figures"]
     assert cycle.records(fresh, FIRST, "gate")[0]["outcome"] == "promoted"
     assert books.get_registered_model(tracking.MODEL).aliases["champion"] == 1 or "1"
@@ -156,7 +160,7 @@ def test_what_is_approved_against_a_champion_of_before_is_judged_again(fresh: Ho
     digest = str(cycle.records(fresh, SECOND, "bundle")[0]["digest"])
     body = {"as_of": SECOND.isoformat(), "champion_before": None, "champion_after": 2, "reasons": []}
     releases.flip(fresh, releases.pointer(fresh), version=2, digest=digest, as_of=body["as_of"], key=None, body=body)
-    said = promotion.answer(fresh, 1, approved=True, author="Ada", words="convinced")
+    said = promotion.answer(fresh, 1, approved=True, author="reviewer-1", words="convinced")
     assert (said["outcome"], said["champion_before"], said["champion_after"]) == ("kept", 2, 2)
     assert "never goes back in time" in said["reasons"][0]
     assert [entry["kind"] for entry in releases.history(fresh)] == ["waiting for review", "promoted", "refused", "kept"]

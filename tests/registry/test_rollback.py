@@ -13,13 +13,14 @@ from pointer_lab import bundle, release
 from pipelines.config import REPOSITORY, Home
 from pipelines.errors import StateError
 from pipelines.registry import ledger, releases, rollback
+from pipelines.window import utc
 
 
 def test_rollback_returns_to_the_release_before_or_to_any_that_served(home: Home) -> None:
     for version in (1, 2, 3):
         release(home, version)
-    back = rollback.roll_back(home, reason="click-through fell", author="Ada")
-    assert (back["champion_before"], back["champion_after"], back["author"]) == (3, 2, "Ada")
+    back = rollback.roll_back(home, reason="click-through fell", author="reviewer-1")
+    assert (back["champion_before"], back["champion_after"], back["author"]) == (3, 2, "reviewer-1")
     assert releases.history(home)[3]["reasons"] == ["click-through fell"]
     assert rollback.roll_back(home, "3")["champion_after"] == 3
     assert releases.verify(home) == 5
@@ -45,7 +46,9 @@ def back_to(home: Home, serving: int) -> list[int]:
 
 
 def word(home: Home, kind: str, version: int) -> None:
-    ledger.record(home, kind, None, {"challenger": version, "champion_before": 3, "champion_after": 3, "author": "Ada", "words": ["no"]})
+    ledger.record(
+        home, kind, None, {"challenger": version, "champion_before": 3, "champion_after": 3, "author": "reviewer-1", "words": ["no"]}
+    )
 
 
 def test_what_a_person_rejected_is_no_release_to_go_back_to_until_a_person_takes_it_back(home: Home) -> None:
@@ -146,7 +149,7 @@ def test_the_command_needs_neither_mlflow_nor_redis_nor_airflow(home: Home, monk
         "--reason",
         "clicks fell",
         "--author",
-        "Ada",
+        "reviewer-1",
         "--json",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY)
@@ -158,3 +161,16 @@ def test_the_command_needs_neither_mlflow_nor_redis_nor_airflow(home: Home, monk
     assert again.returncode == 2
     assert "rolled back from" in again.stderr
     assert [entry["kind"] for entry in ledger.history(home)] == ["promoted", "promoted", "rolled back"]
+
+
+def test_a_day_of_the_past_was_served_by_what_was_released_up_to_it(home: Home) -> None:
+    """Judged by a later champion, a week that it learnt from would look like its best."""
+    for version in (1, 3, 5):
+        release(home, version)
+    served = {day: releases.champion_of(home, utc(f"2025-03-{day:02d}")) for day in (1, 2, 3, 5, 9)}
+    assert {day: found.version for day, found in served.items() if found} == {1: 1, 2: 1, 3: 3, 5: 5, 9: 5}
+    assert releases.champion_of(home, utc("2025-02-28")) is None
+    assert served[3] is not None
+    shutil.rmtree(home.bundles / served[3].digest)
+    assert releases.champion_of(home, utc("2025-03-04")) is None, "its bundle was collected since"
+    assert releases.champion_of(home, utc("2025-03-09")) == releases.champion(home)
