@@ -11,7 +11,7 @@ Asset `retrain_request`, only when a training is asked for; otherwise `request_t
 
 **When it fails**: nothing else waits for it. The message names the feature or file; clear the task.
 
-**Rerun** is safe: it reads, and writes the same reports again. A request within the cool-down is answered once that is over.
+**Rerun** is safe: it reads, and writes its reports again; those of a past day by what served then. A request within the cool-down is answered once that is over.
 """
 
 from __future__ import annotations
