@@ -17,12 +17,12 @@ from typing import Any
 
 from pipelines import publish
 from pipelines.config import Home
-from pipelines.window import utc
+from pipelines.window import stamp, stamped, utc
 
 
 def folder(home: Home, as_of: datetime) -> Path:
     """Return the folder of one cycle's records."""
-    return home.reports / "cycles" / f"{utc(as_of):%Y-%m-%dT%H%M%S}"
+    return home.reports / "cycles" / stamp(as_of)
 
 
 def _announce(line: dict[str, Any]) -> None:
@@ -68,6 +68,12 @@ def records(home: Home, as_of: datetime, name: str) -> list[dict[str, Any]]:
     found = folder(home, as_of).glob("*.json")
     loaded = [read(path) for path in sorted(found)]
     return [record for record in loaded if record["stage"] == name]
+
+
+def every(home: Home, name: str) -> list[tuple[datetime, dict[str, Any]]]:
+    """Return the record of a stage without keys in every cycle that has one, oldest first; folders that are no cycle's are passed over."""
+    found = [(stamped(path.parent.name), path) for path in sorted((home.reports / "cycles").glob(f"*/{name}.json"))]
+    return [(moment, read(path)) for moment, path in found if moment is not None]
 
 
 def forget(home: Home, as_of: datetime, *names: str) -> None:

@@ -108,9 +108,13 @@ def _folder(home: Home) -> Finding:
         text = f"{home.root} does not exist; the first run makes it. Is it what --home or RELOOP_HOME should say?"
         return Finding("state folder", ok=True, text=text, warning=True)
     free = shutil.disk_usage(home.root).free
-    writable = os.access(home.root, os.W_OK)
-    text = f"{home.root}, {free >> 30} GiB free" + ("" if writable else ", not writable: choose another with RELOOP_HOME")
-    return Finding("state folder", writable and free >= MIN_FREE_BYTES, text)
+    writable, scarce = os.access(home.root, os.W_OK), free < MIN_FREE_BYTES
+    text = f"{home.root}, {free >> 30} GiB free"
+    if not writable:
+        text += ", not writable: choose another with RELOOP_HOME"
+    elif scarce:
+        text += f", less than the {MIN_FREE_BYTES >> 30} GiB to keep free: see what `reloop gc` would collect, or choose another disk with RELOOP_HOME"
+    return Finding("state folder", writable, text, warning=scarce)
 
 
 def _lake(home: Home) -> Finding:

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from pipelines.errors import ReloopError
 
 DAY = timedelta(days=1)
+STAMP = "%Y-%m-%dT%H%M%S"
 
 
 def utc(moment: str | date | datetime) -> datetime:
@@ -32,6 +33,20 @@ def utc(moment: str | date | datetime) -> datetime:
 def micros(moment: datetime) -> int:
     """Return microseconds since 1970-01-01 UTC, exact (no float on the way)."""
     return (utc(moment) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def stamp(moment: datetime) -> str:
+    """Return a moment as names of folders and files have it, to the second: 2025-03-03T000000."""
+    return f"{utc(moment):{STAMP}}"
+
+
+def stamped(name: str) -> datetime | None:
+    """Return the moment that `stamp` named; None of a name that is none, hidden or somebody's own."""
+    try:
+        found = utc(datetime.strptime(name, STAMP))  # noqa: DTZ007 - a name has no zone, it is UTC
+    except ValueError:
+        return None
+    return found if stamp(found) == name else None
 
 
 def floor_day(moment: datetime) -> datetime:

@@ -21,11 +21,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let networks that rank come last: JAX starts threads, and tests of releases fork, which the two together forbid."""
-    items.sort(key=lambda item: "ranking/neural/" in item.nodeid)
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """Return an empty state folder, also the one that RELOOP_HOME names."""

@@ -1,6 +1,10 @@
 """What `reloop doctor` finds before a run would."""
 
+import shutil
 import sys
+from types import SimpleNamespace
+
+import pytest
 
 from pipelines import inspection
 from pipelines.config import Home
@@ -52,3 +56,12 @@ def test_a_misspelt_incumbent_of_the_gate_is_found_instead_of_guarding_nothing(h
         found = {finding.name: finding for finding in inspection.examine(home)}["settings"]
         assert not found.ok
         assert said in found.text
+
+
+def test_a_disk_that_fills_up_is_warned_of_before_it_is_full(home: Home, monkeypatch: pytest.MonkeyPatch):
+    home.root.mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 << 30))
+    found = {finding.name: finding for finding in inspection.examine(home)}["state folder"]
+    assert found.ok
+    assert str(found).startswith("warning: ")
+    assert "3 GiB free, less than the 5 GiB to keep free: see what `reloop gc` would collect" in str(found)

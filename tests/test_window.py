@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import ReloopError
-from pipelines.window import DAY, Window, ceil_day, floor_day, micros, utc
+from pipelines.window import DAY, Window, ceil_day, floor_day, micros, stamp, stamped, utc
 
 moments = st.datetimes(
     datetime(1971, 1, 1), datetime(2199, 1, 1), timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))])
@@ -57,3 +57,11 @@ def test_floor_and_ceiling_enclose_a_moment_within_a_day(moment: datetime):
 @given(moment=moments)
 def test_microseconds_are_exact(moment: datetime):
     assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros(moment)) == moment
+
+
+def test_a_moment_in_a_name_is_read_back_and_nothing_else_is_taken_for_one():
+    moment = utc("2025-03-03T06:30:00Z")
+    assert stamp(moment) == "2025-03-03T063000"
+    assert stamped(stamp(moment)) == moment
+    for name in (".doomed.2025-03-03T063000", "2025-03-03", "2025-3-3T63000", "2025-02-30T000000", ".DS_Store", "2025-03-03T063000.tmp"):
+        assert stamped(name) is None, name

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipelines.cli.answers import out
 from pipelines.cli.options import HomeOption, JsonOption, home_at
-from pipelines.window import utc
+from pipelines.window import stamp, utc
 
 
 def report(
@@ -42,6 +42,6 @@ def report(
         grid.add_row(name, str(found.get("verdict") or found.get("action") or "-"))
     grid.add_row("alarms", "\n".join(alarm["what"] for alarm in figures["alarms"]) or "none")
     out.print(grid)
-    page = reports.folder(state) / f"{reports.stamp(moment)}.html"
+    page = reports.folder(state) / f"{stamp(moment)}.html"
     for name, file in {"page": page, "all runs": state.reports / "index.html", "metrics": state.reports / "metrics.prom"}.items():
         out.print(f"  {name:<20} {file}", highlight=False, soft_wrap=True, markup=False)

@@ -40,12 +40,12 @@ from pipelines.datasets.interactions import Dense, Ids, Interactions
 from pipelines.datasets.labels import Labels
 from pipelines.datasets.split import JUDGE, Fold, planned
 from pipelines.errors import StateError
-from pipelines.window import Window, micros, utc
+from pipelines.window import Window, micros, stamp, utc
 
 
 def run_folder(home: Home, as_of: datetime) -> Path:
     """Return the folder of everything one training run makes."""
-    return home.training / f"{utc(as_of):%Y-%m-%dT%H%M%S}"
+    return home.training / stamp(as_of)
 
 
 @dataclass(frozen=True)

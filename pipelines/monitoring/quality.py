@@ -34,7 +34,7 @@ from pipelines.evaluation import metrics, paired
 from pipelines.ranking import two_stage
 from pipelines.registry import bundle, outputs, releases
 from pipelines.retrieval.popular import Popular
-from pipelines.window import DAY, Window, utc
+from pipelines.window import DAY, Window, stamp, utc
 
 K: Final = 10
 POPULAR_DAYS: Final = 7.0
@@ -129,7 +129,7 @@ def window(as_of: datetime, settings: Settings) -> tuple[datetime, Window]:
 
 def users_file(home: Home, digest: str, as_of: datetime) -> Path:
     """Return where the users of one window of one bundle are kept."""
-    return home.reports / "quality" / "users" / digest / f"{utc(as_of):%Y-%m-%dT%H%M%S}.parquet"
+    return home.reports / "quality" / "users" / digest / f"{stamp(as_of)}.parquet"
 
 
 def report_file(home: Home, as_of: datetime) -> Path:

@@ -6,7 +6,6 @@ One structure feeds the page for people, the Prometheus text and the JSON, so th
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -18,10 +17,9 @@ from pipelines.config import Home
 from pipelines.monitoring import comparison, evidently_page, exposition, report_page
 from pipelines.registry import gate, ledger
 from pipelines.registry import releases as pointers
-from pipelines.window import DAY, utc
+from pipelines.window import DAY, stamp, stamped, utc
 
 SHOWN: Final = 53  # cycles a page shows: a year of weeks
-CYCLE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d{6}")
 FATES: Final = ("read", "accepted", "quarantined", "duplicates")
 
 Figures = dict[str, Any]
@@ -30,11 +28,6 @@ Figures = dict[str, Any]
 def folder(home: Home) -> Path:
     """Return where the pages of the runs lie; `index.html` lies above it."""
     return home.reports / "runs"
-
-
-def stamp(as_of: datetime) -> str:
-    """Return a moment as file names have it."""
-    return f"{utc(as_of):%Y-%m-%dT%H%M%S}"
 
 
 def write(home: Home, as_of: datetime) -> Figures:
@@ -89,8 +82,8 @@ def _placed(entries: Iterable[Figures]) -> list[tuple[Figures, datetime | None]]
 
 def moments(home: Home) -> list[datetime]:
     """Return the as_of of every cycle that left a record, oldest first; what else lies there is none."""
-    names = [path.name for path in sorted((home.reports / "cycles").glob("*")) if CYCLE.fullmatch(path.name)]
-    return [utc(datetime.strptime(name, "%Y-%m-%dT%H%M%S")) for name in names]  # noqa: DTZ007 - utc() adds the zone
+    found = [stamped(path.name) for path in sorted((home.reports / "cycles").glob("*"))]
+    return [moment for moment in found if moment is not None]
 
 
 def _cycle(home: Home, when: datetime) -> Figures:

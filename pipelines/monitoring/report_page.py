@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pipelines.monitoring import line_plot
 from pipelines.monitoring.line_plot import Series
+from pipelines.window import stamp, utc
 
 OPEN_PANELS: Final = 12  # features whose panels are shown at once: those nearest to or furthest beyond their thresholds
 
@@ -68,7 +69,7 @@ def index(runs: Sequence[Figures]) -> str:
         last: Figures = next((found for found in reversed(one["cycles"]) if found["as_of"] == one["as_of"]), {})
         champion = one["champion"] or {}
         quality = champion.get("quality") or {}
-        name = datetime.fromisoformat(one["as_of"]).strftime("%Y-%m-%dT%H%M%S")
+        name = stamp(utc(one["as_of"]))
         rows.append(
             [
                 f'<a href="runs/{name}.html">{_day(one["as_of"])}</a>',

@@ -8,7 +8,6 @@ is told: training again on the same world makes the same challenger.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -211,7 +210,7 @@ def pending(home: Home, as_of: datetime) -> tuple[Request, ...]:
     A request that came within the cooldown is so answered once that is over; one that a later triage takes back is not.
     """
     champion = releases.champion(home)
-    known = [(moment, record) for moment, record in _recorded(home, "triage") if moment <= utc(as_of) and record["state"] == "done"]
+    known = [(moment, record) for moment, record in cycle.every(home, "triage") if moment <= utc(as_of) and record["state"] == "done"]
     if champion is None or not known:
         return ()
     moment, record = max(known, key=lambda entry: entry[0])
@@ -221,19 +220,9 @@ def pending(home: Home, as_of: datetime) -> tuple[Request, ...]:
     return requests_of(triage.Triage(record["cause"], tuple(record["causes"]), tuple(record["reasons"])))
 
 
-def _recorded(home: Home, stage: str) -> list[tuple[datetime, dict[str, Any]]]:
-    """Return a stage's record of every cycle that has one, oldest first; what else lies between the cycles' folders is passed over."""
-    found = []
-    for file in sorted((home.reports / "cycles").glob(f"*/{stage}.json")):
-        with suppress(ValueError):
-            moment = utc(datetime.strptime(file.parent.name, "%Y-%m-%dT%H%M%S"))  # noqa: DTZ007 - utc() adds the zone
-            found.append((moment, cycle.read(file)))
-    return found
-
-
 def trained(home: Home) -> tuple[datetime, ...]:
     """Return the as_of of every training that ended in a bundle, oldest first."""
-    return tuple(moment for moment, record in _recorded(home, "bundle") if record["state"] == "done")
+    return tuple(moment for moment, record in cycle.every(home, "bundle") if record["state"] == "done")
 
 
 def rejected(home: Home, as_of: datetime) -> int:

@@ -44,7 +44,7 @@ from pipelines.ranking.rerank import measures
 from pipelines.ranking.rerank.goods import Goods
 from pipelines.ranking.rerank.measures import Measure
 from pipelines.rerank_policies import RerankSettings
-from pipelines.window import utc
+from pipelines.window import stamped
 
 FILE: Final = "attribution.parquet"
 ALL: Final = "all"
@@ -221,9 +221,8 @@ def newest(home: Home, until: datetime | None = None) -> datetime:
     Raises:
         StateError: there is none.
     """
-    stamps = sorted(path.parent.parent.name for path in home.training.glob(f"*/evaluation/{FILE}"))
-    runs = [utc(datetime.strptime(stamp, "%Y-%m-%dT%H%M%S")) for stamp in stamps]  # noqa: DTZ007 - utc() adds it
-    found = [run for run in runs if until is None or run == until]
+    runs = [stamped(path.parent.parent.name) for path in sorted(home.training.glob(f"*/evaluation/{FILE}"))]
+    found = [run for run in runs if run is not None and (until is None or run == until)]
     if not found:
         raise StateError(
             "attribution of the ranking",

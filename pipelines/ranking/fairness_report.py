@@ -26,7 +26,7 @@ from pipelines.evaluation import fairness, metrics
 from pipelines.evaluation.fairness import Bound
 from pipelines.ranking.attribution import Audience
 from pipelines.ranking.rerank import greedy
-from pipelines.window import utc
+from pipelines.window import stamp, utc
 
 K: Final = 10
 # Group that is bounded: the share of attention its items get over the share of what users take.
@@ -53,7 +53,7 @@ def broken(home: Home, as_of: datetime, settings: FairnessSettings) -> tuple[str
 
 def file(home: Home, as_of: datetime) -> Path:
     """Return where the figures of a run are kept; the page lies beside them."""
-    return home.reports / "fairness" / f"{utc(as_of):%Y-%m-%dT%H%M%S}.json"
+    return home.reports / "fairness" / f"{stamp(as_of)}.json"
 
 
 def write(home: Home, as_of: datetime, item: Ints, audience: Audience, settings: FairnessSettings) -> dict[str, Any]:

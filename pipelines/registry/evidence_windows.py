@@ -27,7 +27,7 @@ from pipelines.config import Home
 from pipelines.datasets.interactions import strings
 from pipelines.errors import StateError
 from pipelines.registry.gate_windows import Window
-from pipelines.window import utc
+from pipelines.window import stamp, utc
 
 TABLE: Final = "per_user.parquet"
 ABOUT: Final = "about.json"
@@ -53,7 +53,7 @@ def recipe(settings: Mapping[str, Any]) -> str:
 
 def folder(home: Home, about: About) -> Path:
     """Return where a window's numbers are kept."""
-    return home.evidence / f"{utc(about.as_of):%Y-%m-%dT%H%M%S}" / f"{about.champion[:12]}-{about.challenger[:12]}"
+    return home.evidence / stamp(utc(about.as_of)) / f"{about.champion[:12]}-{about.challenger[:12]}"
 
 
 def write(home: Home, about: About, window: Window) -> dict[str, Any]:

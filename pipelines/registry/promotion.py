@@ -18,7 +18,7 @@ from pipelines import config, cycle, publish
 from pipelines.config import Home, Settings
 from pipelines.errors import StateError
 from pipelines.registry import bundle, evidence, gate, ledger, projection, releases, review, runs, version_page
-from pipelines.window import utc
+from pipelines.window import stamp, utc
 
 OFF: Final = "releases are off"
 SAID: Final = ("verdict", "champion_before", "champion_after", "reasons", "figures", "track", "challenger", "outcome", "trigger")
@@ -106,7 +106,7 @@ def sound(home: Home, digest: str) -> None:
 
 def report_file(home: Home, as_of: datetime) -> Path:
     """Return where a cycle's decision is kept for readers."""
-    return home.reports / "decisions" / f"{utc(as_of):%Y-%m-%dT%H%M%S}.json"
+    return home.reports / "decisions" / f"{stamp(as_of)}.json"
 
 
 def standing(home: Home, as_of: datetime, digest: str) -> dict[str, Any] | None:

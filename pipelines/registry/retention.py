@@ -20,7 +20,6 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlparse
@@ -33,7 +32,7 @@ from pipelines.decision_policies import RetentionPolicy
 from pipelines.registry import bundle_folder, ledger, lineage, rehearsal, releases, review, rollback
 from pipelines.registry.bundle_folder import COLLECTED
 from pipelines.registry.release_database import NAME, POINTER
-from pipelines.window import utc
+from pipelines.window import stamped, utc
 
 DOOMED: Final = ".doomed."
 TAG: Final = "collected"
@@ -167,18 +166,10 @@ def _runs(home: Home, policy: RetentionPolicy, bundles: Iterable[Bundle]) -> lis
     undecided = {utc(one.as_of) for one in bundles if not one.decided}
     finished = []
     for path in sorted(home.training.glob("*-*-*T*")):
-        as_of = _moment(path.name)
+        as_of = stamped(path.name)
         if as_of is not None and as_of not in undecided and any(one["state"] == "done" for one in cycle.records(home, as_of, "bundle")):
             finished.append(path)
     return finished[: max(len(finished) - policy.keep_runs, 0)]
-
-
-def _moment(name: str) -> datetime | None:
-    """Return the cycle of a training run by the name of its folder; None of a folder that is no run's, hidden or somebody's own."""
-    try:
-        return utc(datetime.strptime(name, "%Y-%m-%dT%H%M%S"))  # noqa: DTZ007 - a name has no zone, it is UTC
-    except ValueError:
-        return None
 
 
 def _remove(path: Path) -> None:

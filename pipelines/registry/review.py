@@ -15,7 +15,7 @@ from pipelines.config import Home
 from pipelines.decision_policies import ReleasePolicy
 from pipelines.errors import StaleFence, StateError
 from pipelines.registry import ledger, releases
-from pipelines.window import utc
+from pipelines.window import stamp, utc
 
 NOBODY = "nobody"
 
@@ -154,10 +154,10 @@ def _lines(home: Home, entry: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"- {_plain(reason)}" for reason in because)
     yield "\n### Where to look further\n"
     yield f"- MLflow: {_mlflow(home)}/#/models/reloop/versions/{entry['challenger']}" if _mlflow(home) else "- MLflow: `make up`"
-    stamp = f"{utc(entry['as_of']):%Y-%m-%dT%H%M%S}"
+    named = stamp(utc(entry["as_of"]))
     for name, path in {
-        "fairness": home.reports / "fairness" / f"{stamp}.html",
-        "records of the cycle": home.reports / "cycles" / stamp,
+        "fairness": home.reports / "fairness" / f"{named}.html",
+        "records of the cycle": home.reports / "cycles" / named,
     }.items():
         yield f"- {name}: `{path}`"
     yield f"- command line: `reloop releases show {entry['challenger']}`, `reloop explain`"

@@ -23,7 +23,7 @@ from pipelines.retrieval import blend, fitting, lineup
 from pipelines.sources import plan, reading
 from pipelines.sources.request import Request
 from pipelines.validation import checkpoint
-from pipelines.window import Window, utc
+from pipelines.window import Window
 
 Tell = Callable[[str, datetime], None]  # what begins, of which cycle
 
@@ -67,12 +67,7 @@ def done(home: Home, as_of: datetime) -> bool:
 
 def cycles(home: Home) -> dict[datetime, str]:
     """Return the as_of of every training of a state folder, oldest first, and the digest of its bundle."""
-    found = {}
-    for file in sorted((home.reports / "cycles").glob("*/bundle.json")):
-        record = cycle.read(file)
-        if record["state"] == "done":
-            found[utc(datetime.strptime(file.parent.name, "%Y-%m-%dT%H%M%S"))] = str(record["digest"])  # noqa: DTZ007 - utc() adds the zone
-    return found
+    return {moment: str(record["digest"]) for moment, record in cycle.every(home, "bundle") if record["state"] == "done"}
 
 
 def ingest(home: Home, request: Request, window: Window, batch_days: int) -> None:

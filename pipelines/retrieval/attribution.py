@@ -42,7 +42,7 @@ from pipelines.evaluation.metrics import Doubles
 from pipelines.retrieval import cold_users, fitting
 from pipelines.retrieval.merging import Recipe, Union, blocks, gains
 from pipelines.retrieval.protocol import Candidates
-from pipelines.window import utc
+from pipelines.window import stamped
 
 CONFIDENCE: Final = 0.95
 MEGABYTE: Final = 1e6
@@ -209,8 +209,8 @@ def load(home: Home, as_of: datetime) -> list[Row]:
 
 def runs(home: Home) -> list[datetime]:
     """Return the moments of the training runs that have a table, oldest first."""
-    found = home.training.glob(f"*/attribution/{publish.MANIFEST}")
-    return sorted(utc(datetime.strptime(path.parent.parent.name, "%Y-%m-%dT%H%M%S")) for path in found)  # noqa: DTZ007 - utc() adds it
+    found = [stamped(path.parent.parent.name) for path in home.training.glob(f"*/attribution/{publish.MANIFEST}")]
+    return sorted(moment for moment in found if moment is not None)
 
 
 def up_to(home: Home, as_of: datetime | None, n_runs: int, sources: Sequence[str]) -> dict[datetime, dict[str, Row]]:
