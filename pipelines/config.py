@@ -30,6 +30,7 @@ from pipelines.errors import StateError
 from pipelines.frozen import Frozen
 from pipelines.model_settings import ExplorationPolicy, RankingSettings, RetrievalSettings, SearchSettings
 from pipelines.rerank_policies import RerankSettings
+from pipelines.serving_policies import ServingSettings
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 
@@ -187,6 +188,7 @@ class Settings(Frozen):
     bundle: BundlePolicy = BundlePolicy()
     retention: RetentionPolicy = RetentionPolicy()
     release: ReleasePolicy = ReleasePolicy()
+    serving: ServingSettings = ServingSettings()
 
     @model_validator(mode="after")
     def _can_compare(self) -> Self:
