@@ -19,8 +19,10 @@ from pipelines import misfit
 from pipelines.decision_policies import (
     BundlePolicy,
     DriftPolicy,
+    ExperimentPolicy,
     FairnessSettings,
     GatePolicy,
+    ImpressionPolicy,
     ReleasePolicy,
     RetentionPolicy,
     RetrainPolicy,
@@ -188,6 +190,8 @@ class Settings(Frozen):
     bundle: BundlePolicy = BundlePolicy()
     retention: RetentionPolicy = RetentionPolicy()
     release: ReleasePolicy = ReleasePolicy()
+    experiment: ExperimentPolicy = ExperimentPolicy()
+    impressions: ImpressionPolicy = ImpressionPolicy()
     serving: ServingSettings = ServingSettings()
 
     @model_validator(mode="after")

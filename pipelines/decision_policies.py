@@ -183,6 +183,32 @@ class ReleasePolicy(Policy):
     on_rejected_champion: Literal["rollback", "keep"] = "rollback"  # where a person rejects, in MLflow, the version that serves
 
 
+class ExperimentPolicy(Policy):
+    """When an experiment may be read, and what it takes to decide (docs/serving/experiments.md)."""
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)  # over all looks at an experiment, two-sided
+    srm_p: float = Field(default=0.001, gt=0, lt=0.5)  # arms' counts less likely than this under their weights: nothing is read
+    min_units: int = Field(default=200, ge=2)  # in every arm before the first look
+    max_crossed: float = Field(default=0.01, ge=0, le=1)  # of the units, seen in more than one arm; they count in none
+    cuped_days: int = Field(default=14, ge=0)  # before a unit's exposure, whose metric is the covariate; 0: no adjustment
+
+
+class ImpressionPolicy(Policy):
+    """How what was shown is logged, and what counts as its outcome (docs/serving/impressions.md)."""
+
+    feature_share: float = Field(default=0.01, ge=0, le=1)  # of the requests, whose feature values are logged for the skew monitor
+    salt: str = "features"  # which requests those are
+    buffer_rows: int = Field(default=20_000, ge=1)  # waiting to be written, a process; what comes beyond is dropped and counted
+    flush_seconds: float = Field(
+        default=1.0, gt=0, le=60
+    )  # at most so much is lost with a killed machine; a killed process loses its buffer
+    segment_bytes: int = Field(default=16 << 20, ge=1 << 10)  # from which a segment is closed, to be landed
+    segment_seconds: float = Field(default=60.0, gt=0)  # or once it is this old
+    attribution_hours: float = Field(default=24.0, gt=0, le=8760)  # after it was shown, in which what a user does is its outcome
+    max_skew: float = Field(default=0.001, ge=0, le=1)  # of the logged feature values that may differ from those recomputed
+    score_tolerance: float = Field(default=1e-6, ge=0)  # by which a score may differ from the one recomputed
+
+
 class BundlePolicy(Policy):
     """What a bundle must show before anything of it is parsed, and before it may serve."""
 
