@@ -156,6 +156,13 @@ class FeatureSettings(Frozen):
     history_days: int = Field(default=120, ge=1)  # the first build reaches back this far; later builds only add days
 
 
+class StreamSettings(Frozen):
+    """What carries events as they happen."""
+
+    bus: str = ""  # sqlite:///FILE, redis://HOST:PORT/DB or kafka://HOST:PORT; empty: a file of the state folder
+    topic: str = "events"
+
+
 class TrainingSettings(Frozen):
     """How history becomes training windows and labels."""
 
@@ -176,6 +183,7 @@ class Settings(Frozen):
     sources: SourceSettings = SourceSettings()
     validation: ValidationSettings = ValidationSettings()
     features: FeatureSettings = FeatureSettings()
+    stream: StreamSettings = StreamSettings()
     training: TrainingSettings = TrainingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     ranking: RankingSettings = RankingSettings()

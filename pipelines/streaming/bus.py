@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from pipelines import config
+from pipelines.config import Home
 from pipelines.errors import StateError
 
 
@@ -68,8 +71,19 @@ def encode(event: Mapping[str, Any]) -> bytes:
     return json.dumps(filled, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
 
 
+def of(home: Home, *, group: str, consumer: str) -> EventBus:
+    """Return the bus of a state folder: that of its settings, or a file of its own.
+
+    Raises:
+        StateError: as `connect`.
+    """
+    settings = config.load(home).stream
+    address = settings.bus or f"sqlite://{home.stream / 'bus.db'}"
+    return connect(address, topic=settings.topic, group=group, consumer=consumer)
+
+
 def connect(address: str, *, topic: str, group: str, consumer: str) -> EventBus:
-    """Return the bus at an address: `redis://HOST:PORT/DB` or `kafka://HOST:PORT,HOST:PORT`.
+    """Return the bus at an address: `sqlite:///FILE`, `redis://HOST:PORT/DB` or `kafka://HOST:PORT,HOST:PORT`.
 
     Args:
         group: consumers of one group share the events, each group gets them all.
@@ -79,6 +93,12 @@ def connect(address: str, *, topic: str, group: str, consumer: str) -> EventBus:
         StateError: the address is of no known kind or names no server, or its client is not installed.
     """
     scheme, _, servers = address.partition("://")
+    if scheme == "sqlite":
+        from pipelines.streaming.sqlite_bus import SqliteBus
+
+        if not servers.startswith("/"):
+            raise StateError("event bus sqlite://", found="no file", allowed="sqlite:///ABSOLUTE/FILE")
+        return SqliteBus(Path(servers), topic=topic, group=group, consumer=consumer)
     if scheme in {"redis", "rediss", "unix"}:
         from pipelines.streaming.redis_streams import RedisStreams
 
@@ -90,4 +110,4 @@ def connect(address: str, *, topic: str, group: str, consumer: str) -> EventBus:
         if not all(server.strip().partition(":")[0] for server in servers.split(",")):
             raise StateError("event bus kafka://", found="no broker", allowed="kafka://HOST:PORT,HOST:PORT")
         return Kafka(servers, topic=topic, group=group, consumer=consumer)
-    raise StateError("event bus", found=f"the scheme {scheme!r}", allowed="redis://HOST:PORT/DB or kafka://HOST:PORT")
+    raise StateError("event bus", found=f"the scheme {scheme!r}", allowed="sqlite:///FILE, redis://HOST:PORT/DB or kafka://HOST:PORT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +17,12 @@ from pipelines.streaming.redis_streams import RedisStreams
 Member = Callable[..., EventBus]
 
 
-@pytest.fixture(params=["redis", "kafka"])
-def member(request: pytest.FixtureRequest) -> Iterator[Member]:
-    """Return a maker of members of one fresh topic: Redis itself, and librdkafka's own mock cluster on loopback."""
-    if request.param == "redis":
+@pytest.fixture(params=["sqlite", "redis", "kafka"])
+def member(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Member]:
+    """Return a maker of members of one fresh topic: a file, Redis itself, and librdkafka's own mock cluster on loopback."""
+    if request.param == "sqlite":
+        address, cluster = f"sqlite://{tmp_path / 'bus.db'}", None
+    elif request.param == "redis":
         address, cluster = f"redis://{request.getfixturevalue('redis')}/0", None
     else:
         cluster = request.getfixturevalue("kafka_cluster")
