@@ -84,6 +84,11 @@ class Home:
         return self.root / "stream"
 
     @property
+    def serving(self) -> Path:
+        """What the service's processes share: blocked items, precomputed lists, who has news."""
+        return self.root / "serving"
+
+    @property
     def training(self) -> Path:
         """What each training run made, a folder an as_of."""
         return self.root / "training"
