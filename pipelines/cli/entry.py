@@ -11,7 +11,20 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.cli import bench, bundles, explaining, generating, operations, ranking, releasing, replaying, reporting, retrieval, stages
+from pipelines.cli import (
+    bench,
+    bundles,
+    experimenting,
+    explaining,
+    generating,
+    operations,
+    ranking,
+    releasing,
+    replaying,
+    reporting,
+    retrieval,
+    stages,
+)
 from pipelines.errors import ReloopError
 
 app = typer.Typer(
@@ -48,6 +61,7 @@ app.add_typer(releasing.review, name="review")
 app.add_typer(bundles.bundle, name="bundle")
 app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(ranking.app, name="ranking")
+app.add_typer(experimenting.app, name="experiment")
 app.add_typer(bench.app, name="bench")
 
 

@@ -20,6 +20,12 @@ from pipelines.window import Window, utc
 def connect(home: Home, window: Window) -> duckdb.DuckDBPyConnection:
     """Return DuckDB with the view `impressions`: those shown in a window, of which there may be none."""
     engine = open_engine(home)
+    view(engine, home, window)
+    return engine
+
+
+def view(engine: duckdb.DuckDBPyConnection, home: Home, window: Window) -> None:
+    """Define the view `impressions`: those shown in a window."""
     first, last = f"{utc(window.start):%Y-%m-%d}", f"{utc(window.end):%Y-%m-%d}"
     files = [
         file
@@ -28,4 +34,3 @@ def connect(home: Home, window: Window) -> duckdb.DuckDBPyConnection:
     ]
     start, end = (f"TIMESTAMPTZ '{utc(moment).isoformat()}'" for moment in (window.start, window.end))
     define(engine, "impressions", tables.IMPRESSIONS, files, f" WHERE {c.SHOWN_AT} >= {start} AND {c.SHOWN_AT} < {end}")
-    return engine
