@@ -16,14 +16,22 @@ class DeadlinePolicy(Frozen):
 
 
 class LimitPolicy(Frozen):
-    """What one request, and one client, may cost."""
+    """What one client, and all of them together, may cost. Bounds on k, ids and lengths are the API's own (`serving/schemas.py`)."""
 
-    max_k: int = Field(default=200, ge=1)
-    max_ids: int = Field(default=500, ge=1)  # items or events in one body
-    max_id_bytes: int = Field(default=256, ge=1)
     max_body_bytes: int = Field(default=64 << 10, ge=1)
-    requests_per_second: float = Field(default=200.0, gt=0)  # a client, and as many at once in a burst
+    max_header_bytes: int = Field(default=16 << 10, ge=1024)
+    slow_seconds: float = Field(default=5.0, gt=0)  # for headers to arrive, and again for the body; later the connection is closed
+    requests_per_second: float = Field(default=200.0, gt=0)  # a client, and as many at once in a burst; a key may have its own
     max_waiting: int = Field(default=64, ge=1)  # requests in a process that wait for their turn; more are told to come back
+    max_wait_ms: float = Field(default=40.0, gt=0)  # who would wait longer, by what answers take now, is told to come back
+    max_connections: int = Field(default=1024, ge=1)  # of a process
+
+
+class LogPolicy(Frozen):
+    """What is written of each request."""
+
+    access: bool = True  # a line of JSON a request, to standard output
+    users: bool = False  # with the user's id in clear; else users are not in the log
 
 
 class CachePolicy(Frozen):
@@ -34,9 +42,39 @@ class CachePolicy(Frozen):
     precomputed_days: float = Field(default=3.0, gt=0)  # a precomputed list older than this is none
 
 
+class RolloutPolicy(Frozen):
+    """How the service follows releases, and how a challenger comes to serve (docs/serving/releases.md)."""
+
+    poll_seconds: float = Field(default=1.0, gt=0, le=60)  # the champion pointer is looked at so often
+    retry_seconds: float = Field(default=30.0, gt=0)  # a release that was refused is tried again after so long
+    warm_asks: int = Field(default=8, ge=0, le=256)  # requests of before that a release answers before it serves
+
+
+class BreakerPolicy(Frozen):
+    """When something in trouble (the online store, Redis, a release) is not asked any more, and when it is tried again."""
+
+    failures: int = Field(default=3, ge=1)  # in a row
+    trouble_seconds: float = Field(default=0.5, ge=0)  # or a failure so long after the first of a row, where few requests come
+    open_seconds: float = Field(default=1.0, gt=0)  # until one request tries again; doubled after each try that failed
+    most_seconds: float = Field(default=5.0, gt=0)
+
+
+class LadderPolicy(Frozen):
+    """What the best rungs may take before a lower one answers."""
+
+    reserve_ms: float = Field(default=15.0, ge=0)  # of the deadline, kept for the lower rungs
+    threads: int = Field(default=4, ge=1)  # that run the best rung in one process; one that hangs holds up no request for good
+    waiting: int = Field(default=16, ge=0)  # requests that wait for such a thread; more are answered from a lower rung at once
+    breaker: BreakerPolicy = BreakerPolicy()
+
+
 class ServingSettings(Frozen):
     """The service."""
 
     deadline: DeadlinePolicy = DeadlinePolicy()
     limits: LimitPolicy = LimitPolicy()
+    history_events: int = Field(default=2000, ge=1)  # newest events of a user that a request knows; only robots have more
+    log: LogPolicy = LogPolicy()
     cache: CachePolicy = CachePolicy()
+    ladder: LadderPolicy = LadderPolicy()
+    rollout: RolloutPolicy = RolloutPolicy()

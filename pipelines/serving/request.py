@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Literal
 
@@ -147,3 +147,9 @@ class Answer:
     variant: str = ""
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     features: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def keeping(self, good: Sequence[bool]) -> Answer:
+        """Return the answer with the items for which `good` holds; those below move up."""
+        kept = [place for place, stays in enumerate(good) if stays]
+        items = tuple(replace(self.items[place], rank=rank) for rank, place in enumerate(kept, 1))
+        return replace(self, items=items, features={name: tuple(values[at] for at in kept) for name, values in self.features.items()})

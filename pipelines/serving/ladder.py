@@ -1,0 +1,297 @@
+"""The fallback ladder: full, blend, cached, session, segment, popular, empty. It always answers, in time, and says from where and why.
+
+    rung               answers from                              is passed over when
+    full, blend        the engine of the release                 it raises, is late, gives what is no list, or did so a moment ago
+    cached             a list of before: remembered, precomputed there is none, or it is too old
+    session            the release's item-to-item sources, on    nothing has happened in the session, no such source
+                       the events of the session alone
+    segment_popular    what is popular in the user's segment     no segment is known
+    popular            what is popular over all                  nothing is
+    empty              nothing                                   never
+
+Better rungs that did not answer are named in `Answer.degraded`, each with its reason. Filters hold on every rung, and what
+is blocked is taken out last, whoever answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from pipelines.errors import ReloopError, StateError
+from pipelines.serving.blocked import Blocked
+from pipelines.serving.breaker import Breaker, Open
+from pipelines.serving.crew import Busy, Crew, Late
+from pipelines.serving.request import BLEND, CACHED, EMPTY, FULL, POPULAR, SEGMENT, SESSION, Answer, Ask, Release, Shown, Why
+from pipelines.serving.standing import EVERYBODY, Stock, meets
+from pipelines.serving_policies import ServingSettings
+from pipelines.streaming.session import SessionEvent, newest
+
+LOG: Final = logging.getLogger(__name__)
+NO_RELEASE: Final = Release(None, None)
+MOST_EXCLUDED: Final = 256  # blocked ids that are told to the engine, so that lists stay full; all of them are taken out in the end
+DEEP: Final = 200  # items of a popular list that are looked through for each one wanted
+
+
+class Answering(Protocol):
+    """An engine: a release bound to what is known."""
+
+    @property
+    def release(self) -> Release:
+        """The bundle that answers."""
+        ...
+
+    def answer(self, ask: Ask) -> Answer:
+        """Return a list on the rung `full` or `blend`; may raise, may hang."""
+        ...
+
+
+class Remembering(Protocol):
+    """The cached rung (`caches`)."""
+
+    def remembered(self, ask: Ask, release: Release, variant: str) -> Answer | None:
+        """Return an answer that still holds, as good as a new one; None where there is none."""
+        ...
+
+    def remember(self, ask: Ask, answer: Answer) -> None:
+        """Keep an answer."""
+        ...
+
+    def before(self, ask: Ask) -> Answer | None:
+        """Return the best list of before, however it came about; None where there is none. May raise."""
+        ...
+
+
+Pick = Callable[[Ask], tuple[Answering | None, str]]
+FromSession = Callable[[Answering, Ask, Sequence[str], int], Sequence[tuple[str, float, str]]]
+
+
+@dataclass
+class _Way:
+    """How far a request has come: its clock, and why better rungs did not answer."""
+
+    begun: float
+    request_ms: float
+    reasons: list[str] = field(default_factory=list)
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+    def left_ms(self) -> float:
+        return self.request_ms - (time.perf_counter() - self.begun) * 1000
+
+    def passed(self, rung: str, error: object) -> None:
+        self.reasons.append(f"{rung}: {_said(error)}"[:300])
+
+
+class Ladder:
+    """Answers every request; any number of threads.
+
+    Args:
+        pick: which engine answers whom, and the variant; None, or an error, where no release can serve.
+        stock: what the lower rungs answer from; asked anew for each request, so it may be replaced.
+        cached: the cached rung; None where nothing is kept.
+        session: proposals (item, score, source) of an engine for the items of a session; None where there are none.
+        recent: events of a user that were accepted a moment ago and may not be in the store yet, newest first.
+        exclude_seen: whether lower rungs leave out what the session holds.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        pick: Pick | None,
+        stock: Callable[[], Stock],
+        blocked: Blocked,
+        *,
+        cached: Remembering | None = None,
+        session: FromSession | None = None,
+        recent: Callable[[str], Sequence[SessionEvent]] | None = None,
+        exclude_seen: bool = False,
+    ) -> None:
+        self.settings, self.blocked, self.exclude_seen = settings, blocked, exclude_seen
+        self._pick, self._stock, self._cached, self._session, self._recent = pick, stock, cached, session, recent
+        self._crew: Crew[Answer] = Crew("engine", settings.ladder.threads, settings.ladder.waiting)
+        self._breakers: dict[str, Breaker] = {}
+
+    def breakers(self) -> list[Breaker]:
+        """Return the breakers of the releases that answered, newest last."""
+        return list(self._breakers.values())
+
+    def answer(self, ask: Ask) -> Answer:
+        """Return an answer within the deadline, whatever happens; what went wrong is told in it."""
+        way = _Way(time.perf_counter(), self.settings.deadline.request_ms)
+        try:
+            found = self._best(ask, way)
+        except Exception as error:
+            LOG.exception("request %s", ask.request_id)
+            way.passed("ladder", error)
+            found = Answer(ask, (), EMPTY, NO_RELEASE)
+        stages = {**found.stage_ms, **way.stage_ms, "all": self.settings.deadline.request_ms - way.left_ms()}
+        return self.blocked.without(replace(found, ask=ask, degraded=(*way.reasons, *found.degraded), stage_ms=stages))
+
+    def _best(self, ask: Ask, way: _Way) -> Answer:
+        engine, variant = self._picked(ask, way)
+        release = NO_RELEASE if engine is None else engine.release
+        if (
+            engine is not None
+            and self._cached is not None
+            and (kept := self._try(way, "remembered", lambda: self._kept(ask, release, variant)))
+        ):
+            return kept
+        told = self._told(ask)
+        for rung, attempt in self._rungs(ask, told, engine, way):
+            found = attempt() if rung == FULL else self._try(way, rung, attempt)
+            if found is not None and found.items:
+                answer = replace(found, variant=found.variant or variant)
+                if self._cached is not None and answer.rung in {FULL, BLEND}:
+                    self._cached.remember(ask, answer)
+                return answer
+        return Answer(ask, (), EMPTY, release, variant=variant)
+
+    def _picked(self, ask: Ask, way: _Way) -> tuple[Answering | None, str]:
+        try:
+            engine, variant = (None, "") if self._pick is None else self._pick(ask)
+        except Exception as error:  # noqa: BLE001 - without a release the lower rungs answer
+            way.passed(FULL, error)
+            return None, ""
+        if engine is None:
+            way.passed(FULL, "no release yet")
+        return engine, variant
+
+    def _kept(self, ask: Ask, release: Release, variant: str) -> Answer | None:
+        kept = None if self._cached is None else self._cached.remembered(ask, release, variant)
+        return self._permitted(ask, kept)
+
+    def _permitted(self, ask: Ask, kept: Answer | None) -> Answer | None:
+        """Return what of a list of before may be shown now: filters hold, and what was sold out meanwhile is left out; None of an empty one."""
+        if kept is None:
+            return None
+        stock, out = self._stock(), set(ask.filters.exclude)
+        filters = replace(ask.filters, exclude=()) if out else ask.filters
+        good = [shown.item_id not in out and meets(filters, shown.item_id, stock.about(shown.item_id)) for shown in kept.items]
+        return None if not any(good) else kept if all(good) else kept.keeping(good)
+
+    def _told(self, ask: Ask) -> Ask:
+        """Return the request with what the process knows beside it: events of a moment ago, items that are blocked."""
+        events = ask.events
+        if self._recent is not None and ask.user_id is not None and (fresh := self._recent(ask.user_id)):
+            events = tuple(newest((*fresh, *events)))
+        blocked = self.blocked.items
+        exclude = (*ask.filters.exclude, *sorted(blocked)[:MOST_EXCLUDED]) if blocked else ask.filters.exclude
+        if events is ask.events and exclude is ask.filters.exclude:
+            return ask
+        return replace(ask, events=events, filters=replace(ask.filters, exclude=exclude))
+
+    def _rungs(self, ask: Ask, told: Ask, engine: Answering | None, way: _Way) -> Iterator[tuple[str, Callable[[], Answer | None]]]:
+        if engine is not None:
+            yield FULL, lambda: self._full(told, engine, way)
+        if self._cached is not None:
+            cached = self._cached
+            yield CACHED, lambda: self._permitted(told, cached.before(ask))
+        if self._session is not None and engine is not None:
+            yield SESSION, lambda: self._of_session(told, engine)
+        yield SEGMENT, lambda: self._popular(told, SEGMENT)
+        yield POPULAR, lambda: self._popular(told, POPULAR)
+
+    def _try(self, way: _Way, rung: str, attempt: Callable[[], Answer | None]) -> Answer | None:
+        begun = time.perf_counter()
+        try:
+            found = attempt()
+        except Exception as error:  # noqa: BLE001 - the next rung answers, and the reason is told
+            way.passed(rung, error)
+            return None
+        finally:
+            way.stage_ms[rung] = (time.perf_counter() - begun) * 1000
+        if found is None and rung in {CACHED, SESSION}:
+            way.passed(rung, "nothing kept" if rung == CACHED else "nothing to go by")
+        return found
+
+    def _full(self, ask: Ask, engine: Answering, way: _Way) -> Answer | None:
+        """Return the engine's answer; None, with the reason, where it has none that may be shown in time."""
+        breaker = self._breaker(engine.release)
+        try:
+            breaker.enter()
+            answer = self._crew.call(lambda: engine.answer(ask), way.left_ms() - self.settings.ladder.reserve_ms)
+            check(answer)
+        except (Busy, Open) as error:  # nothing was asked of the release
+            way.passed(FULL, error)
+            return None
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a release, a lower rung answers
+            breaker.failed(_said(error))
+            way.passed(FULL, error)
+            return None
+        breaker.succeeded()
+        if not answer.items:
+            way.passed(FULL, "nothing to show")
+        return answer
+
+    def _breaker(self, release: Release) -> Breaker:
+        key = release.digest or ""
+        if (found := self._breakers.get(key)) is None:
+            found = self._breakers.setdefault(key, Breaker(f"release {release.version}", self.settings.ladder.breaker))
+            while len(self._breakers) > 8:
+                self._breakers.pop(next(iter(self._breakers)), None)
+        return found
+
+    def _of_session(self, ask: Ask, engine: Answering) -> Answer | None:
+        """Return what the release's item-to-item sources say of the items in hand."""
+        seeds = list(dict.fromkeys([*ask.item_ids, *(event.item_id for event in ask.events)]))
+        if not seeds or self._session is None:
+            return None
+        proposed = self._session(engine, ask, seeds, ask.k * 4 + len(seeds))
+        title = self._stock().about(seeds[0]).get("title")
+        why = Why("because_you_viewed", f"Because you viewed {title or seeds[0]}", seeds[0])
+        left_out = set(ask.item_ids) | ({event.item_id for event in ask.events} if self.exclude_seen else set())
+        items = self._listed(ask, ((item, score, (source,), why) for item, score, source in proposed), left_out)
+        return Answer(ask, items, SESSION, engine.release) if items else None
+
+    def _popular(self, ask: Ask, rung: str) -> Answer | None:
+        stock = self._stock()
+        segment = stock.segment(ask) if rung == SEGMENT else EVERYBODY
+        if rung == SEGMENT and segment == EVERYBODY:
+            return None
+        why = Why("popular", f"Popular in {segment}" if segment else "Popular now")
+        left_out = set(ask.item_ids) | ({event.item_id for event in ask.events} if self.exclude_seen else set())
+        ranked = stock.popular(segment)[: DEEP * max(ask.k, 1)]
+        items = self._listed(ask, ((item, score, (POPULAR,), why) for item, score in ranked), left_out)
+        return Answer(ask, items, rung, NO_RELEASE) if items else None
+
+    def _listed(self, ask: Ask, ranked: Iterable[tuple[str, float, tuple[str, ...], Why]], left_out: set[str]) -> tuple[Shown, ...]:
+        """Return the first k that may be shown, with what the catalogue says of them."""
+        stock, blocked, found = self._stock(), self.blocked.items, list[Shown]()
+        filters = replace(ask.filters, exclude=()) if ask.filters.exclude else ask.filters
+        left_out = left_out | set(ask.filters.exclude)
+        for item, score, sources, why in ranked:
+            if len(found) >= ask.k:
+                break
+            if item not in left_out and item not in blocked and meets(filters, item, about := stock.about(item)):
+                found.append(Shown(item, len(found) + 1, float(score), why, sources, about=about))
+                left_out.add(item)
+        return tuple(found)
+
+
+def check(answer: Answer) -> None:
+    """Refuse an answer that is no list: scores that are no numbers, an item twice, an item without a name.
+
+    Raises:
+        StateError: it must not be shown.
+    """
+    if wrong := sum(not math.isfinite(shown.score) for shown in answer.items):
+        raise StateError("list", found=f"{wrong} of {len(answer.items)} scores are no numbers", allowed="finite scores")
+    names = {shown.item_id for shown in answer.items}
+    if len(names) != len(answer.items) or "" in names:
+        raise StateError("list", found="an item twice, or one without a name", allowed="each item once")
+
+
+def _said(error: object) -> str:
+    if isinstance(error, (Late, Busy)):
+        return error.found
+    return (
+        f"{error.thing}: {error.found}"
+        if isinstance(error, ReloopError)
+        else f"{type(error).__name__}: {error}"
+        if isinstance(error, Exception)
+        else str(error)
+    )

@@ -1,0 +1,167 @@
+"""Every rung of the ladder answers when those above it cannot, says which it is and why, and never shows what it must not."""
+
+import time
+
+import pytest
+from scripted import NOW, RELEASE, STOCK, Engine, ask, hanging, items, raising, shown
+
+from pipelines.config import Home
+from pipelines.serving import blocked
+from pipelines.serving.blocked import Blocked
+from pipelines.serving.ladder import Ladder
+from pipelines.serving.request import FULL, Answer, Filters
+from pipelines.serving.standing import EVERYBODY, Standing
+from pipelines.serving_policies import DeadlinePolicy, ServingSettings
+from pipelines.streaming.session import SessionEvent
+from pipelines.window import micros
+
+EVENT = SessionEvent(micros(NOW), "e1", "i7", "view")
+
+
+@pytest.fixture
+def ladder(home: Home):
+    def made(engine: Engine | None, settings: ServingSettings | None = None, **more) -> Ladder:
+        pick = None if engine is None else lambda asked: (engine, "")
+        stock = more.pop("stock", STOCK)
+        return Ladder(settings or ServingSettings(), pick, lambda: stock, Blocked(home, follow_seconds=0), **more)
+
+    return made
+
+
+def related(engine, asked, seeds, k):
+    return [(f"i{n}", 1.0 / (n + 1), "item_knn") for n in range(k)]
+
+
+def test_a_sound_engine_answers_on_the_rung_full_with_nothing_to_complain_of(ladder):
+    answer = ladder(Engine()).answer(ask())
+    assert (answer.rung, items(answer), answer.degraded, answer.release) == (FULL, ["i0", "i1", "i2"], (), RELEASE)
+
+
+def test_before_the_first_release_popularity_answers_and_says_so(ladder):
+    answer = ladder(None).answer(ask())
+    assert (answer.rung, items(answer), answer.release.version) == ("popular", ["p0", "p1", "p2"], None)
+    assert answer.degraded == ("full: no release yet",)
+
+
+def test_who_has_a_segment_gets_what_is_popular_there(ladder):
+    answer = ladder(None).answer(ask(user_id="anna"))
+    assert (answer.rung, items(answer)) == ("segment_popular", ["s0", "s1", "s2"])
+
+
+def test_a_release_that_raises_is_answered_for_by_the_session(ladder):
+    answer = ladder(Engine(raising), session=related).answer(ask(events=(EVENT,)))
+    assert (answer.rung, items(answer)) == ("session", ["i0", "i1", "i2"])
+    assert answer.degraded == ("full: ValueError: the ranker is broken",)
+    assert answer.items[0].why.item_id == "i7"
+
+
+def test_a_session_without_events_says_that_there_was_nothing_to_go_by(ladder):
+    answer = ladder(Engine(raising), session=related).answer(ask())
+    assert (answer.rung, answer.degraded[1]) == ("popular", "session: nothing to go by")
+
+
+def test_an_engine_that_hangs_costs_the_deadline_and_no_more(ladder):
+    way = ladder(Engine(hanging), ServingSettings(deadline=DeadlinePolicy(request_ms=100)))
+    begun = time.perf_counter()
+    answer = way.answer(ask())
+    assert answer.rung == "popular"
+    assert answer.degraded[0].startswith("full: not done within 8")
+    assert time.perf_counter() - begun < 5  # it would be for ever
+
+
+def test_a_release_in_trouble_is_not_waited_for_by_the_fourth_request(ladder):
+    way = ladder(Engine(hanging))
+    answers = [way.answer(ask()) for _ in range(4)]
+    assert [answer.rung for answer in answers] == ["popular"] * 4
+    assert "not asked for another" in answers[3].degraded[0]
+    assert answers[3].stage_ms["all"] < 50 < answers[2].stage_ms["all"]
+
+
+def test_threads_that_hang_do_not_make_more_threads(ladder):
+    calm = ServingSettings().ladder.breaker.model_copy(update={"failures": 1000, "trouble_seconds": 1000.0})
+    settings = ServingSettings(
+        deadline=DeadlinePolicy(request_ms=20),
+        ladder=ServingSettings().ladder.model_copy(update={"threads": 2, "waiting": 1, "reserve_ms": 15, "breaker": calm}),
+    )
+    way = ladder(Engine(hanging), settings)
+    told = [way.answer(ask()).degraded[0] for _ in range(5)]
+    assert [text.split(" within")[0] for text in told[:3]] == ["full: not done", "full: not done", "full: not begun"]
+    assert way._crew._started == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [shown("i1", "i2", score=float("nan")), shown("i1", "i1"), shown("i1", ""), shown("i1", score=float("inf"))],
+    ids=["NaN", "twice", "no name", "infinite"],
+)
+def test_what_is_no_list_is_never_shown(ladder, wrong):
+    answer = ladder(Engine(lambda asked: Answer(asked, wrong, FULL, RELEASE))).answer(ask())
+    assert answer.rung == "popular"
+    assert answer.degraded[0].startswith("full: list:")
+
+
+def test_an_empty_list_is_not_the_last_word(ladder):
+    answer = ladder(Engine(lambda asked: Answer(asked, (), FULL, RELEASE))).answer(ask())
+    assert (answer.rung, answer.degraded) == ("popular", ("full: nothing to show",))
+
+
+def test_nothing_at_all_is_an_empty_answer_with_reasons(ladder):
+    answer = ladder(None, stock=Standing()).answer(ask())
+    assert (answer.rung, answer.items) == ("empty", ())
+    assert answer.degraded == ("full: no release yet",)
+
+
+def test_a_one_item_catalogue_gives_one_item(ladder):
+    answer = ladder(None, stock=Standing({EVERYBODY: [("only", 1.0)]})).answer(ask(k=200))
+    assert items(answer) == ["only"]
+
+
+def test_even_a_broken_stock_is_an_answer(ladder):
+    class Broken:
+        def __getattr__(self, name):
+            raise OSError("gone")
+
+    answer = ladder(Engine(raising), stock=Broken(), session=related).answer(ask(events=(EVENT,)))
+    assert (answer.rung, answer.items) == ("empty", ())
+    assert [reason.split(":")[0] for reason in answer.degraded] == ["full", "session", "segment_popular", "popular"]
+
+
+def test_filters_hold_on_the_lower_rungs(ladder):
+    way = ladder(None)
+    assert items(way.answer(ask(k=2, filters=Filters(categories=("pots",), min_price=4)))) == ["p5", "p7"]
+    assert items(way.answer(ask(k=5))) == ["p0", "p1", "p2", "p3", "p5"]  # p4 cannot be bought
+    assert items(way.answer(ask(k=2, filters=Filters(exclude=("p0", "p1"))))) == ["p2", "p3"]
+    assert way.answer(ask(filters=Filters(brands=("nobody",)))).rung == "empty"
+
+
+def test_the_item_that_is_looked_at_is_not_its_own_neighbour(ladder):
+    answer = ladder(Engine(raising), session=related).answer(ask(surface="similar", item_ids=("i0",)))
+    assert (answer.rung, items(answer)) == ("session", ["i1", "i2", "i3"])
+
+
+def test_events_of_a_moment_ago_reach_the_engine_with_those_of_the_request_newest_first(ladder):
+    engine = Engine()
+    fresh = SessionEvent(micros(NOW) + 1, "e2", "i9", "view")
+    answer = ladder(engine, recent=lambda user: [fresh] if user == "bo" else []).answer(ask(events=(EVENT,)))
+    assert engine.asked[0].events == (fresh, EVENT)
+    assert answer.ask == ask(events=(EVENT,))
+
+
+def test_a_blocked_item_is_on_no_rung(ladder, home):
+    engine, bad = Engine(), Engine(raising)
+    blocked.block(home, ["i0", "s0", "p0"], "recalled")
+    assert items(ladder(engine).answer(ask())) == ["i1", "i2", "i3"]  # told to the engine: the list stays full
+    stubborn = Engine(lambda asked: Answer(asked, shown("i0", "i1"), FULL, RELEASE))
+    taken = ladder(stubborn).answer(ask())
+    assert (items(taken), taken.items[0].rank, taken.degraded) == (["i1"], 1, ("1 blocked items taken out",))
+    assert items(ladder(bad, session=related).answer(ask(events=(EVENT,)))) == ["i1", "i2", "i3"]
+    assert items(ladder(None).answer(ask(user_id="anna"))) == ["s1", "s2", "s3"]
+    assert items(ladder(None).answer(ask())) == ["p1", "p2", "p3"]
+
+
+def test_no_engine_for_this_request_is_a_reason_not_an_error(home):
+    def pick(asked):
+        raise RuntimeError("no release is sound")
+
+    answer = Ladder(ServingSettings(), pick, lambda: STOCK, Blocked(home)).answer(ask())
+    assert (answer.rung, answer.degraded) == ("popular", ("full: RuntimeError: no release is sound",))
