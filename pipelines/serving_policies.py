@@ -38,7 +38,12 @@ class CachePolicy(Frozen):
     """Lists that are remembered."""
 
     list_seconds: float = Field(default=30.0, ge=0)  # an answer is given again so long, unless an event came; 0 remembers none
+    stale_seconds: float = Field(default=3600.0, ge=0)  # where better rungs fail, one of before is given so long, event or not
     entries: int = Field(default=20_000, ge=1)  # of a process
+    max_bytes: int = Field(default=128 << 20, ge=1)  # of a process, as they are estimated
+    wait_ms: float = Field(default=50.0, ge=0)  # for another thread that is computing the same list
+    redis: str = ""  # redis://HOST:PORT/DB that processes share their lists in; empty: each has its own
+    redis_ms: int = Field(default=20, ge=1)  # longest wait for it
     precomputed_days: float = Field(default=3.0, gt=0)  # a precomputed list older than this is none
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from pipelines import lake
 from pipelines.config import Home, TrainingSettings
 from pipelines.datasets import profiles
 from pipelines.errors import StateError
+from pipelines.lake.codes import DEVICE_CODES, DEVICES, TYPE_CODES
 from pipelines.window import Window, micros
 
 Ids: TypeAlias = npt.NDArray[np.str_]
@@ -24,11 +25,6 @@ Longs: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bytes: TypeAlias = npt.NDArray[np.int8]
 Bools: TypeAlias = npt.NDArray[np.bool_]
-
-DEVICES: Final = ("desktop", "phone", "tablet")  # what a device is taken for; any that is neither of the last two is the first
-_DEVICE_CODES: Final = """CASE WHEN device IS NULL THEN -1 WHEN lower(device) = 'tablet' THEN 2
-    WHEN lower(device) IN ('mobile', 'phone', 'smartphone', 'app', 'android', 'ios') THEN 1 ELSE 0 END"""  # as int_user_days has it
-TYPE_CODES: Final = " ".join(f"WHEN '{name}' THEN {code}" for code, name in enumerate(c.EVENT_TYPES))
 
 
 @dataclass(frozen=True)
@@ -202,7 +198,7 @@ def read(home: Home, before: datetime, *, item_ids: Ids | None = None, window: W
         )
         found = db.sql(
             f"""SELECT "user", item, (CASE event_type {TYPE_CODES} END)::TINYINT AS event_type, "value"::FLOAT AS "value",
-                ({_DEVICE_CODES})::TINYINT AS device, "at", received
+                ({DEVICE_CODES})::TINYINT AS device, "at", received
             FROM wanted JOIN item_index USING (item_id) JOIN user_index USING (user_id)
             ORDER BY "user", "at", event_id"""
         ).to_arrow_table()

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from pipelines import cycle, publish
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.features import item_snapshot
+from pipelines.features import item_snapshot, request_snapshot
 from pipelines.features.historical import EVENT_TIMESTAMP, historical
 from pipelines.features.online import online
 from pipelines.features.repository import FeatureSpec, declarations, materialized_to, open_store, publish_configuration, schema
-from pipelines.window import DAY, floor_day
+from pipelines.window import DAY, floor_day, utc
 
 __all__ = ["EVENT_TIMESTAMP", "FeatureSpec", "apply", "historical", "materialize", "online", "schema"]
 
@@ -37,7 +37,7 @@ def apply(home: Home) -> None:
 
 
 def materialize(home: Home, as_of: datetime) -> dict[str, int]:
-    """Bring the online store and the item snapshot to the rows of the day `as_of`, and never back from the day they are at.
+    """Bring the online store and the snapshots for requests to the rows of the day `as_of`, and never back from the day they are at.
 
     The state is the newest row of every entity within the view's ttl; of a view tagged `rows: daily`,
     whose entities have a row every day, that is the newest day. If the store is at a later day already
@@ -61,6 +61,7 @@ def materialize(home: Home, as_of: datetime) -> dict[str, int]:
             reached = max(reached, until)
             answers_until[view.name] = (until + view.ttl).isoformat()
         item_snapshot.publish_snapshot(home, store, reached)
+        request_snapshot.publish_snapshot(home, max(utc(as_of), reached))
         record["online"] = rows
         record["answers_until"] = answers_until
         return rows

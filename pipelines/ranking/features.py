@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.datasets.interactions import DEVICES, Floats, Histories, Ints, Longs
+from pipelines.datasets.interactions import Floats, Histories, Ints, Longs
 from pipelines.errors import StateError
+from pipelines.lake.codes import DEVICES
 from pipelines.model_settings import FEATURE_GROUPS
 from pipelines.ranking import likeness
 from pipelines.ranking.contact import activity, contact, last_sessions, session, usual_log_price
