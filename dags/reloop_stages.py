@@ -97,12 +97,12 @@ def latest(windows: list[list[str]]) -> str:
 
 @task(map_index_template="{{ task.op_kwargs['window'] | map('truncate', 10, true, '') | join(' .. ') }}")
 def read(window: list[str]) -> str:
-    """Stage one window of the source. Hands on the batch id."""
+    """Stage one window of the source, and what the event bus brought in it. Hands on the batch id."""
     from pipelines.config import Home
-    from pipelines.sources import reading
+    from pipelines.streaming import collecting
     from pipelines.window import Window
 
-    return reading.stage_batch(Home.from_environment(), asked().request(), Window.parse(*window))
+    return collecting.stage_batch(Home.from_environment(), asked().request(), Window.parse(*window))
 
 
 @task(pool=DUCKDB, map_index_template="{{ task.op_kwargs['batch'] }}")

@@ -27,10 +27,13 @@ from pipelines.window import Window
 
 
 def stream(
-    bus: Annotated[
-        str, typer.Option("--bus", envvar="RELOOP_BUS", help="The event bus: redis://HOST:PORT/DB or kafka://HOST:PORT.")
-    ] = "redis://127.0.0.1:6379/0",
-    topic: Annotated[str, typer.Option("--topic", help="Stream or topic of the events.")] = "events",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--bus", envvar="RELOOP_BUS", help="Another bus than the settings': sqlite:///FILE, redis://HOST:PORT/DB or kafka://HOST:PORT."
+        ),
+    ] = None,
+    topic: Annotated[str, typer.Option("--topic", help="Stream or topic of the events, of another bus.")] = "events",
     group: Annotated[str, typer.Option("--group", help="Consumers of one group share the events.")] = "sessions",
     consumer: Annotated[str, typer.Option("--consumer", help="Name of this one; under it again it resumes what it left.")] = "1",
     count: Annotated[int, typer.Option("--count", min=1, help="Events a delivery, at most.")] = 500,
@@ -42,12 +45,15 @@ def stream(
     home: HomeOption = None,
 ) -> None:
     """Keep every user's session fresh online, event by event, until told to stop."""
-    from pipelines.streaming.bus import connect
+    from pipelines.streaming import bus, collecting
     from pipelines.streaming.consumer import Consumer, Counts
     from pipelines.streaming.files import events
 
     state = home_at(home)
-    with closing(connect(bus, topic=topic, group=group, consumer=consumer)) as events_bus:
+    member = bus.connect(address, topic=topic, group=group, consumer=consumer) if address else bus.of(state, group=group, consumer=consumer)
+    with closing(member) as events_bus:
+        if not address:
+            collecting.expect(state)
         if publish is not None:
             answer(as_json, "stream", {"published": events_bus.publish(events(publish))})
             return

@@ -136,7 +136,8 @@ def ingest(
 ) -> None:
     """Read a source, judge its rows, and land what passes; the rest is in quarantine with its reasons."""
     from pipelines import lake
-    from pipelines.sources import plan, reading
+    from pipelines.sources import plan
+    from pipelines.streaming import collecting
     from pipelines.validation import checkpoint
 
     state = home_at(home)
@@ -151,7 +152,7 @@ def ingest(
         answer(as_json, "ingest", {"landed": nothing}, yes=False)
     landed: dict[str, Any] = {}
     for window in windows:
-        batch = reading.stage_batch(state, request, window)
+        batch = collecting.stage_batch(state, request, window)
         checkpoint.validate_batch(state, window.end, batch)
         lake.land(state, window.end, batch)
         landed |= records_of(state, window.end, "ingest")
@@ -172,13 +173,13 @@ def validate(
     What it refuses lies in quarantine/_dry_run/ of the state folder until the next dry run of the same days.
     """
     from pipelines.errors import ValidationBlocked
-    from pipelines.sources import reading
+    from pipelines.streaming import collecting
     from pipelines.validation import checkpoint
 
     state = home_at(home)
     moment = utc(as_of)
     request = Request(source=source, path=path, mapping=mapping)
-    batch = reading.stage_batch(state, request, Window.ending(moment, days))
+    batch = collecting.stage_batch(state, request, Window.ending(moment, days))
     try:
         checkpoint.validate_batch(state, moment, batch, dry_run=True)
         passed = True

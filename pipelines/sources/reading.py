@@ -17,7 +17,7 @@ from pipelines import columns as c
 from pipelines import lake, publish, tables
 from pipelines.config import Home
 from pipelines.errors import SourceError
-from pipelines.sources import normalising
+from pipelines.sources import collected, normalising
 from pipelines.sources.request import Request, Source, World
 from pipelines.window import Window, micros
 
@@ -33,7 +33,7 @@ def stage_batch(home: Home, request: Request, window: Window) -> str:
 
     A row belongs to the window in which it was received; beside these a window brings the items and
     users of a file as they stood at its start, and the first one all their versions before it, so
-    that reading may begin anywhere. Rows whose time could not be read belong to the window that holds the source's first moment, so that a run
+    that reading may begin anywhere; of events also what the bus brought (`collected`). Rows whose time could not be read belong to the window that holds the source's first moment, so that a run
     over the whole source reads every row exactly once. The manifest's facts are source, window,
     rows (read, by table), settings (of a mapping) and, where a table came with columns missing or
     too many, `columns`: {table: {"missing": [...], "unknown": [...]}}.
@@ -59,12 +59,27 @@ def stage_batch(home: Home, request: Request, window: Window) -> str:
             shop = _shop(request.world)
             drawn = {"events": shop.raw(window), "items": iter([shop.items(window)]), "users": iter([shop.users(window)])}
             for name, pieces in drawn.items():
-                rows[name] = _write(folder / f"{name}.parquet", name, _conformed(name, pieces, facts["columns"]))
+                conformed = _conformed(name, pieces, facts["columns"])
+                rows[name] = _write(folder / f"{name}.parquet", name, _with_collected(home, name, conformed, window))
         else:
             facts["settings"] = normalised.settings
             for name in TABLES:
-                rows[name] = _write(folder / f"{name}.parquet", name, _slice(normalised, name, window))
+                pieces = _slice(normalised, name, window)
+                rows[name] = _write(folder / f"{name}.parquet", name, _with_collected(home, name, pieces, window))
     return batch_id
+
+
+def _with_collected(home: Home, name: str, pieces: Iterator[pa.Table], window: Window) -> Iterator[pa.Table]:
+    """Yield the pieces of a table, then, of events, what the bus brought beside them, its rows numbered on."""
+    last = -1
+    for piece in pieces:
+        last = max(last, pc.max(piece[c.SOURCE_ROW]).as_py() or 0)
+        yield piece
+    if name == "events":
+        for found in collected.events(home, window):
+            number = pa.array(range(last + 1, last + 1 + found.num_rows), pa.int64())
+            last += found.num_rows
+            yield found.set_column(found.schema.get_field_index(c.SOURCE_ROW), c.SOURCE_ROW, number)
 
 
 @lru_cache(maxsize=1)

@@ -78,8 +78,16 @@ def of(home: Home, *, group: str, consumer: str) -> EventBus:
         StateError: as `connect`.
     """
     settings = config.load(home).stream
-    address = settings.bus or f"sqlite://{home.stream / 'bus.db'}"
-    return connect(address, topic=settings.topic, group=group, consumer=consumer)
+    return connect(settings.bus or f"sqlite://{_own(home)}", topic=settings.topic, group=group, consumer=consumer)
+
+
+def exists(home: Home) -> bool:
+    """Tell whether anything can have been published: the bus is a server, or the file of its own is there."""
+    return bool(config.load(home).stream.bus) or _own(home).is_file()
+
+
+def _own(home: Home) -> Path:
+    return home.stream / "bus.db"
 
 
 def connect(address: str, *, topic: str, group: str, consumer: str) -> EventBus:

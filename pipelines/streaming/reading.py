@@ -53,7 +53,7 @@ class Judge:
 
     def judge(self, messages: Sequence[Message]) -> Judged:
         """Return the fate of every message; nothing is dropped."""
-        rows = [_decoded(message, position) for position, message in enumerate(messages)]
+        rows = [decoded(message, position) for position, message in enumerate(messages)]
         judged = Judged([], [])
         if not rows:
             return judged
@@ -71,7 +71,7 @@ class Judge:
         """Return which times of an event are after the bus took it, by the bus' clock, and by how much they may be."""
         if not message.published_us:  # a bus that keeps no time
             return []
-        latest = _taken(message) + self._future
+        latest = taken(message) + self._future
         minutes = self._future.total_seconds() / 60
         return [f"{name} is more than {minutes:g} minutes after the bus took it" for name in TIMES if row[name] and row[name] > latest]
 
@@ -80,7 +80,7 @@ class Judge:
         self._engine.close()
 
 
-def _decoded(message: Message, position: int) -> dict[str, Any]:
+def decoded(message: Message, position: int) -> dict[str, Any]:
     """Return a message as a staged row; what could not be read is null, with the reason, and `raw` keeps the message."""
     row: dict[str, Any] = dict.fromkeys(STAGED.names)
     row |= {c.SOURCE_ROW: position, c.REASONS: []}
@@ -103,13 +103,14 @@ def _decoded(message: Message, position: int) -> dict[str, Any]:
             row[c.REASONS].append(f"{name} could not be read: {str(value)[:80]!r}")
         row[name] = read
     if event.get(c.RECEIVED_AT) is None:  # the bus knows when it took the event, the same in every delivery
-        row[c.RECEIVED_AT] = _taken(message)
+        row[c.RECEIVED_AT] = taken(message)
     if row[c.REASONS] or event.keys() - row.keys():
         row[c.RAW] = message.payload.decode("utf-8", "replace")
     return row
 
 
-def _taken(message: Message) -> datetime:
+def taken(message: Message) -> datetime:
+    """Return when the bus took a message."""
     return EPOCH + timedelta(microseconds=message.published_us)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ import pytest
 from pipelines.errors import StateError
 from pipelines.streaming.bus import EventBus, Message, connect
 from pipelines.streaming.redis_streams import RedisStreams
+from pipelines.streaming.sqlite_bus import SqliteBus
 
 Member = Callable[..., EventBus]
 
@@ -108,14 +112,21 @@ def test_topics_do_not_mix(member: Member):
     assert ids(taken(member(topic="other"), 2)) == wanted(3, 5)
 
 
-def test_what_a_dead_member_left_goes_to_another(redis: str):
+@pytest.fixture(params=["sqlite", "redis"])
+def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., EventBus]:
+    """Return a maker of members of one fresh topic whose limits the test sets."""
+    if request.param == "sqlite":
+        return partial(SqliteBus, tmp_path / "bus.db", topic="t")
+    return partial(RedisStreams, f"redis://{request.getfixturevalue('redis')}/0", topic="t")
+
+
+def test_what_a_dead_member_left_goes_to_another(limited: Member):
     """It died without a word; after the idle time its entries are somebody else's, the acknowledged ones never."""
-    address = f"redis://{redis}/0"
-    dead = RedisStreams(address, topic="t", group="g", consumer="dead", idle_seconds=0.2)
+    dead = limited(group="g", consumer="dead", idle_seconds=0.2)
     dead.publish(numbered(0, 10))
     got = dead.consume(10, 1.0)
     dead.acknowledge(got[:4])
-    heir = RedisStreams(address, topic="t", group="g", consumer="heir", idle_seconds=0.2)
+    heir = limited(group="g", consumer="heir", idle_seconds=0.2)
     assert heir.consume(10, 0.05) == []  # not idle for long enough
     time.sleep(0.3)
     inherited = heir.consume(4, 0.1) + heir.consume(4, 0.1)
@@ -126,9 +137,9 @@ def test_what_a_dead_member_left_goes_to_another(redis: str):
     heir.close()
 
 
-def test_a_stream_is_bounded_by_refusing_and_never_by_dropping(redis: str):
-    bus = RedisStreams(f"redis://{redis}/0", topic="t", group="g", consumer="a", max_length=100)
-    slow = RedisStreams(f"redis://{redis}/0", topic="t", group="slow", consumer="a", max_length=100)
+def test_a_stream_is_bounded_by_refusing_and_never_by_dropping(limited: Member):
+    bus = limited(group="g", consumer="a", max_length=100)
+    slow = limited(group="slow", consumer="a", max_length=100)
     assert slow.consume(1, 0.05) == []  # the slow group exists
     assert bus.publish(numbered(0, 100)) == 100
     with pytest.raises(StateError, match="100 events that consumers have not acknowledged"):
@@ -151,6 +162,23 @@ def test_a_bus_that_is_not_there_is_named_at_once():
     with pytest.raises(StateError, match=r"event bus reloop:t: ConnectionError.*Redis that answers"):
         bus.consume(1, 0.1)
     assert time.monotonic() - began < 2
+    bus.close()
+
+
+def test_publishers_of_many_processes_take_turns_and_a_consumer_beside_them_skips_none(tmp_path: Path):
+    """A position is given at the insert and seen at the commit: where these overlap, a reader that went on would skip one."""
+    address = f"sqlite://{tmp_path / 'bus.db'}"
+    bus = connect(address, topic="t", group="g", consumer="a")
+    code = (
+        "import sys; from pipelines.streaming.bus import connect\n"
+        "bus = connect(sys.argv[1], topic='t', group='g', consumer='p')\n"
+        "for n in range(int(sys.argv[2]), int(sys.argv[2]) + 40): bus.publish([{'event_id': f'e{n}'}])"
+    )
+    publishers = [subprocess.Popen([sys.executable, "-c", code, address, str(first)]) for first in (0, 40, 80)]
+    got = taken(bus, 120, acknowledge=True)
+    assert [publisher.wait(60) for publisher in publishers] == [0, 0, 0]
+    assert ids(got) == wanted(0, 120)
+    assert bus.waiting() == 0
     bus.close()
 
 
