@@ -9,7 +9,8 @@ others of its list). w = pi / mu is how much more often the policy would have sh
 
 Intervals are Student's t over users (rows of one user are no independent evidence), SNIPS linearised as the ratio that it is. A log
 that hardly ever did what the policy would do says nothing of it: the estimate is refused by the effective sample size
-(sum w)^2 / sum w^2 (Kish, Survey sampling, 1965), or where a single row carries too much.
+(sum w)^2 / sum w^2 (Kish, Survey sampling, 1965), or where a single row carries too much. The mean of w is 1 if both probabilities are
+what they claim to be; where it is not, they are wrong, and nothing is said either.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 MIN_SHARE: Final = 0.01  # of the rows, that the effective sample size must be
 MIN_EFFECTIVE: Final = 1000.0
 MAX_WEIGHT: Final = 0.05  # of all weight on one row
+MAX_DRIFT: Final = 0.1  # by which the mean weight may differ from 1, if that is by more than `ERRORS` standard errors
+ERRORS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Valuation:
         logged: what the logging policy earned, the same way.
         n: rows.
         effective: effective sample size.
+        mean_weight: before any was cut; about 1.
         largest: share of all weight on one row.
         clipped: share of the rows whose weight was cut.
         refused: why nothing is said; empty where something is.
@@ -60,6 +64,7 @@ class Valuation:
     logged: Value
     n: int
     effective: float
+    mean_weight: float
     largest: float
     clipped: float
     refused: tuple[str, ...]
@@ -96,7 +101,7 @@ def value(
     n, whole, squared = len(r), float(weight.sum()), float((weight**2).sum())
     effective = whole**2 / squared if squared > 0 else 0.0
     largest = float(weight.max(initial=0.0)) / whole if whole > 0 else 1.0
-    refused = _refused(n, effective, largest)
+    refused = _refused(raw, effective, largest)
     ones, nothing = np.ones(n), Value(float("nan"), float("nan"), float("nan"))
 
     def told(top: Doubles, bottom: Doubles) -> Value:
@@ -109,21 +114,27 @@ def value(
         logged=_ratio(r, ones, users, confidence) if n else nothing,
         n=n,
         effective=effective,
+        mean_weight=float(raw.mean()) if n else float("nan"),
         largest=largest,
         clipped=float((raw > weight).mean()) if n else 0.0,
         refused=refused,
     )
 
 
-def _refused(n: int, effective: float, largest: float) -> tuple[str, ...]:
+def _refused(raw: Doubles, effective: float, largest: float) -> tuple[str, ...]:
     """Return why a log says nothing of a policy."""
-    said = []
+    said, n = [], len(raw)
     if not effective >= MIN_EFFECTIVE:
         said.append(f"effective sample size {effective:,.0f} of {n:,} rows, below {MIN_EFFECTIVE:,.0f}")
     if n and not effective / n >= MIN_SHARE:
         said.append(f"effective sample size is {effective / n:.2%} of the rows, below {MIN_SHARE:.0%}")
     if not largest <= MAX_WEIGHT:
         said.append(f"one row carries {largest:.1%} of the weight, above {MAX_WEIGHT:.0%}")
+    off = abs(float(raw.mean()) - 1) if n else 0.0
+    if n > 1 and off > MAX_DRIFT and off > ERRORS * float(raw.std(ddof=1)) / np.sqrt(n):
+        said.append(
+            f"the mean weight is {raw.mean():.2f}, not 1: the policy's probabilities or the logged ones are not what they claim to be"
+        )
     return tuple(said)
 
 

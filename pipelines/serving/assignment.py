@@ -207,12 +207,12 @@ def parse(text: str, where: str = FILE) -> Experiments:
         raise StateError(where, found=str(error), allowed=allowed) from error
     declared: dict[str, Experiment] = {}
     for name, table in found.items():
+        if not re.fullmatch(NAME, name):
+            raise StateError(where, found=f"{name!r} names no experiment", allowed="small letters, digits, - and _")
         try:
-            declared[_named(name)] = Experiment.model_validate(table)
+            declared[name] = Experiment.model_validate(table)
         except ValidationError as error:
             raise StateError(where, found=misfit.said(error, Experiment, f"{name}."), allowed=allowed) from error
-        except ValueError as error:
-            raise StateError(where, found=str(error), allowed=allowed) from error
     return Experiments(declared)
 
 
@@ -229,9 +229,3 @@ def load(home: Home) -> Experiments:
         return parse(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError as error:
         raise StateError(str(file), found=str(error), allowed="UTF-8") from error
-
-
-def _named(name: str) -> str:
-    if not re.fullmatch(NAME, name):
-        raise ValueError(f"{name!r} names no experiment: small letters, digits, - and _")
-    return name
