@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,20 +51,28 @@ def serving(home: Home, *, rehearse: bool = True) -> Serving | None:
     reasons: list[str] = []
     for version, digest in _candidates(home, reasons):
         try:
-            if rehearse:
-                rehearsal.rehearse(home, digest)
-            model = bundle.load(home, digest)
-            parts = bundle.facts(home, digest).get("parts", {})
+            found = loaded(home, version, digest, rehearse=rehearse)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a bundle, another may serve
             reasons.append(f"version {version} ({digest[:12]}): {type(error).__name__}: {error}")
             continue
         _report(home, version, digest, reasons)
-        return Serving(version, digest, model, parts, tuple(reasons))
+        return replace(found, fallen_back=tuple(reasons))
     if not reasons:
         return None
     raise StateError(
         "what serves", found="; ".join(reasons), allowed="one sound release", hint="restore a bundle folder, or `reloop train`"
     )
+
+
+def loaded(home: Home, version: int, digest: str, *, rehearse: bool = True) -> Serving:
+    """Return one release, loaded.
+
+    Raises:
+        StateError: it is damaged, does not fit here, or crashes, hangs or answers otherwise in its rehearsal.
+    """
+    if rehearse:
+        rehearsal.rehearse(home, digest)
+    return Serving(version, digest, bundle.load(home, digest), bundle.facts(home, digest).get("parts", {}))
 
 
 def _candidates(home: Home, reasons: list[str]) -> Iterator[tuple[int, str]]:
@@ -74,8 +82,8 @@ def _candidates(home: Home, reasons: list[str]) -> Iterator[tuple[int, str]]:
     last: dict[str, Any] | None = reigns[-1] if reigns else None
     tried: set[str] = set()
     if now.version is not None and now.digest is not None:
-        if last is None or (last["version"], last["digest"], last["fence"]) != (now.version, now.digest, now.fence):
-            reasons.append(f"the pointer says version {now.version} at fence {now.fence}, which no entry of the ledger set")
+        if wrong := unknown(now, history):
+            reasons.append(wrong)
         else:
             tried.add(now.digest)
             yield now.version, now.digest
@@ -84,6 +92,14 @@ def _candidates(home: Home, reasons: list[str]) -> Iterator[tuple[int, str]]:
         if entry["digest"] not in tried and len(tried) < MOST:
             tried.add(entry["digest"])
             yield int(entry["version"]), str(entry["digest"])
+
+
+def unknown(now: releases.Pointer, history: list[dict[str, Any]]) -> str | None:
+    """Return why a pointer is not to be followed, None where the ledger's last flip set it."""
+    last = next((entry for entry in reversed(history) if entry["kind"] in ledger.REIGNS), None)
+    if last is not None and (last["version"], last["digest"], last["fence"]) == (now.version, now.digest, now.fence):
+        return None
+    return f"the pointer says version {now.version} at fence {now.fence}, which no entry of the ledger set"
 
 
 def _report(home: Home, version: int, digest: str, reasons: list[str]) -> None:

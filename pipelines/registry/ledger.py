@@ -35,7 +35,10 @@ REJECTED: Final = "rejected"
 APPROVED: Final = "approved"
 UNANSWERED: Final = "unanswered"
 RECOVERED: Final = "recovered"
-KINDS: Final = (PROMOTED, KEPT, REFUSED, ROLLED_BACK, BY_HAND, WAITING, REJECTED, APPROVED, UNANSWERED, RECOVERED)
+SHADOW: Final = "shadow"  # a challenger answers silently (`rollouts`)
+CANARY: Final = "canary"  # it answers some of the users
+ENDED: Final = "rollout ended"  # and the champion answers all of them again
+KINDS: Final = (PROMOTED, KEPT, REFUSED, ROLLED_BACK, BY_HAND, WAITING, REJECTED, APPROVED, UNANSWERED, RECOVERED, SHADOW, CANARY, ENDED)
 REIGNS: Final = frozenset({PROMOTED, ROLLED_BACK, BY_HAND})  # what moved the pointer: a reign begins
 JUDGED: Final = frozenset({KEPT, WAITING})  # the gate has spoken, and the champion stays so far
 

@@ -37,7 +37,7 @@ from pipelines.window import utc
 
 __all__ = [
     "BY_HAND", "JUDGED", "KEPT", "NAME", "PROMOTED", "REFUSED", "REIGNS", "ROLLED_BACK", "WAITING", "Champion", "Pointer",
-    "champion", "champion_of", "decision", "describe", "flip", "history", "keep", "line", "pointer", "verify",
+    "champion", "champion_of", "decision", "describe", "flip", "history", "keep", "line", "pointer", "read", "verify",
 ]  # fmt: skip
 
 
@@ -69,7 +69,8 @@ class Champion:
     as_of: str
 
 
-def _read(connection: sa.Connection) -> Pointer:
+def read(connection: sa.Connection) -> Pointer:
+    """Return the pointer as a connection sees it."""
     row = connection.execute(sa.select(POINTER).where(POINTER.c.name == NAME)).one()
     return Pointer(row.version, row.digest, row.as_of, row.previous_version, row.previous_digest, row.fence)
 
@@ -77,7 +78,7 @@ def _read(connection: sa.Connection) -> Pointer:
 def pointer(home: Home) -> Pointer:
     """Return the pointer as it stands; its version is None before the first release."""
     with opened(home) as engine, engine.connect() as connection:
-        return _read(connection)
+        return read(connection)
 
 
 def champion(home: Home) -> Champion | None:
@@ -138,10 +139,10 @@ def flip(
         bundle_folder.refuse_collected(home, digest)  # a collection takes a bundle in such a transaction, too
         decided = key is not None and ledger.holds(connection, key)
         if not decided and _moved(connection, baseline, version, digest, as_of):
-            now = _read(connection)
+            now = read(connection)
             ledger.append(connection, kind, key, {**body, "version": version, "digest": digest, "fence": now.fence})
             return now
-        now = _read(connection)
+        now = read(connection)
         serving = f"version {now.version} at fence {now.fence}"
         refusal = f"stale fence: judged against version {baseline.version} at fence {baseline.fence}, but {serving} serves"
         if decided:
