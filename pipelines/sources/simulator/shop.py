@@ -50,6 +50,10 @@ class Shop:
     def _happen(self, day: int) -> Visits:
         return happen(self.world, self.catalogue, self.people, day)
 
+    def visits(self, window: Window) -> Visits:
+        """Return what happened on the whole days of a window, before it becomes a table."""
+        return concat([self._day(day) for day in _days(window)])
+
     def events(self, window: Window) -> pa.Table:
         """Return what happened in a window as `tables.EVENTS`, ordered by received_at, then event_id: clean, faults left out.
 
