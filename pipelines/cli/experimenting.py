@@ -69,7 +69,8 @@ def analyse(
         typer.echo(json.dumps(record, indent=2))
     else:
         _show(name, record)
-    if not reading.readout.better and not any(found.winner for found in reading.preferences.values()):
+    read = reading.readout
+    if "blocked" in read.verdicts.values() or not (read.better or any(found.winner for found in reading.preferences.values())):
         raise typer.Exit(NO)
 
 
