@@ -146,4 +146,4 @@ class Blocked:
         if not blocked or all(shown.item_id not in blocked for shown in answer.items):
             return answer
         good = [shown.item_id not in blocked for shown in answer.items]
-        return replace(answer.keeping(good), degraded=(*answer.degraded, f"{good.count(False)} blocked items taken out"))
+        return replace(answer.keeping(good), degraded=(*answer.degraded, f"blocked: {good.count(False)} taken out"))

@@ -26,7 +26,7 @@ from pipelines.errors import ReloopError, StateError
 from pipelines.serving.blocked import Blocked
 from pipelines.serving.breaker import Breaker, Open
 from pipelines.serving.crew import Busy, Crew, Late
-from pipelines.serving.request import BLEND, CACHED, EMPTY, FULL, POPULAR, SEGMENT, SESSION, Answer, Ask, Release, Shown, Why
+from pipelines.serving.request import CACHED, EMPTY, FULL, POPULAR, SEGMENT, SESSION, Answer, Ask, Release, Shown, Why
 from pipelines.serving.standing import EVERYBODY, Stock, meets
 from pipelines.serving_policies import ServingSettings
 from pipelines.streaming.session import SessionEvent, newest
@@ -53,12 +53,17 @@ class Answering(Protocol):
 class Remembering(Protocol):
     """The cached rung (`caches`)."""
 
-    def remembered(self, ask: Ask, release: Release, variant: str) -> Answer | None:
-        """Return an answer that still holds, as good as a new one; None where there is none."""
-        ...
-
-    def remember(self, ask: Ask, answer: Answer) -> None:
-        """Keep an answer."""
+    def through(
+        self,
+        ask: Ask,
+        release: Release,
+        variant: str,
+        compute: Callable[[], Answer | None],
+        *,
+        sound: Callable[[Answer], bool],
+        wait_ms: float,
+    ) -> Answer | None:
+        """Return a list that is as good as a new one, or what `compute` returns."""
         ...
 
     def before(self, ask: Ask) -> Answer | None:
@@ -133,22 +138,11 @@ class Ladder:
 
     def _best(self, ask: Ask, way: _Way) -> Answer:
         engine, variant = self._picked(ask, way)
-        release = NO_RELEASE if engine is None else engine.release
-        if (
-            engine is not None
-            and self._cached is not None
-            and (kept := self._try(way, "remembered", lambda: self._kept(ask, release, variant)))
-        ):
-            return kept
         told = self._told(ask)
-        for rung, attempt in self._rungs(ask, told, engine, way):
-            found = attempt() if rung == FULL else self._try(way, rung, attempt)
-            if found is not None and found.items:
-                answer = replace(found, variant=found.variant or variant)
-                if self._cached is not None and answer.rung in {FULL, BLEND}:
-                    self._cached.remember(ask, answer)
-                return answer
-        return Answer(ask, (), EMPTY, release, variant=variant)
+        for rung, attempt in self._rungs(ask, told, engine, variant, way):
+            if (found := self._try(way, rung, attempt)) is not None and found.items:
+                return replace(found, variant=found.variant or variant)
+        return Answer(ask, (), EMPTY, NO_RELEASE if engine is None else engine.release, variant=variant)
 
     def _picked(self, ask: Ask, way: _Way) -> tuple[Answering | None, str]:
         try:
@@ -159,10 +153,6 @@ class Ladder:
         if engine is None:
             way.passed(FULL, "no release yet")
         return engine, variant
-
-    def _kept(self, ask: Ask, release: Release, variant: str) -> Answer | None:
-        kept = None if self._cached is None else self._cached.remembered(ask, release, variant)
-        return self._permitted(ask, kept)
 
     def _permitted(self, ask: Ask, kept: Answer | None) -> Answer | None:
         """Return what of a list of before may be shown now: filters hold, and what was sold out meanwhile is left out; None of an empty one."""
@@ -184,16 +174,32 @@ class Ladder:
             return ask
         return replace(ask, events=events, filters=replace(ask.filters, exclude=exclude))
 
-    def _rungs(self, ask: Ask, told: Ask, engine: Answering | None, way: _Way) -> Iterator[tuple[str, Callable[[], Answer | None]]]:
+    def _rungs(
+        self, ask: Ask, told: Ask, engine: Answering | None, variant: str, way: _Way
+    ) -> Iterator[tuple[str, Callable[[], Answer | None]]]:
+        cached = self._cached
         if engine is not None:
-            yield FULL, lambda: self._full(told, engine, way)
-        if self._cached is not None:
-            cached = self._cached
+            yield FULL, lambda: self._newest(ask, told, engine, variant, way)
+        if cached is not None:
             yield CACHED, lambda: self._permitted(told, cached.before(ask))
         if self._session is not None and engine is not None:
             yield SESSION, lambda: self._of_session(told, engine)
         yield SEGMENT, lambda: self._popular(told, SEGMENT)
         yield POPULAR, lambda: self._popular(told, POPULAR)
+
+    def _newest(self, ask: Ask, told: Ask, engine: Answering, variant: str, way: _Way) -> Answer | None:
+        """Return the engine's answer, or a remembered one that is as good."""
+
+        def full() -> Answer | None:
+            return self._full(told, engine, way)
+
+        def sound(kept: Answer) -> bool:
+            return self._permitted(told, kept) is kept
+
+        if self._cached is None:
+            return full()
+        wait_ms = way.left_ms() - self.settings.ladder.reserve_ms
+        return self._cached.through(ask, engine.release, variant, full, sound=sound, wait_ms=wait_ms)
 
     def _try(self, way: _Way, rung: str, attempt: Callable[[], Answer | None]) -> Answer | None:
         begun = time.perf_counter()

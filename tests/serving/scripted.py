@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pipelines.serving.request import FULL, Answer, Ask, Release, Shown, Why
 from pipelines.serving.standing import EVERYBODY, Standing
+from pipelines.serving_policies import DeadlinePolicy, ServingSettings
 from pipelines.window import utc
 
 NOW = utc("2025-03-01T12:00")
@@ -26,6 +27,10 @@ STOCK = Standing(
     },
     segments={"anna": "SE"},
 )
+
+
+PATIENT = ServingSettings(deadline=DeadlinePolicy(request_ms=20_000))  # a busy machine is no fault of the release
+HASTY = ServingSettings(deadline=DeadlinePolicy(request_ms=100))
 
 
 def ask(**said: object) -> Ask:
