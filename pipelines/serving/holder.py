@@ -151,7 +151,7 @@ class Holder:
         return seen != self._taken or any(now >= at for at in self._retry_at.values())
 
     def _take(self, seen: Seen) -> None:
-        held = self.held
+        held, loaded = self.held, self._loaded()
         champion, fence = self._champion(seen)
         previous = held.previous
         if champion is not held.champion:
@@ -165,7 +165,7 @@ class Holder:
         if champion is not held.champion and champion is not None:
             release = champion.release
             phases = self._phases.pop(str(release.digest), {})
-            swap = Swap(int(release.version or 0), str(release.digest), not phases, {**phases, "switch": time.perf_counter() - begun})
+            swap = Swap(int(release.version or 0), str(release.digest), champion in loaded, {**phases, "switch": time.perf_counter() - begun})
             self.swaps.append(swap)
             LOG.info("version %s (%s) serves", swap.version, swap.digest[:12])
 
