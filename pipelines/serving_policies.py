@@ -12,6 +12,7 @@ class DeadlinePolicy(Frozen):
 
     request_ms: float = Field(default=100.0, gt=0)  # an answer of whatever rung is due by then
     store_ms: float = Field(default=30.0, gt=0)  # longest wait for the online store
+    retrieve_by_ms: float = Field(default=50.0, gt=0)  # no source is begun after this; the others' candidates are what there is
     rank_by_ms: float = Field(default=60.0, gt=0)  # the ranker is not begun after this
 
 
@@ -64,6 +65,14 @@ class BreakerPolicy(Frozen):
     most_seconds: float = Field(default=5.0, gt=0)
 
 
+class EventPolicy(Frozen):
+    """How events come to count (docs/serving/realtime.md)."""
+
+    consume: bool = True  # one process of the service brings sessions up to date itself; off where `reloop stream` does
+    recent_seconds: float = Field(default=600.0, ge=0)  # an event counts in this process at once, and until the store must have it
+    recent_users: int = Field(default=10_000, ge=1)  # whose events of a moment ago a process keeps in mind
+
+
 class LadderPolicy(Frozen):
     """What the best rungs may take before a lower one answers."""
 
@@ -82,4 +91,5 @@ class ServingSettings(Frozen):
     log: LogPolicy = LogPolicy()
     cache: CachePolicy = CachePolicy()
     ladder: LadderPolicy = LadderPolicy()
+    events: EventPolicy = EventPolicy()
     rollout: RolloutPolicy = RolloutPolicy()

@@ -48,12 +48,15 @@ class Consumer:
     users named are worked out and pushed; what was refused is published in quarantine; then the
     delivery is acknowledged. Killed between any two steps, it is delivered again and ends the same.
 
+    Args:
+        on_pushed: is told whose sessions are up to date now; may be told again.
+
     Raises:
         StateError: the view is not applied, or the bus or a setting is not usable.
     """
 
-    def __init__(self, home: Home, bus: EventBus) -> None:
-        self._home, self._bus = home, bus
+    def __init__(self, home: Home, bus: EventBus, *, on_pushed: Callable[[Sequence[str]], None] | None = None) -> None:
+        self._home, self._bus, self._on_pushed = home, bus, on_pushed
         self._view = PushedView(home, session.VIEW)
         self._judge = Judge(config.load(home).validation)
         self._memory = Memory(home)
@@ -70,6 +73,8 @@ class Consumer:
         # The batch may know of events that never came by here.
         change = self._memory.take(judged, self._told(users), self._bus.name)
         pushed = self._push(change)
+        if self._on_pushed is not None and change.sessions:
+            self._on_pushed(list(change.sessions))
         if change.refused:
             handing_on.quarantine(self._home, self._memory)
         self._bus.acknowledge(messages)
