@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from pipelines.columns import COUNTRY
 from pipelines.errors import ReloopError, StateError
 from pipelines.serving.blocked import Blocked
 from pipelines.serving.breaker import Breaker, Open
@@ -30,6 +31,7 @@ from pipelines.serving.request import CACHED, EMPTY, FULL, POPULAR, SEGMENT, SES
 from pipelines.serving.standing import EVERYBODY, Stock, meets
 from pipelines.serving_policies import ServingSettings
 from pipelines.streaming.session import SessionEvent, newest
+from pipelines.window import micros
 
 LOG: Final = logging.getLogger(__name__)
 NO_RELEASE: Final = Release(None, None)
@@ -99,7 +101,7 @@ class Ladder:
         stock: what the lower rungs answer from; asked anew for each request, so it may be replaced.
         cached: the cached rung; None where nothing is kept.
         session: proposals (item, score, source) of an engine for the items of a session; None where there are none.
-        recent: events of a user that were accepted a moment ago and may not be in the store yet, newest first.
+        recent: events of a user that were accepted before a moment (microseconds) and may not be in the store yet, newest first.
         exclude_seen: whether lower rungs leave out what the session holds.
     """
 
@@ -112,7 +114,7 @@ class Ladder:
         *,
         cached: Remembering | None = None,
         session: FromSession | None = None,
-        recent: Callable[[str], Sequence[SessionEvent]] | None = None,
+        recent: Callable[[str, int], Sequence[SessionEvent]] | None = None,
         exclude_seen: bool = False,
     ) -> None:
         self.settings, self.blocked, self.exclude_seen = settings, blocked, exclude_seen
@@ -166,7 +168,7 @@ class Ladder:
     def _told(self, ask: Ask) -> Ask:
         """Return the request with what the process knows beside it: events of a moment ago, items that are blocked."""
         events = ask.events
-        if self._recent is not None and ask.user_id is not None and (fresh := self._recent(ask.user_id)):
+        if self._recent is not None and ask.user_id is not None and (fresh := self._recent(ask.user_id, micros(ask.as_of))):
             events = tuple(newest((*fresh, *events)))
         blocked = self.blocked.items
         exclude = (*ask.filters.exclude, *sorted(blocked)[:MOST_EXCLUDED]) if blocked else ask.filters.exclude
@@ -258,7 +260,8 @@ class Ladder:
         segment = stock.segment(ask) if rung == SEGMENT else EVERYBODY
         if rung == SEGMENT and segment == EVERYBODY:
             return None
-        why = Why("popular", f"Popular in {segment}" if segment else "Popular now")
+        column, _, word = segment.rpartition("=")
+        why = Why("popular", f"Popular {'in' if column == COUNTRY else 'among'} {word}" if word else "Popular now")
         left_out = set(ask.item_ids) | ({event.item_id for event in ask.events} if self.exclude_seen else set())
         ranked = stock.popular(segment)[: DEEP * max(ask.k, 1)]
         items = self._listed(ask, ((item, score, (POPULAR,), why) for item, score in ranked), left_out)

@@ -142,7 +142,7 @@ def test_the_item_that_is_looked_at_is_not_its_own_neighbour(ladder):
 def test_events_of_a_moment_ago_reach_the_engine_with_those_of_the_request_newest_first(ladder):
     engine = Engine()
     fresh = SessionEvent(micros(NOW) + 1, "e2", "i9", "view")
-    answer = ladder(engine, recent=lambda user: [fresh] if user == "bo" else []).answer(ask(events=(EVENT,)))
+    answer = ladder(engine, recent=lambda user, now_us: [fresh] if user == "bo" else []).answer(ask(events=(EVENT,)))
     assert engine.asked[0].events == (fresh, EVENT)
     assert answer.ask == ask(events=(EVENT,))
 

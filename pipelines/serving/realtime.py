@@ -1,0 +1,179 @@
+"""Events in real time: accepted or refused row by row, kept by the bus, and known to the user's next answer.
+
+What is accepted counts in this process at once (`recent`), in every process once the consumer has brought the session to the
+online store, which takes well under a second; both make the lists out of date that were remembered for the user (`news`).
+What is refused goes over the bus, too: the consumer puts it into quarantine with its reasons, so that nothing is lost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from pipelines import columns as c
+from pipelines import config
+from pipelines.config import Home
+from pipelines.serving.recent import Recent
+from pipelines.streaming import bus as buses
+from pipelines.streaming import collecting
+from pipelines.streaming.bus import EventBus, Message, encode
+from pipelines.streaming.consumer import Consumer
+from pipelines.streaming.reading import Judge
+from pipelines.streaming.session import SessionEvent
+from pipelines.window import micros
+
+LOG: Final = logging.getLogger(__name__)
+GROUP: Final = "sessions"  # as `reloop stream` calls it: both share the work
+RETRY_SECONDS: Final = 1.0
+WAIT_SECONDS: Final = 0.25
+
+Touched = Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one row.
+
+    Attributes:
+        event_id: as it was sent, or made of the row.
+        reasons: why it was refused; none where it was accepted.
+    """
+
+    event_id: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it counts."""
+        return not self.reasons
+
+
+class Intake:
+    """Takes batches of events; any number of threads.
+
+    Args:
+        touched: is told whose remembered lists are out of date.
+    """
+
+    def __init__(self, home: Home, bus: EventBus, recent: Recent, touched: Touched) -> None:
+        self._bus, self._recent, self._touched = bus, recent, touched
+        self._judge, self._turn = Judge(config.load(home).validation), threading.Lock()  # its engine serves one thread at a time
+
+    @classmethod
+    def of(cls, home: Home, recent: Recent, touched: Touched) -> Intake:
+        """Return the intake of a state folder, which publishes to the bus of its settings.
+
+        Raises:
+            StateError: the bus cannot be reached.
+        """
+        collecting.expect(home)  # from now on the bus keeps what is published until the lake has it
+        return cls(home, buses.of(home, group=GROUP, consumer="intake"), recent, touched)
+
+    def take(self, rows: Sequence[Mapping[str, Any]], now: datetime) -> list[Verdict]:
+        """Return the fate of each row; once this returns, the bus keeps them all.
+
+        A row without `event_at` happened now; one without `event_id` is named by its content, so that sending it twice counts once
+        where it says when it happened. All rows were received now, whatever they say.
+
+        Raises:
+            StateError: the bus cannot be reached, or is full: nothing was taken, send the batch again.
+        """
+        if not rows:
+            return []
+        sent = [_completed(row, now) for row in rows]
+        messages = [Message("", micros(now), encode(row)) for row in sent]
+        with self._turn:
+            judged = self._judge.judge(messages)
+        refused = {id(message): tuple(row[c.REASONS]) for message, row in judged.refused}
+        self._bus.publish(sent)
+        fresh: dict[str, list[SessionEvent]] = {}
+        for _, row in judged.accepted:
+            event = SessionEvent(micros(row[c.EVENT_AT]), row[c.EVENT_ID], row[c.ITEM_ID], row[c.EVENT_TYPE])
+            fresh.setdefault(row[c.USER_ID], []).append(event)
+        if fresh:
+            self._recent.add(fresh, micros(now))  # first, so that a list made because of the news knows the event
+            self._touched(list(fresh))
+        return [Verdict(str(row[c.EVENT_ID]), refused.get(id(message), ())) for row, message in zip(sent, messages, strict=True)]
+
+    def close(self) -> None:
+        """Leave the bus."""
+        self._bus.close()
+        self._judge.close()
+
+
+def _completed(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """Return a row that the bus can carry and the rules can judge; what JSON cannot carry goes as text, to be refused."""
+    filled = {c.EVENT_AT: now, **{name: value for name, value in row.items() if value is not None}, c.RECEIVED_AT: now}
+    try:
+        content = encode(filled)
+    except (ValueError, TypeError, RecursionError):
+        filled = {"unreadable": ascii(dict(row))[:10_000], c.EVENT_AT: now, c.RECEIVED_AT: now}
+        content = encode(filled)
+    return {c.EVENT_ID: hashlib.blake2b(content, digest_size=16).hexdigest(), **filled}
+
+
+class Follower:
+    """Keeps sessions fresh from within the service: one thread of one process of a state folder, whichever it is.
+
+    Who holds a lock on `stream/.consumer.lock` consumes; the kernel drops the lock when the holder dies, and another takes over within
+    `RETRY_SECONDS`. What the dead one had not acknowledged is delivered again.
+    """
+
+    def __init__(self, home: Home, touched: Touched) -> None:
+        self._home, self._touched = home, touched
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
+        self.trouble = ""  # why nothing is consumed just now; empty where something is
+        self.leads = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the delivery under way."""
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        lock = self._home.stream / ".consumer.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            while not self._stop.is_set():
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._stop.wait(RETRY_SECONDS)
+                    continue
+                self.leads = True
+                self._consume()
+        finally:
+            self.leads = False
+            os.close(descriptor)
+
+    def _consume(self) -> None:
+        """Consume until told to stop, or until something goes wrong; then leave everything and wait a little."""
+        try:
+            name = f"serve-{socket.gethostname()}"
+            with (
+                closing(buses.of(self._home, group=GROUP, consumer=name)) as bus,
+                closing(Consumer(self._home, bus, on_pushed=self._touched)) as consumer,
+            ):
+                while not self._stop.is_set():
+                    consumer.step(wait_seconds=WAIT_SECONDS)
+                    self.trouble = ""
+        except Exception as error:  # noqa: BLE001 - the service answers without it, and says so
+            if (said := f"{type(error).__name__}: {error}") != self.trouble:
+                LOG.error("sessions are not brought up to date: %s", said)  # noqa: TRY400 - a server that is away needs no trace
+            self.trouble = said
+            self._stop.wait(RETRY_SECONDS)
