@@ -157,6 +157,7 @@ class RetrainPolicy(Policy):
     cadence_days: float = Field(default=7.0, gt=0)  # a training is due this long after the last, whatever the world does
     cooldown_days: float = Field(default=1.0, ge=0)  # and none within this of the last
     priority_cooldown_days: float = Field(default=0.25, ge=0)  # where the champion's quality falls
+    repeat_days: float = Field(default=7.0, ge=0)  # a cause that a training answered is not answered again within this
     budget_per_week: int = Field(default=3, ge=1)  # trainings in any seven days
     volume_factor: float = Field(default=3.0, gt=1)  # of a usual cadence's events since the last training: due early
     max_backoff_days: float = Field(

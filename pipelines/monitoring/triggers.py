@@ -2,12 +2,14 @@
 
 Several reasons make one training: the requests that came since the last one are answered together, with the widest scope and the
 highest priority among them. Whatever asks, nothing is trained on faulty data, nothing twice, nothing within the cooldown, and not
-more in a week than the budget. Each challenger in a row that failed the gate doubles the cooldown, and after some of them a person
+more in a week than the budget. A cause that was answered goes on being seen until models have learnt from what came after it:
+sources are judged on the last week, so they have seen nothing of it; within `repeat_days` it is not answered again. Each challenger in a row that failed the gate doubles the cooldown, and after some of them a person
 is told: training again on the same world makes the same challenger.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -63,6 +65,7 @@ class Situation:
         requests: what the monitor asks for.
         faults: of the data a training would learn from.
         rejected: challengers in a row that failed the gate, up to now.
+        answered: kind -> as_of of the last training that it asked for, of those that drift, quality or catalogue asked for.
         events: received since the last training; usual_events: in a usual cadence. None where unknown.
     """
 
@@ -72,6 +75,7 @@ class Situation:
     requests: tuple[Request, ...] = ()
     faults: tuple[Fault, ...] = ()
     rejected: int = 0
+    answered: Mapping[Kind, datetime] = field(default_factory=dict)
     events: int | None = None
     usual_events: float | None = None
 
@@ -122,10 +126,12 @@ def cooldown_days(policy: RetrainPolicy, rejected: int, *, priority: bool) -> fl
 
 def judge(situation: Situation, policy: RetrainPolicy) -> Trigger:
     """Decide whether a training is due. Pure."""
-    asked = _asking(situation, policy)
+    every = _asking(situation, policy)
+    repeated = [request for request in every if _is_answered(situation, request, policy)]
+    asked = [request for request in every if request not in repeated]
     priority = any(request.priority for request in asked)
     wait = cooldown_days(policy, situation.rejected, priority=priority)
-    refusal = _never(situation) or _not_now(situation, policy, wait, asked=bool(asked))
+    refusal = _never(situation) or _not_now(situation, policy, wait, asked=bool(asked), repeated=repeated)
     said = [request.reason if request.kind in {"first", "age", "volume"} else f"requested: {request.reason}" for request in asked]
     return Trigger(
         due=refusal is None,
@@ -157,12 +163,22 @@ def _never(situation: Situation) -> str | None:
     return None
 
 
-def _not_now(situation: Situation, policy: RetrainPolicy, wait: float, *, asked: bool) -> str | None:
+def _is_answered(situation: Situation, request: Request, policy: RetrainPolicy) -> bool:
+    """Tell whether a training answered the same cause so lately that another would learn little more of it."""
+    before = situation.answered.get(request.kind)
+    return before is not None and (utc(situation.as_of) - before) / DAY < policy.repeat_days
+
+
+def _not_now(situation: Situation, policy: RetrainPolicy, wait: float, *, asked: bool, repeated: Sequence[Request]) -> str | None:
     """Return why a training must wait, None if it need not; the first training of all waits for nothing."""
     age = situation.age_days
     if age is None:
         return None
     ago = f"the last training was {age:.1f} days ago"
+    if repeated and not asked:
+        answered = max(situation.answered[request.kind] for request in repeated)
+        what = "; ".join(request.reason for request in repeated)
+        return f"answered by the training for {answered:%Y-%m-%d}, and again {policy.repeat_days:g} days after it if it is still so: {what}"
     if not asked:
         return f"{ago}, one is due every {policy.cadence_days:g} days, and nobody asked"
     if not age >= wait:
@@ -225,6 +241,16 @@ def trained(home: Home) -> tuple[datetime, ...]:
     return tuple(moment for moment, record in cycle.every(home, "bundle") if record["state"] == "done")
 
 
+def answered(home: Home, as_of: datetime) -> dict[Kind, datetime]:
+    """Return, for each cause that the monitor finds, the newest finished training before a moment that it asked for."""
+    done = {moment for moment in trained(home) if moment < utc(as_of)}
+    found: dict[Kind, datetime] = {}
+    for moment, record in cycle.every(home, "trigger"):
+        if moment in done and record.get("due"):
+            found |= {kind: moment for kind in record["kinds"] if kind in OF_CAUSE.values()}
+    return found
+
+
 def rejected(home: Home, as_of: datetime) -> int:
     """Return how many challengers in a row, the newest included, the gate found wanting before a moment.
 
@@ -269,6 +295,7 @@ def situation(home: Home, as_of: datetime, requested: str | None = None) -> Situ
         requests=pending(home, as_of),
         faults=triage.known_faults(home, as_of),
         rejected=rejected(home, as_of),
+        answered=answered(home, as_of),
         events=events,
         usual_events=usual,
     )

@@ -223,7 +223,9 @@ def loop(life: Life, days: range, first: int, policy: RetrainPolicy, *, budget: 
             else (triggers.Request(triggers.OF_CAUSE[said["cause"]], said["reasons"][0], priority=said["action"] == "retrain first"),)
         )
         blocking = tuple(faults.Fault(**{**one, "day": None}) for one in said["faults"])
-        situation = triggers.Situation(day(number), tuple(day(one) for one in trained), requests=asked, faults=blocking)
+        answered = {kind: day(one["day"]) for one in seen if one["trains"] for kind in one["kinds"] if kind in triggers.OF_CAUSE.values()}
+        past = tuple(day(one) for one in trained)
+        situation = triggers.Situation(day(number), past, requests=asked, faults=blocking, answered=answered)
         due = triggers.judge(situation, policy)
         trains = due.due and len(trained) <= budget
         seen.append(

@@ -127,6 +127,35 @@ def test_priority_shortens_the_cooldown_and_nothing_else() -> None:
     assert not judge(at(0.5, 1, 2, requests=(FELL,)), POLICY).due  # the week's budget
 
 
+def test_a_cause_that_a_training_answered_is_answered_again_only_after_some_days() -> None:
+    """The sources of a training are judged on its last week, so none within a week of the shift has learnt from it."""
+
+    def asked(days: float, *requests: Request, kind: str = "catalogue") -> triggers.Trigger:
+        return judge(at(days, requests=requests, answered={kind: NOW - timedelta(days=days)}), POLICY)  # type: ignore[dict-item]
+
+    assert not asked(2, CHURNED).due
+    assert (
+        asked(2, CHURNED).reasons[0]
+        == "answered by the training for 2025-03-08, and again 7 days after it if it is still so: a quarter is new"
+    )
+    assert asked(2, CHURNED, FELL).due, "another cause is another matter"
+    assert asked(2, CHURNED, FELL).kinds == ("quality",)
+    assert asked(7, CHURNED).due
+    assert not asked(3, FELL, kind="quality").due
+
+
+def test_which_causes_were_answered_is_read_from_the_records(home: Home) -> None:
+    for day, kinds, due, trained in ((1, ["drift", "manual"], True, True), (3, ["catalogue"], True, False), (4, ["quality"], False, True)):
+        moment = NOW - timedelta(days=day)
+        with cycle.stage(home, moment, "trigger") as record:
+            record |= {"due": due, "kinds": kinds}
+        if trained:
+            with cycle.stage(home, moment, "bundle") as record:
+                record |= {"digest": "d"}
+    assert triggers.answered(home, NOW) == {"drift": NOW - timedelta(days=1)}
+    assert triggers.answered(home, NOW - timedelta(days=1)) == {}
+
+
 def test_nothing_is_trained_on_faulty_data_whoever_asks() -> None:
     for situation in (at(), at(30), at(3, requested="by hand", requests=(FELL,))):
         found = judge(Situation(situation.as_of, situation.trained, situation.requested, situation.requests, (BROKEN,)), POLICY)
