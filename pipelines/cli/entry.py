@@ -23,6 +23,7 @@ from pipelines.cli import (
     replaying,
     reporting,
     retrieval,
+    serving,
     stages,
 )
 from pipelines.errors import ReloopError
@@ -51,6 +52,7 @@ for verb in (
     releasing.rollback,
     bundles.lineage,
     bundles.gc,
+    serving.serve,
     operations.status,
     operations.doctor,
 ):
@@ -62,6 +64,7 @@ app.add_typer(bundles.bundle, name="bundle")
 app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(ranking.app, name="ranking")
 app.add_typer(experimenting.app, name="experiment")
+app.add_typer(serving.key, name="key")
 app.add_typer(bench.app, name="bench")
 
 

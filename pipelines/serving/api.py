@@ -1,35 +1,342 @@
-"""HTTP, and nothing else: from a URL to an `Ask`, from an `Answer` to JSON."""
+"""HTTP, and nothing else: from a URL and a body to an `Ask`, from an `Answer` to JSON. One route a surface."""
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Final, Protocol
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic_core import from_json, to_json
 
-from pipelines.serving.request import Answer, Ask, Clock
+from pipelines import columns as c
+from pipelines.errors import ReloopError
+from pipelines.serving import api_errors
+from pipelines.serving.api_docs import ANSWERS, EXPLAINED, LIVES, READY, TAKEN, TEXT, USERS, describe
+from pipelines.serving.api_errors import Refusal
+from pipelines.serving.limits import Turnstile
+from pipelines.serving.metrics import Metrics, page
+from pipelines.serving.request import Answer, Ask, Clock, Filters, Release, Shown, Surface
+from pipelines.serving.schemas import (
+    BasketIn,
+    EventIn,
+    EventsIn,
+    FiltersIn,
+    Id,
+    ItemQuery,
+    LikeQuery,
+    ListQuery,
+    PreferencesIn,
+    SessionIn,
+    UserEventIn,
+    UsersQuery,
+)
 from pipelines.serving.service import Service
+from pipelines.streaming.session import SessionEvent
+
+LIKED: Final = 5.0  # the rating that saying "I like this" stands for
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+UserId = Annotated[Id, Path(description="Any id; a user nobody knows gets an answer, too.")]
+ItemId = Annotated[Id, Path(description="Any id; for an item nobody knows the answer is what is popular.")]
+RequestId = Annotated[Id, Path(description="As an answer told it.")]
 
 
-def app(service: Service, clock: Clock) -> FastAPI:
-    """Return the web application of a service."""
-    api = FastAPI(title="Reloop", version="1")
+class Room(Protocol):
+    """What the application is handed: the service and what stands beside it."""
 
-    @api.get("/v1/users/{user_id}/recommendations")
-    def recommendations(user_id: str, k: int = 10) -> dict[str, Any]:
-        return told(service.answer(Ask("home", uuid.uuid4().hex, clock(), k, user_id)))
+    @property
+    def service(self) -> Service: ...  # noqa: D102 - its type says it
 
+    @property
+    def clock(self) -> Clock: ...  # noqa: D102
+
+    @property
+    def turnstile(self) -> Turnstile: ...  # noqa: D102
+
+    @property
+    def metrics(self) -> Metrics: ...  # noqa: D102
+
+    def publish(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Take events, all or none.
+
+        Raises:
+            StateError: they cannot be kept.
+        """
+
+    def ready(self) -> tuple[bool, Sequence[str], Release]:
+        """Return whether requests may be sent here, why not or what is degraded, and which release answers."""
+
+    def remembered(self, request_id: str) -> Answer | None:
+        """Return an answer given not long ago."""
+
+    def users(self, starts: str, limit: int) -> list[str]:
+        """Return ids of known users that begin so."""
+
+    def vitals(self) -> None:
+        """Bring the metrics that age by themselves up to now."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where requests become asks."""
+
+    room: Room
+
+    async def list(self, request: Request, ask: Ask) -> Response:
+        """Answer an ask on the thread that answers."""
+        answer = await self.room.turnstile.through(partial(self.room.service.answer, ask))
+        request.state.answer = answer
+        return _json(told(answer))
+
+    def ask(self, request: Request, surface: Surface, query: ListQuery, **more: Any) -> Ask:
+        """Return what a query asks."""
+        filters = Filters(
+            tuple(query.categories), tuple(query.brands), query.min_price, query.max_price, tuple(query.exclude), query.available_only
+        )
+        about: dict[str, Any] = {"k": query.k, "filters": filters, "device": query.device, "country": query.country}
+        if isinstance(query, ItemQuery):
+            about["user_id"] = query.user_id
+        return Ask(surface, request.state.request_id, self.room.clock(), **{**about, **more})
+
+
+class Strict(Request):
+    """A request whose body is JSON as the standard has it: no NaN, no half characters, no thousandfold nesting."""
+
+    async def json(self) -> Any:
+        """Return the body, parsed."""
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            wrong = {"type": "json_invalid", "loc": ("body",), "msg": f"is no JSON: {error}", "input": "the body"}
+            raise Unparsed(wrong) from error
+
+
+class Unparsed(Exception):
+    """A body that is no JSON."""
+
+
+class StrictRoute(APIRoute):
+    """A route that parses its body strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        """Return the handler of a strict request."""
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            try:
+                return await handle(Strict(request.scope, request.receive))
+            except Exception as error:
+                if isinstance(error.__cause__, Unparsed):
+                    raise RequestValidationError([error.__cause__.args[0]]) from error
+                raise
+
+        return strictly
+
+
+def app(room: Room, version: str = "1") -> FastAPI:
+    """Return the web application; it stands behind `api_gate.Gate`."""
+    api = FastAPI(title="Reloop", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    desk = Desk(room)
+    api.include_router(_lists(desk))
+    api.include_router(_bodies(desk))
+    api.include_router(_state(desk))
+    api_errors.install(api)
+    describe(api)
     return api
+
+
+def _lists(desk: Desk) -> APIRouter:
+    routes = APIRouter(prefix="/v1", route_class=StrictRoute, tags=["lists"])
+
+    @routes.get("/users/{user_id:path}/recommendations", **ANSWERS)
+    async def home(request: Request, user_id: UserId, query: Annotated[ListQuery, Query()]) -> Response:
+        """Return what a user may like: the home page."""
+        return await desk.list(request, desk.ask(request, "home", query, user_id=user_id))
+
+    @routes.get("/users/{user_id:path}/because-you-viewed", **ANSWERS)
+    async def because_you_viewed(request: Request, user_id: UserId, query: Annotated[ListQuery, Query()]) -> Response:
+        """Return what goes with what a user looked at last."""
+        return await desk.list(request, desk.ask(request, "because_you_viewed", query, user_id=user_id))
+
+    @routes.get("/items/{item_id:path}/similar", **ANSWERS)
+    async def similar(request: Request, item_id: ItemId, query: Annotated[ItemQuery, Query()]) -> Response:
+        """Return items like an item."""
+        return await desk.list(request, desk.ask(request, "similar", query, item_ids=(item_id,)))
+
+    @routes.get("/items/{item_id:path}/bought-together", **ANSWERS)
+    async def bought_together(request: Request, item_id: ItemId, query: Annotated[ItemQuery, Query()]) -> Response:
+        """Return what is bought with an item."""
+        return await desk.list(request, desk.ask(request, "bought_together", query, item_ids=(item_id,)))
+
+    @routes.get("/items/{item_id:path}/like", **ANSWERS)
+    async def like(request: Request, item_id: ItemId, query: Annotated[LikeQuery, Query()]) -> Response:
+        """Return items like an item, but cheaper, of another brand, of another category: a critique."""
+        return await desk.list(request, desk.ask(request, "like", query, item_ids=(item_id,), changes=tuple(query.change)))
+
+    @routes.get("/trending", **ANSWERS)
+    async def trending(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
+        """Return what is wanted now."""
+        return await desk.list(request, desk.ask(request, "trending", query))
+
+    return routes
+
+
+def _bodies(desk: Desk) -> APIRouter:
+    routes = APIRouter(prefix="/v1", route_class=StrictRoute)
+
+    @routes.post("/baskets/recommendations", tags=["lists"], **ANSWERS)
+    async def basket(request: Request, body: BasketIn) -> Response:
+        """Return what goes with a basket."""
+        about = {"user_id": body.user_id, "device": body.device, "country": body.country}
+        ask = Ask(
+            "basket", request.state.request_id, desk.room.clock(), body.k, item_ids=tuple(body.item_ids), filters=_filters(body.filters)
+        )
+        return await desk.list(request, _with(ask, about))
+
+    @routes.post("/sessions/recommendations", tags=["lists"], **ANSWERS)
+    async def session(request: Request, body: SessionIn) -> Response:
+        """Return what an anonymous visitor may like, by the events of the session alone; none of it is kept."""
+        now = desk.room.clock()
+        events = tuple(sorted((_seen(event, int(now.timestamp() * 1e6)) for event in body.events), reverse=True))
+        ask = Ask("session", request.state.request_id, now, body.k, events=events, filters=_filters(body.filters))
+        return await desk.list(request, _with(ask, {"device": body.device, "country": body.country}))
+
+    @routes.post("/events", status_code=202, tags=["events"], **TAKEN)
+    async def events(request: Request, body: EventsIn) -> Response:
+        """Take what users did; the next answers of these users know of it."""
+        rows = [desk_row(event, desk.room) for event in body.events]
+        await desk.room.turnstile.through(partial(_kept, desk.room, rows))
+        said = {"request_id": request.state.request_id, "accepted": len(rows), "event_ids": [row[c.EVENT_ID] for row in rows]}
+        return _json(said, 202)
+
+    @routes.post("/users/{user_id:path}/preferences", tags=["events"], **ANSWERS)
+    async def preferences(request: Request, user_id: UserId, body: PreferencesIn) -> Response:
+        """Take what a new user says to like, and return the first list that knows of it."""
+        now = desk.room.clock()
+        rows = [
+            {c.EVENT_ID: uuid.uuid4().hex, c.USER_ID: user_id, c.ITEM_ID: item, c.EVENT_TYPE: c.RATING, c.VALUE: LIKED, c.EVENT_AT: now}
+            for item in dict.fromkeys(body.item_ids)
+        ]
+        if rows:
+            await desk.room.turnstile.through(partial(_kept, desk.room, rows))
+        seen = tuple(SessionEvent(int(now.timestamp() * 1e6), str(row[c.EVENT_ID]), str(row[c.ITEM_ID]), c.RATING) for row in rows)
+        filters = Filters(categories=tuple(body.categories))
+        return await desk.list(request, Ask("home", request.state.request_id, now, body.k, user_id, events=seen, filters=filters))
+
+    return routes
+
+
+def _state(desk: Desk) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/v1/requests/{request_id:path}/explanation", tags=["explanations"], **EXPLAINED)
+    async def explanation(request_id: RequestId) -> Response:
+        """Return how an answer came about, item by item."""
+        answer = desk.room.remembered(request_id)
+        if answer is None:
+            return _json({"request_id": request_id, "found": False, "answer": None, "parts": {}, "items": []})
+        return _json(explained(answer))
+
+    @routes.get("/v1/users", tags=["explanations"], **USERS)
+    async def users(query: Annotated[UsersQuery, Query()]) -> Response:
+        """Return users that are known, by how their ids begin."""
+        return _json({"user_ids": desk.room.users(query.starts, query.limit)})
+
+    @routes.get("/healthz", tags=["operations"], **LIVES)
+    async def healthz() -> Response:
+        """Say that the process lives; it may still have nothing to answer with."""
+        return _json({"alive": True})
+
+    @routes.get("/readyz", tags=["operations"], **READY)
+    async def readyz() -> Response:
+        """Say whether requests may be sent here, and why not."""
+        ready, reasons, release = desk.room.ready()
+        said = {"ready": ready, "reasons": list(reasons), "model": {"version": release.version, "bundle": release.digest}}
+        return _json(said, 200 if ready else 503)
+
+    @routes.get("/metrics", tags=["operations"], **TEXT)
+    async def metrics() -> Response:
+        """Return what Prometheus reads, of all processes together."""
+        desk.room.vitals()
+        return Response(page(desk.room.metrics), media_type=METRICS_TYPE)
+
+    return routes
 
 
 def told(answer: Answer) -> dict[str, Any]:
     """Return an answer as clients read it."""
     return {
         "request_id": answer.ask.request_id,
+        "surface": answer.ask.surface,
+        "as_of": answer.ask.as_of,
         "rung": answer.rung,
-        "degraded": list(answer.degraded),
-        "model_version": answer.release.version,
+        "degraded": answer.degraded,
         "variant": answer.variant,
-        "items": [dataclasses.asdict(item) for item in answer.items],
+        "model": {"version": answer.release.version, "bundle": answer.release.digest},
+        "items": [_item(shown) for shown in answer.items],
+        "stage_ms": {stage: round(value, 3) for stage, value in answer.stage_ms.items()},
     }
+
+
+def explained(answer: Answer) -> dict[str, Any]:
+    """Return all that is known of an answer."""
+    items = [
+        {
+            "item_id": shown.item_id,
+            "propensity": shown.propensity,
+            "features": {name: values[place] for name, values in answer.features.items() if place < len(values)},
+        }
+        for place, shown in enumerate(answer.items)
+    ]
+    return {"request_id": answer.ask.request_id, "found": True, "answer": told(answer), "parts": dict(answer.release.parts), "items": items}
+
+
+def desk_row(event: UserEventIn, room: Room) -> dict[str, Any]:
+    """Return an event as the bus carries it."""
+    row = event.model_dump(exclude_none=True)
+    return {**row, c.EVENT_ID: event.event_id or uuid.uuid4().hex, c.EVENT_AT: event.event_at or room.clock()}
+
+
+def _kept(room: Room, rows: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        room.publish(rows)
+    except ReloopError as error:
+        room.metrics.events.labels("failed").inc(len(rows))
+        raise Refusal(
+            503, "unavailable", error.found, error.allowed, error.hint or "send them again", "event bus", (("Retry-After", "1"),)
+        ) from error
+    room.metrics.events.labels("accepted").inc(len(rows))
+
+
+def _item(shown: Shown) -> dict[str, Any]:
+    return {
+        "item_id": shown.item_id,
+        "rank": shown.rank,
+        "score": shown.score,
+        "reason": {"kind": shown.why.kind, "text": shown.why.text, "item_id": shown.why.item_id},
+        "sources": shown.sources,
+        "rules": shown.rules,
+        **shown.about,
+    }
+
+
+def _filters(said: FiltersIn) -> Filters:
+    return Filters(tuple(said.categories), tuple(said.brands), said.min_price, said.max_price, tuple(said.exclude), said.available_only)
+
+
+def _with(ask: Ask, about: Mapping[str, Any]) -> Ask:
+    return Ask(**{**{name: getattr(ask, name) for name in ask.__dataclass_fields__}, **about})
+
+
+def _seen(event: EventIn, now_us: int) -> SessionEvent:
+    at = now_us if event.event_at is None else min(int(event.event_at.timestamp() * 1e6), now_us)
+    return SessionEvent(at, event.event_id or "", event.item_id, event.event_type)
+
+
+def _json(value: Any, code: int = 200) -> Response:
+    return Response(to_json(value, inf_nan_mode="null"), code, media_type="application/json")

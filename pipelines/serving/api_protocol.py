@@ -1,0 +1,104 @@
+"""HTTP on the wire with an end to patience: uvicorn's own protocol waits for headers for ever, and for as many as are sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pipelines.serving_policies import LimitPolicy
+
+
+class Impatient(HttpToolsProtocol):
+    """One connection that hangs up on headers that come too slowly, or are too long."""
+
+    policy: LimitPolicy
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for headers."""
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._in_head = True
+        self._due: asyncio.TimerHandle | None = self.loop.call_later(self.policy.slow_seconds, self._hang_up)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless it is too much."""
+        if self._in_head:
+            self._head_bytes += len(data)
+            # A body may follow its headers in one piece, so only what cannot be both is too long.
+            if self._head_bytes > self.policy.max_header_bytes + self.policy.max_body_bytes:
+                self._hang_up()
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Begin to wait for headers, on a connection that stayed open, too."""
+        super().on_message_begin()
+        self._in_head = True
+        self._url_and_headers = 0
+        if self._due is None:
+            self._due = self.loop.call_later(self.policy.slow_seconds, self._hang_up)
+
+    def on_url(self, url: bytes) -> None:
+        """Count what the line brought."""
+        super().on_url(url)
+        self._counted(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
+        super().on_header(name, value)
+        self._counted(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Wait no longer, and refuse what is too long."""
+        self._rest()
+        if self._url_and_headers > self.policy.max_header_bytes:
+            self.send_431()
+            return
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._rest()
+        super().connection_lost(exc)
+
+    def send_431(self) -> None:
+        """Refuse headers that are too long, and close."""
+        self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.close()
+
+    def _counted(self, size: int) -> None:
+        self._url_and_headers += size
+
+    def _rest(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _hang_up(self) -> None:
+        self._due = None
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def impatient(policy: LimitPolicy) -> type[Impatient]:
+    """Return the protocol of a policy; uvicorn makes its objects itself."""
+    return type("Impatient", (Impatient,), {"policy": policy})
+
+
+def options(policy: LimitPolicy, graceful_seconds: float) -> dict[str, Any]:
+    """Return how uvicorn is set up."""
+    return {
+        "http": impatient(policy),
+        "ws": "none",
+        "lifespan": "off",
+        "access_log": False,
+        "log_config": None,
+        "server_header": False,
+        "proxy_headers": False,
+        "limit_concurrency": policy.max_connections,
+        "timeout_keep_alive": 30,
+        "timeout_graceful_shutdown": int(graceful_seconds),
+    }

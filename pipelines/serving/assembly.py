@@ -1,0 +1,179 @@
+"""Puts a process of the service together from a state folder, its settings and a clock.
+
+Knowledge   snapshots and online store, one for all releases
+Holder      the releases: champion, canary, the one before
+Ladder      the rungs, with their caches and what is blocked
+House       these, behind the words that HTTP asks for (`api.Room`)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines import config
+from pipelines.config import Home
+from pipelines.errors import StateError
+from pipelines.serving import api, api_gate, engine, from_session
+from pipelines.serving.auth import Keyring
+from pipelines.serving.blocked import Blocked
+from pipelines.serving.caches import Caches
+from pipelines.serving.holder import Holder
+from pipelines.serving.knowledge import Knowledge
+from pipelines.serving.ladder import Ladder
+from pipelines.serving.limits import Buckets, Turnstile
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.news import News
+from pipelines.serving.request import Answer, Clock, Release
+from pipelines.serving.service import Service
+from pipelines.serving.shared_cache import SharedCache
+
+LOG: Final = logging.getLogger(__name__)
+NOBODY: Final = Release(None, None)
+REMEMBERED: Final = 2000  # answers of this process that can be explained
+PULSE_SECONDS: Final = 2.0
+
+
+@dataclass
+class House:
+    """One process of the service.
+
+    Attributes:
+        bus: takes events; None where there is none.
+        answers: the last ones, for who asks how they came about.
+    """
+
+    service: Service
+    clock: Clock
+    turnstile: Turnstile
+    metrics: Metrics
+    knowledge: Knowledge
+    holder: Holder
+    ladder: Ladder
+    caches: Caches
+    bus: Callable[[Sequence[Mapping[str, Any]]], object] | None = None
+    answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
+
+    def publish(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Take events, all or none.
+
+        Raises:
+            StateError: there is no bus, or it cannot keep them.
+        """
+        if self.bus is None:
+            raise StateError("event bus", found="none", allowed="a bus", hint="`reloop serve --bus redis://HOST:PORT/DB`")
+        self.bus(events)
+
+    def release(self) -> Release:
+        """Return what serves."""
+        champion = self.holder.held.champion
+        return champion.release if champion is not None else NOBODY
+
+    def ready(self) -> tuple[bool, Sequence[str], Release]:
+        """Return whether a list can be made here, and what is not as it should be."""
+        reasons = [f"version of {digest[:12]} refused: {why}" for digest, why in self.holder.refused.items()]
+        if self.holder.trouble:
+            reasons.append(f"releases: {self.holder.trouble}")
+        reasons += [f"{breaker.name} is left alone" for breaker in self._breakers() if breaker.state == "open"]
+        catalogue = self.knowledge.catalogue
+        if catalogue is None:
+            reasons.append("no catalogue yet: run `reloop features`")
+        release = self.release()
+        if release.version is None:
+            reasons.append("no release yet")
+        return release.version is not None or catalogue is not None, reasons, release
+
+    def remembered(self, request_id: str) -> Answer | None:
+        """Return one of the last answers of this process."""
+        return self.answers.get(request_id)
+
+    def remember(self, answer: Answer) -> None:
+        """Keep an answer for who asks how it came about."""
+        self.answers[answer.ask.request_id] = answer
+        while len(self.answers) > REMEMBERED:
+            self.answers.popitem(last=False)
+
+    def users(self, starts: str, limit: int) -> list[str]:
+        """Return ids of known users that begin so."""
+        return []
+
+    def vitals(self) -> None:
+        """Bring the metrics that age by themselves up to now."""
+        catalogue = self.knowledge.catalogue
+        self.metrics.vitals(len(catalogue.item_ids) if catalogue is not None else 0)
+        self.metrics.released(self.release(), None)
+
+    def _breakers(self) -> list[Any]:
+        return [self.knowledge.breaker, *self.ladder.breakers()]
+
+
+@contextmanager
+def house(home: Home, clock: Clock, *, bus: str = "", traces: bool = False) -> Iterator[House]:
+    """Yield the service of a state folder, ready to answer; what it started ends with it."""
+    settings = config.load(home)
+    serving = settings.serving
+    with ExitStack() as ending:
+        knowledge = Knowledge(home, serving)
+        holder = Holder(home, lambda loaded: engine.bound(knowledge, loaded), serving.rollout)
+        shared = SharedCache(serving.cache, serving.ladder.breaker) if serving.cache.redis else None
+        caches = Caches(serving.cache, News(home), shared=shared)
+        ladder = Ladder(
+            serving,
+            holder.pick,  # type: ignore[arg-type]
+            lambda: knowledge,
+            Blocked(home),
+            cached=caches,
+            session=lambda release, ask, seeds, k: from_session.proposed(release.model, ask, seeds, k),  # type: ignore[attr-defined]
+            exclude_seen=settings.training.exclude_seen,
+        )
+        metrics = Metrics()
+        turnstile = Turnstile(serving.limits)
+        made = House(Service(None), clock, turnstile, metrics, knowledge, holder, ladder, caches)
+        made.service = Service(ladder.answer, (metrics.answered, made.remember))
+        holder.start()
+        ending.callback(holder.stop)
+        ending.callback(turnstile.close)
+        ending.enter_context(_pulse(made))
+        yield made
+
+
+@contextmanager
+def _pulse(made: House) -> Iterator[None]:
+    """Keep the metrics of a process fresh, whichever process is asked for them."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(PULSE_SECONDS):
+            try:
+                made.vitals()
+            except Exception:
+                LOG.exception("metrics")
+
+    thread = threading.Thread(target=beat, name="pulse", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5.0)
+
+
+def gated(
+    made: House,
+    home: Home,
+    *,
+    keyring: Keyring | None = None,
+    hosts: frozenset[str] = frozenset(),
+    rates: Path | None = None,
+    salt: bytes = b"",
+) -> api_gate.Gate:
+    """Return the application of a house behind its gate."""
+    settings = config.load(home).serving
+    return api_gate.Gate(api.app(made), settings.limits, settings.log, made.metrics, Buckets(rates, salt), keyring, hosts, time.monotonic)

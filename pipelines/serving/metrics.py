@@ -1,0 +1,135 @@
+"""What Prometheus reads: every number is counted in the worker that saw it and added up over workers when asked.
+
+Labels come from closed sets; users, items and texts of clients never become one. A label value beyond
+`MOST` is counted as `other`, so that no defect can make the page grow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from functools import partial
+from typing import Final
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from pipelines.serving.request import EMPTY, Answer, Release
+
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # set before this module is imported: workers share their numbers there
+MOST: Final = 64
+WINDOW: Final = 1000  # answers over which coverage and concentration are told, a worker
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+STAGE_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+
+
+class Few:
+    """Lets the first `MOST` values of a label through and calls the rest `other`."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        """Return the label for a value."""
+        if value in self._known:
+            return value
+        if len(self._known) >= MOST:
+            return "other"
+        self._known.add(value)
+        return value
+
+
+class Metrics:
+    """The service's metrics in this process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        count, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        spread = partial(Histogram, registry=self.registry)
+        self.requests = count("reloop_requests", "Requests answered", ["route", "code", "rung", "arm"])
+        self.http_seconds = spread("reloop_http_seconds", "From the first byte to the last", ["route"], buckets=SECONDS)
+        self.stage_seconds = spread("reloop_request_seconds", "Of a stage", ["stage"], buckets=STAGE_SECONDS)
+        self.fallback = count("reloop_fallback", "Answers that were degraded, by what was", ["reason"])
+        self.empty = count("reloop_empty", "Answers without any item")
+        self.shed = count("reloop_shed", "Requests told to come back later", ["reason"])
+        self.refused = count("reloop_refused", "Requests refused", ["reason"])
+        self.events = count("reloop_events", "Events by what became of them", ["result"])
+        self.cache = count("reloop_cache", "Look-ups in caches", ["cache", "result"])
+        self.inflight = gauge("reloop_inflight", "Requests in the house", multiprocess_mode="livesum")
+        self.waiting = gauge("reloop_waiting", "Requests that wait for their turn", multiprocess_mode="livesum")
+        self.workers = gauge("reloop_workers", "Processes that answer", multiprocess_mode="livesum")
+        self.bundle = gauge("reloop_bundle_info", "Workers that answer from a bundle", ["version", "bundle"], multiprocess_mode="livesum")
+        self.champion_age = gauge("reloop_champion_age_seconds", "Since the cycle that built it", multiprocess_mode="livemax")
+        self.feature_age = gauge("reloop_feature_age_seconds", "Of what is read", ["view"], multiprocess_mode="livemax")
+        self.breaker = gauge("reloop_breaker_open", "1 where a dependency is left alone", ["name"], multiprocess_mode="livemax")
+        self.coverage = gauge(
+            "reloop_coverage_ratio", f"Share of the catalogue in a worker's last {WINDOW} answers", multiprocess_mode="liveall"
+        )
+        self.gini = gauge(
+            "reloop_gini", f"Concentration of what a worker's last {WINDOW} answers show: 0 even, 1 one item", multiprocess_mode="liveall"
+        )
+        self.resident = gauge("reloop_resident_bytes", "Memory of a worker", multiprocess_mode="liveall")
+        self._reason, self._stage, self._arm = Few(), Few(), Few()
+        self._bundle: tuple[str, str] | None = None
+        self._shown: deque[tuple[str, ...]] = deque(maxlen=WINDOW)
+        self.workers.set(1)
+
+    def answered(self, answer: Answer) -> None:
+        """Count an answer; called for every one."""
+        for stage, milliseconds in answer.stage_ms.items():
+            self.stage_seconds.labels(self._stage(stage)).observe(milliseconds / 1e3)
+        for line in answer.degraded:
+            self.fallback.labels(self._reason(line.partition(":")[0][:40])).inc()
+        if answer.rung == EMPTY:
+            self.empty.inc()
+        self._shown.append(tuple(item.item_id for item in answer.items))
+
+    def arm(self, variant: str) -> str:
+        """Return the label of a variant."""
+        return self._arm(variant)
+
+    def released(self, release: Release, age_seconds: float | None) -> None:
+        """Tell which bundle answers here, and how old it is."""
+        now = (str(release.version or 0), (release.digest or "none")[:12])
+        if now != self._bundle:
+            if self._bundle is not None:
+                self.bundle.labels(*self._bundle).set(0)
+            self.bundle.labels(*now).set(1)
+            self._bundle = now
+        if age_seconds is not None:
+            self.champion_age.set(age_seconds)
+
+    def vitals(self, catalogue: int) -> None:
+        """Tell what is worked out now and then: coverage, concentration, memory.
+
+        Args:
+            catalogue: items that could be shown; 0 where unknown.
+        """
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - a path object costs more than the read
+            self.resident.set(int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE"))
+        shown = [item for answer in list(self._shown) for item in answer]
+        if shown and catalogue:
+            counts = np.unique(np.array(shown), return_counts=True)[1]
+            self.coverage.set(len(counts) / max(catalogue, len(counts)))
+            self.gini.set(gini(counts, catalogue))
+
+
+def gini(counts: np.ndarray, catalogue: int) -> float:
+    r"""Return the Gini coefficient of exposure over a catalogue: $\sum_i (2i - n - 1) x_i / (n \sum_i x_i)$, $x$ ascending, $i$ from 1.
+
+    Items that were not shown count as zeros: n is the catalogue, or the shown items where it is smaller.
+    """
+    n = max(catalogue, len(counts))
+    ascending = np.sort(counts).astype(np.float64)
+    places = np.arange(n - len(counts) + 1, n + 1)
+    return float(((2 * places - n - 1) * ascending).sum() / (n * ascending.sum()))
+
+
+def page(metrics: Metrics) -> bytes:
+    """Return the metrics of all workers in Prometheus' text format."""
+    if FOLDER not in os.environ:
+        return generate_latest(metrics.registry)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

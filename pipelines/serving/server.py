@@ -1,0 +1,223 @@
+"""The processes of the service: one that holds the address and the others' lives, and those that answer.
+
+    supervisor   binds the address, starts the workers, starts one again that ends, passes a stop on
+    worker       builds the service from the state folder (`assembly`) and answers on the shared socket
+
+Workers share no memory but what they map from files: bundles and snapshots, the clients' buckets, the metrics. A
+stop (SIGTERM, SIGINT) lets requests that were begun end. Workers end when their supervisor is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import multiprocessing
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.config import Home
+from pipelines.errors import StateError
+from pipelines.serving.clock import Anchored
+
+LOG: Final = logging.getLogger(__name__)
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # as `metrics.FOLDER`, which may be imported only once this is set
+GRACE_SECONDS: Final = 10.0
+CALM_SECONDS: Final = 10.0  # a worker that lived so long is started again at once
+MOST_PAUSE_SECONDS: Final = 30.0
+LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a worker must know.
+
+    Attributes:
+        root: the state folder.
+        clock: None is the machine's.
+        hosts: names that may stand in `Host`; empty allows any.
+        salt: of the buckets that the workers share.
+        bus: address of the event bus; empty where none is named.
+    """
+
+    root: Path
+    host: str
+    clock: Anchored | None
+    auth: bool
+    hosts: frozenset[str]
+    salt: bytes
+    bus: str = ""
+    traces: bool = False
+
+
+def loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def orders(
+    home: Home,
+    host: str,
+    *,
+    clock: Anchored | None = None,
+    auth: bool | None = None,
+    hosts: tuple[str, ...] = (),
+    bus: str = "",
+    traces: bool = False,
+) -> Orders:
+    """Return the orders of a service.
+
+    Args:
+        auth: whether keys are asked for; None: unless only this machine can reach the address.
+        hosts: names that clients may call the service by; none named: those of loopback there, any elsewhere.
+
+    Raises:
+        StateError: the address can be reached from elsewhere, and keys are off or none exists.
+    """
+    from pipelines.serving import auth as keys
+
+    local = loopback(host)
+    asked = (not local) if auth is None else auth
+    if not local and not asked:
+        raise StateError(f"listening on {host}", found="no keys asked for", allowed="keys, beyond loopback", hint="leave --no-auth out")
+    if asked and not any(key.revoked_at is None for key in keys.keys(home).values()):
+        raise StateError(
+            f"listening on {host}", found="no API key", allowed="at least one", hint="`reloop key create --name shop --scope recommend`"
+        )
+    names = frozenset(name.lower() for name in hosts) or (LOCAL_NAMES if local else frozenset())
+    return Orders(home.root, host, clock, asked, names, secrets.token_bytes(16), bus, traces)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket at an address.
+
+    Raises:
+        StateError: it is taken, or none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host.strip("[]"), port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise StateError(f"{host}:{port}", found=str(error), allowed="an address that is free", hint="name another --port") from error
+    return listening
+
+
+class Supervisor:
+    """Keeps a number of workers alive until told to stop."""
+
+    def __init__(self, given: Orders, listening: socket.socket, workers: int) -> None:
+        self._given, self._listening, self._count = given, listening, workers
+        self._context = multiprocessing.get_context("spawn")  # a fork would inherit threads' locks of libraries
+        self._said = self._context.SimpleQueue()
+        self._workers: dict[int, tuple[BaseProcess, float]] = {}
+        self._stop = threading.Event()
+        self._pause = 1.0
+
+    def run(self, on_ready: Callable[[int], None]) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Args:
+            on_ready: told the number of workers that answer, each time one more does.
+        """
+        shared = Home(self._given.root).serving
+        metrics = shared / "metrics"
+        shutil.rmtree(metrics, ignore_errors=True)
+        metrics.mkdir(parents=True)
+        (shared / "rates").unlink(missing_ok=True)
+        os.environ[FOLDER] = str(metrics)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        try:
+            for _ in range(self._count):
+                self._start()
+            self._watch(on_ready)
+        finally:
+            self._end()
+            shutil.rmtree(metrics, ignore_errors=True)
+
+    def _start(self) -> None:
+        process = self._context.Process(target=work, args=(self._given, self._listening, self._said), daemon=True)
+        process.start()
+        self._workers[process.pid or 0] = (process, time.monotonic())
+
+    def _watch(self, on_ready: Callable[[int], None]) -> None:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        ready: set[int] = set()
+        while not self._stop.is_set():
+            wait([process.sentinel for process, _ in self._workers.values()], timeout=0.2)
+            while not self._said.empty():
+                ready.add(self._said.get())
+                on_ready(len(ready))
+            for pid, (process, began) in list(self._workers.items()):
+                if process.is_alive() or self._stop.is_set():
+                    continue
+                del self._workers[pid]
+                ready.discard(pid)
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
+                LOG.error("worker %s ended with %s; it is started again", pid, process.exitcode)
+                calm = time.monotonic() - began > CALM_SECONDS
+                self._pause = 1.0 if calm else min(self._pause * 2, MOST_PAUSE_SECONDS)
+                if calm or not self._stop.wait(self._pause):
+                    self._start()
+
+    def _end(self) -> None:
+        for process, _ in self._workers.values():
+            if process.is_alive():
+                process.terminate()
+        due = time.monotonic() + GRACE_SECONDS + 2.0
+        for process, _ in self._workers.values():
+            process.join(max(0.0, due - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._listening.close()
+
+
+def work(given: Orders, listening: socket.socket, said: Any) -> None:
+    """Answer on a socket until told to stop: the life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says when
+    threading.Thread(target=_orphaned, name="parent", daemon=True).start()
+    # The thread that answers gives the loop its turn soon, so that /healthz is not deaf meanwhile.
+    sys.setswitchinterval(0.001)
+    import uvicorn
+
+    from pipelines import config
+    from pipelines.serving import api_protocol, assembly, clock, logs
+    from pipelines.serving.auth import Keyring
+
+    logs.install()
+    home = Home(given.root)
+    os.environ["RELOOP_HOME"] = str(home.root)
+    limits = config.load(home).serving.limits
+    with assembly.house(home, given.clock or clock.wall, bus=given.bus, traces=given.traces) as made:
+        keyring = Keyring(home) if given.auth else None
+        gate = assembly.gated(made, home, keyring=keyring, hosts=given.hosts, rates=home.serving / "rates", salt=given.salt)
+        server = uvicorn.Server(uvicorn.Config(gate, **api_protocol.options(limits, GRACE_SECONDS)))
+        said.put(os.getpid())
+        server.run(sockets=[listening])
+
+
+def _orphaned() -> None:
+    """End this worker once its supervisor is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
