@@ -140,7 +140,7 @@ def read(plan: Plan, metrics: Mapping[str, Metric], policy: ExperimentPolicy, *,
         values = [two_sample.linearised(top, bottom) for top, bottom in zip(metric.top, metric.bottom, strict=True)]
         adjusted = two_sample.cuped(values, metric.before) if metric.before is not None else two_sample.Adjusted(values, 0.0, 1.0)
         factors[name] = adjusted.variance_factor
-        found = [two_sample.moments(one) for one in adjusted.values]
+        found = [two_sample.moments(one) for one in adjusted.units]
         for arm, moments in zip(plan.arms[1:], found[1:], strict=True):
             effects[arm, name] = two_sample.compare(found[0], moments, confidence=confidence, expected=plan.expected)
             if name in plan.guardrails:

@@ -170,12 +170,12 @@ class Adjusted:
     """Linearised values that were relieved of what was known before the experiment.
 
     Attributes:
-        values: an array an arm; their means are the arms' metrics, less what chance dealt them.
+        units: an array an arm; their means are the arms' metrics, less what chance dealt them.
         theta: the coefficient.
         variance_factor: what is left of the variance, 1 - rho^2; 1 where nothing could be taken off.
     """
 
-    values: list[Doubles]
+    units: list[Doubles]
     theta: float
     variance_factor: float
 

@@ -94,9 +94,11 @@ def effects(rows: pd.DataFrame, expected: float = 0.02) -> list:
 
 
 def test_on_real_experiments_fewer_peeks_cry_wolf(asos: pd.DataFrame):
-    """Of the comparisons that the last look does not call, a peeking t-test had called far more on the way than ours."""
+    """Of the comparisons with sound counts that the last look does not call, a peeking t-test had called far more on the way than ours."""
     peeked = sequentially = quiet = 0
     for _, rows in asos.groupby(["experiment_id", "variant_id", "metric_id"]):
+        if experiments.sample_ratio([int(rows.count_c.iloc[-1]), int(rows.count_t.iloc[-1])], [1, 1]).p < 0.001:
+            continue
         found = effects(rows)
         if found[-1].p < 0.05:
             continue

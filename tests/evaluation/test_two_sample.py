@@ -94,7 +94,7 @@ def test_the_past_takes_off_what_chance_dealt():
     adjusted = cuped(now, past)
     assert adjusted.theta == pytest.approx(1, abs=0.02)
     assert adjusted.variance_factor == pytest.approx(0.1, abs=0.02)  # 1 - rho^2 = 1 / (9 + 1)
-    plain, better = compare(moments(now[0]), moments(now[1])), compare(*(moments(one) for one in adjusted.values))
+    plain, better = compare(moments(now[0]), moments(now[1])), compare(*(moments(one) for one in adjusted.units))
     assert better.error == pytest.approx(plain.error * np.sqrt(0.1), rel=0.05)
     assert better.lower <= 0.3 <= better.upper
 
@@ -103,7 +103,7 @@ def test_a_past_that_tells_nothing_changes_nothing():
     now = [np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 5.0])]
     for past in ([np.full(3, np.nan)] * 2, [np.ones(3)] * 2, []):
         adjusted = cuped(now, past) if past else cuped(now, [np.zeros(0)] * 0)
-        assert [one.tolist() for one in adjusted.values] == [one.tolist() for one in now]
+        assert [one.tolist() for one in adjusted.units] == [one.tolist() for one in now]
         assert adjusted.variance_factor == 1.0
 
 
@@ -111,7 +111,7 @@ def test_a_new_users_missing_past_leaves_it_as_it_is():
     now = [np.array([1.0, 2.0, 3.0, 9.0]), np.array([2.0, 3.0, 4.0, 7.0])]
     past = [np.array([1.0, 2.0, 3.0, np.nan]), np.array([1.0, 2.0, 3.0, np.nan])]
     adjusted = cuped(now, past)
-    assert (adjusted.values[0][3], adjusted.values[1][3]) == (9.0, 7.0)
+    assert (adjusted.units[0][3], adjusted.units[1][3]) == (9.0, 7.0)
 
 
 def test_non_inferiority_on_paper():
