@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
 
 from pipelines.frozen import Frozen
 
@@ -49,11 +51,45 @@ class CachePolicy(Frozen):
 
 
 class RolloutPolicy(Frozen):
-    """How the service follows releases, and how a challenger comes to serve (docs/serving/releases.md)."""
+    """How the service follows releases, and how a challenger comes to serve (docs/serving/releases.md).
+
+    Bounds are on what a challenger's answers exceed the champion's by, measured in the same minutes; absolute where not said otherwise.
+    """
 
     poll_seconds: float = Field(default=1.0, gt=0, le=60)  # the champion pointer is looked at so often
     retry_seconds: float = Field(default=30.0, gt=0)  # a release that was refused is tried again after so long
     warm_asks: int = Field(default=8, ge=0, le=256)  # requests of before that a release answers before it serves
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.01, 0.1, 0.5), min_length=1
+    )  # of users, step by step; then all
+    step_seconds: float = Field(default=300.0, ge=0)  # at least, at each share
+    step_requests: int = Field(default=500, ge=1)  # at least, that the challenger answered at each share
+    most_step_seconds: float = Field(default=21_600.0, gt=0)  # a step that has not enough by then ends the rollout
+    look_seconds: float = Field(default=5.0, gt=0, le=30)  # the guard looks so often
+    window_seconds: float = Field(default=60.0, ge=5, le=900)  # at so much of late, beside the whole step
+    false_alarm_rate: float = Field(default=0.01, gt=0, lt=1)  # of a rollout of an equal challenger, over all its looks, steps and bounds
+    max_failed_increase: float = Field(default=0.01, ge=0, le=1)  # share of answers where the release raised, was late, or gave no list
+    max_empty_increase: float = Field(default=0.01, ge=0, le=1)  # share without any item
+    max_lower_increase: float = Field(default=0.05, ge=0, le=1)  # share on a lower rung than `full`
+    max_same_increase: float = Field(default=0.2, ge=0, le=1)  # share that is the list which another user got just before
+    max_latency_increase: float = Field(default=0.25, ge=0)  # relative, of the median, p90 and p99 of the engine's time
+    max_latency_ms: float = Field(default=10.0, ge=0)  # and so many milliseconds on top
+    max_score_psi: float = Field(default=2.0, ge=0)  # of scores standardised within their list
+    watch_seconds: float = Field(default=1800.0, ge=0)  # a champion that was promoted at once is guarded so long against the one before it
+    watch_slack: float = Field(default=2.0, ge=1)  # then bounds are so many times as wide: those were other minutes
+    shadow_share: float = Field(default=0.05, gt=0, le=1)  # of requests that a shadow answers, too
+    shadow_answers: int = Field(default=500, ge=1)  # at least, before a shadow becomes a canary
+    shadow_waiting: int = Field(default=64, ge=1)  # requests that wait for the shadow; more are dropped
+    shadow_seconds: float = Field(default=2.0, gt=0)  # for one answer; a shadow that takes longer is ended and started again
+    shadow_megabytes: int = Field(default=4096, ge=256)  # of address space, beyond what it has when it begins to answer
+    shadow_lives: int = Field(default=3, ge=1)  # a shadow that ended so often is given up, and the rollout with it
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        """Refuse shares that do not rise: users would be taken back and given again."""
+        if list(self.shares) != sorted(set(self.shares)):
+            raise ValueError(f"rollout.shares are {list(self.shares)}, which do not rise")
+        return self
 
 
 class BreakerPolicy(Frozen):

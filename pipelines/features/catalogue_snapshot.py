@@ -126,7 +126,9 @@ def write(home: Home, db: duckdb.DuckDBPyConnection, folder: Path, as_of: dateti
     _write_lists(db, folder, as_of, gains, len(items))
     file = home.features / "item_pairs_daily" / f"as_of={as_of:%Y-%m-%d}.parquet"
     for kind, (rank, score) in TOGETHER.items():
-        source = parquet([file]) if file.is_file() else f"SELECT '' AS item_id, '' AS other_item_id, 0 AS {rank}, 0.0 AS {score} WHERE false"
+        source = (
+            parquet([file]) if file.is_file() else f"SELECT '' AS item_id, '' AS other_item_id, 0 AS {rank}, 0.0 AS {score} WHERE false"
+        )
         pairs = db.sql(
             f"""SELECT one.item AS one, other.item AS other, {score}::FLOAT AS score FROM ({source}) AS pairs
             JOIN item_index AS one ON one.item_id = pairs.item_id JOIN item_index AS other ON other.item_id = other_item_id
@@ -150,7 +152,9 @@ def _write_lists(db: duckdb.DuckDBPyConnection, folder: Path, as_of: datetime, g
             ((CASE event_type {gain} ELSE 0 END) * pow(0.5, ({age}) / {HALF_LIFE_DAYS}))::DECIMAL(18, 6) AS faded
         FROM events JOIN item_index USING (item_id) WHERE {age} <= {DAYS}"""
     )
-    db.execute(f"CREATE TEMP TABLE profiles AS SELECT user_id, {', '.join(SEGMENTS)} FROM users QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY valid_from DESC, received_at DESC) = 1")
+    db.execute(
+        f"CREATE TEMP TABLE profiles AS SELECT user_id, {', '.join(SEGMENTS)} FROM users QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY valid_from DESC, received_at DESC) = 1"
+    )
     days = float(db.sql(f"SELECT coalesce(greatest(least(max(age), {DAYS}) - {LATE_DAYS}, 1), 1) FROM liked").fetchall()[0][0])
     sums = f"item, sum(faded)::DOUBLE AS faded, coalesce(sum(gain) FILTER (age <= {LATE_DAYS}), 0)::DOUBLE / {LATE_DAYS} AS late, coalesce(sum(gain) FILTER (age > {LATE_DAYS}), 0)::DOUBLE / {days!r} AS usual"
     table = db.sql(f"SELECT {sums} FROM liked GROUP BY item ORDER BY item").to_arrow_table()
@@ -201,9 +205,7 @@ def read(folder: Path) -> CatalogueSnapshot:
     return CatalogueSnapshot(
         item_ids=items[c.ITEM_ID],
         items=items,
-        lists={
-            (row["kind"], row["segment"]): (np.array(row["item"], np.int32), np.array(row["score"], np.float32)) for row in lists
-        },
+        lists={(row["kind"], row["segment"]): (np.array(row["item"], np.int32), np.array(row["score"], np.float32)) for row in lists},
         together={
             kind: (mapped(folder / f"{kind}_ptr.npy"), mapped(folder / f"{kind}.npy"), mapped(folder / f"{kind}_score.npy"))
             for kind in TOGETHER

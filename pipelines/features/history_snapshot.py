@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ import pyarrow as pa
 from pipelines import columns as c
 from pipelines import tables
 from pipelines.config import Home
+from pipelines.features.repository import schema
 from pipelines.lake.codes import DEVICE_CODES, TYPE_CODES
 from pipelines.lake.engine import parquet
 
@@ -127,17 +128,24 @@ def write(home: Home, db: duckdb.DuckDBPyConnection, folder: Path, as_of: dateti
     )
     n_events = _count(db, "kept")
     wanted = 'SELECT "user", item, "at", event_type, "value", device, md5_number_lower(event_id) AS event FROM kept'
-    _ragged(db, folder, f'{wanted} ORDER BY "user", "at", event_id', "indptr", COLUMNS, n_users, n_events)
+    _ragged(db, folder, f'{wanted} ORDER BY "user", "at", event_id', pointer="indptr", columns=COLUMNS, n_users=n_users, n_rows=n_events)
     for key, mart in BETWEEN.items():
-        file = home.features / mart / f"as_of={as_of:%Y-%m-%d}.parquet"
-        rows = parquet([file], f"{c.USER_ID}, {key}") if file.is_file() else f"SELECT '' AS {c.USER_ID}, '' AS {key} WHERE false"
-        db.execute(f"CREATE TEMP TABLE {key}_words AS SELECT {key}, (row_number() OVER (ORDER BY {key}) - 1)::INT AS code FROM (SELECT DISTINCT {key} FROM ({rows}))")
-        words = db.sql(f"SELECT {key} AS word FROM {key}_words ORDER BY code").to_arrow_table()
+        rows = _met(home, key, mart, as_of)
+        db.execute(f'CREATE TEMP TABLE {key}_met AS SELECT DISTINCT "user", {key} FROM ({rows}) JOIN user_index USING (user_id)')
+        words = db.sql(f"SELECT DISTINCT {key} AS word FROM {key}_met ORDER BY word").to_arrow_table()
         save_arrow(folder / f"{key}.arrow", words.cast(pa.schema([("word", pa.string())])))
-        db.execute(f'CREATE TEMP TABLE {key}_pairs AS SELECT "user", code AS {key} FROM ({rows}) JOIN user_index USING (user_id) JOIN {key}_words USING ({key})')
-        query = f'SELECT "user", {key} FROM {key}_pairs ORDER BY "user", {key}'
-        _ragged(db, folder, query, f"{key}_ptr", {key: np.int32}, n_users, _count(db, f"{key}_pairs"))
+        db.register(f"{key}_words", words.append_column("code", pa.array(np.arange(len(words), dtype=np.int32))))
+        query = f'SELECT "user", code AS {key} FROM {key}_met JOIN {key}_words ON word = {key} ORDER BY "user", code'
+        _ragged(db, folder, query, pointer=f"{key}_ptr", columns={key: np.int32}, n_users=n_users, n_rows=_count(db, f"{key}_met"))
     return {"users": n_users, "events": n_events}
+
+
+def _met(home: Home, key: str, mart: str, as_of: datetime) -> str:
+    """Return the query of who has a row with what: in the marts of all days that a lookup reaches back to, as the online store does."""
+    ttl = next(spec.ttl for spec in schema() if spec.view == mart)
+    days = [as_of - timedelta(days=n) for n in range(ttl.days + 1)]
+    files = [file for day in days if (file := home.features / mart / f"as_of={day:%Y-%m-%d}.parquet").is_file()]
+    return parquet(files, f"{c.USER_ID}, {key}") if files else f"SELECT '' AS {c.USER_ID}, '' AS {key} WHERE false"
 
 
 def _count(db: duckdb.DuckDBPyConnection, table: str) -> int:
@@ -159,7 +167,7 @@ def _write_users(db: duckdb.DuckDBPyConnection, file: Path) -> None:
 
 
 def _ragged(
-    db: duckdb.DuckDBPyConnection, folder: Path, query: str, pointer: str, columns: dict[str, Any], n_users: int, n_rows: int
+    db: duckdb.DuckDBPyConnection, folder: Path, query: str, *, pointer: str, columns: dict[str, Any], n_users: int, n_rows: int
 ) -> None:
     """Write the columns of a query that is sorted by "user", and where each user's rows begin."""
     files = {name: _room(folder / f"{name}.npy", dtype, n_rows) for name, dtype in columns.items()}
@@ -214,4 +222,3 @@ def read(folder: Path) -> HistorySnapshot:
         words={key: tuple(mapped_arrow(folder / f"{key}.arrow")["word"].to_pylist()) for key in BETWEEN},
         between={key: (mapped(folder / f"{key}_ptr.npy"), mapped(folder / f"{key}.npy")) for key in BETWEEN},
     )
-

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,10 +69,14 @@ class ItemSnapshot:
     numbers: Floats
     rows: pa.Table
     views: tuple[tuple[str, slice, int, int], ...]
-    _index: _Index
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.rows)
+
+    @cached_property
+    def _index(self) -> _Index:
+        """Made when it is first asked for: who looks up columns of ids needs none."""
+        return _Index(zip(self.rows[c.ITEM_ID].to_pylist(), range(len(self.rows)), strict=True))
 
     def places(self, items: Sequence[str]) -> Places:
         """Return where items are; `len(self)` for one that the snapshot does not know."""
@@ -84,7 +89,7 @@ class ItemSnapshot:
             now = micros(as_of)
             for view, columns, ttl, oldest in self.views:
                 if ttl and oldest < now - ttl:
-                    moments = np.append(self._moments(view), np.iinfo(np.int64).min)
+                    moments = np.append(self.moments(view), np.iinfo(np.int64).min)
                     found[moments[places] < now - ttl, columns] = np.nan
         return found
 
@@ -101,7 +106,8 @@ class ItemSnapshot:
                         found = found.set_column(place, name, pa.compute.if_else(old, pa.scalar(None, found[name].type), found[name]))
         return found.drop_columns([f"{view}{MOMENT}" for view, *_ in self.views])
 
-    def _moments(self, view: str) -> npt.NDArray[np.int64]:
+    def moments(self, view: str) -> npt.NDArray[np.int64]:
+        """Return int64 [n_items], microseconds of each row of a view; the least number where it has none."""
         moments: npt.NDArray[np.int64] = self.rows[f"{view}{MOMENT}"].cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy()
         return moments
 
@@ -234,5 +240,4 @@ def _map(place: Path) -> ItemSnapshot:
         views.append((view["name"], slice(first, first + len(view["names"])), view["ttl_us"], view["oldest_us"]))
         first += len(view["names"])
     names = tuple(name for view in facts["views"] for name in view["names"])
-    index = _Index(zip(rows[c.ITEM_ID].to_pylist(), range(len(rows)), strict=True))
-    return ItemSnapshot(utc(facts["as_of"]), names, numbers, rows, tuple(views), index)
+    return ItemSnapshot(utc(facts["as_of"]), names, numbers, rows, tuple(views))

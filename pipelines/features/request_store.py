@@ -103,6 +103,13 @@ class RequestStore:
         view = self.user if key is None else self.beside[key]
         return tuple(f"{view.name}__{column}" for column in view.columns)
 
+    def nobody(self) -> Held:
+        """Return what is held of nobody in particular: nothing."""
+        beside: dict[str, tuple[tuple[str, ...], Floats]] = {
+            key: ((), np.empty((0, len(view.columns)))) for key, view in self.beside.items()
+        }
+        return Held(np.full(len(self.user.columns), np.nan), beside, ())
+
     def read(self, user_id: str, words: dict[str, Sequence[str]], as_of: datetime) -> Held:
         """Return what is known of a user, alone and with some categories and brands; values past their ttl at `as_of` are missing.
 
@@ -114,7 +121,8 @@ class RequestStore:
         for key, view in self.beside.items():
             names = tuple(sorted(view.keys))
             asked += [
-                (view, entity_key(names, (word.encode(), user) if names[0] == key else (user, word.encode()))) for word in words.get(key, ())
+                (view, entity_key(names, (word.encode(), user) if names[0] == key else (user, word.encode())))
+                for word in words.get(key, ())
             ]
         now = micros(as_of)
         found = [
@@ -245,7 +253,10 @@ class _OfSqlite:
             return self._read(asked)
         except sqlite3.Error as error:
             raise StateError(
-                f"online store {self._path}", found=f"{type(error).__name__}: {error}", allowed="a file with the views' tables", hint="run `reloop features`"
+                f"online store {self._path}",
+                found=f"{type(error).__name__}: {error}",
+                allowed="a file with the views' tables",
+                hint="run `reloop features`",
             ) from error
 
     def _read(self, asked: Sequence[tuple[View, bytes]]) -> list[tuple[int, Cells] | None]:

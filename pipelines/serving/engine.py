@@ -1,59 +1,187 @@
-"""One loaded bundle, bound to what is known of users and items: from a question to an ordered list."""
+"""One loaded release, bound to what a process knows: from a question to an ordered list.
+
+histories and stored features -> retrievers -> blend -> features -> ranker -> rules, each in its time. What cannot be done in time
+or goes wrong is told in `degraded`: a retriever is left out, without features or ranker the blend orders the list.
+"""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from pipelines import columns as c
 from pipelines import config
-from pipelines.config import Home
-from pipelines.datasets.interactions import Interactions, histories, load
-from pipelines.ranking.protocol import Lists
+from pipelines.config import Settings
+from pipelines.datasets.interactions import Bools, Floats, Histories
+from pipelines.errors import StateError
+from pipelines.features.request_store import Held
+from pipelines.ranking import proposals, two_stage
+from pipelines.ranking.context import BY_VECTORS
+from pipelines.ranking.features import assemble
+from pipelines.ranking.proposals import Proposals
+from pipelines.ranking.two_stage import RANKED, TwoStage
 from pipelines.registry.choosing import Serving
-from pipelines.serving.request import FULL, Answer, Ask, Release, Shown, Why
+from pipelines.retrieval import cold_users, merging, topk
+from pipelines.retrieval.protocol import Candidates
+from pipelines.serving import moment, shown
+from pipelines.serving.binding import Binding, Placed, bind, placed
+from pipelines.serving.deadline import Watch
+from pipelines.serving.knowledge import Knowledge, Known, needed
+from pipelines.serving.request import BLEND, FULL, Answer, Ask, Release
+from pipelines.serving.shown import Features
+
+KEPT: int = 2  # snapshots that an engine stays bound to: who began with the old one ends with it
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an answer is made of, before anything is left out.
+
+    Attributes:
+        lists: what each source proposed, one row each.
+        score: float64 [n], what the candidates are ordered by, best is highest.
+        matrix: float32 [n, n_features], what the ranker read; None where it was not asked.
+    """
+
+    ask: Ask
+    binding: Binding
+    users: Histories
+    lists: dict[str, Candidates]
+    candidates: Proposals
+    score: npt.NDArray[np.float64]
+    matrix: Floats | None
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Answers from one bundle.
+    """Answers from one release; any number of threads.
 
     Attributes:
-        known: the interactions up to the moment at which the engine was made.
+        placed: of each source that has vectors, those of its items.
+        bindings: to the newest snapshots, by their names; replaced, never changed.
     """
 
-    home: Home
+    knowledge: Knowledge
     serving: Serving
-    known: Interactions
+    settings: Settings
+    placed: Mapping[str, Placed]
+    bindings: dict[tuple[int, ...], Binding] = field(default_factory=dict)
 
     @property
     def release(self) -> Release:
         """The bundle that answers."""
         return Release(self.serving.version, self.serving.digest, self.serving.parts)
 
+    @property
+    def model(self) -> TwoStage:
+        """The release's model."""
+        return self.serving.model
+
+    def binding(self, known: Known) -> Binding:
+        """Return where the release's items stand in some snapshots; worked out when they are met first.
+
+        Raises:
+            StateError: no snapshots were published.
+        """
+        if (found := self.bindings.get(known.name)) is None:
+            found = self.bindings[known.name] = bind(self.model, *needed(known))
+            for old in sorted(self.bindings)[:-KEPT]:
+                self.bindings.pop(old, None)
+        return found
+
     def answer(self, ask: Ask) -> Answer:
-        """Return the list for a request on the rung `full`."""
-        begun = time.perf_counter()
-        users = histories(self.known, np.array([ask.user_id or ""]))
-        lists = self.serving.model.recommend(self.home, np.array([ask.user_id or ""]), users, ask.as_of, ask.k)
-        return Answer(ask, _shown(lists, self.known), FULL, self.release, stage_ms={"recommend": (time.perf_counter() - begun) * 1e3})
+        """Return the list for a question, on the rung `full` or `blend`.
+
+        Raises:
+            ReloopError: there is nothing to answer from.
+        """
+        watch = Watch(self.settings.serving.deadline)
+        found = self.found(ask, watch)
+        with watch.stage("rerank"):
+            items, features = shown.listed(self, found)
+        rung = BLEND if found.matrix is None and self.model.serves == RANKED else FULL
+        return Answer(ask, items, rung, self.release, tuple(watch.degraded), stage_ms=watch.ms, features=features)
+
+    def found(self, ask: Ask, watch: Watch, *, deeper: int = 1) -> Found:
+        """Return the candidates of a question with their scores.
+
+        Args:
+            deeper: times as many candidates as usual: filters will leave few of them.
+        """
+        known = self.knowledge.known
+        binding, model = self.binding(known), self.model
+        held = self._held(ask, known, watch)
+        with watch.stage("histories"):
+            users = moment.history(ask, moment.told(ask, held), binding, self.settings.training, model.item_ids)
+        with watch.stage("retrieve"):
+            lists = dict(self._proposed(users, watch, deeper * model.k_per_source))
+        with watch.stage("blend"):
+            candidates = proposals.of_blend(merging.merge(cold_users.alone(lists), deeper * model.k_blend, model.recipe))
+        score, matrix = candidates.blend_score.astype(np.float64), None
+        if model.serves == RANKED and held is not None and len(candidates):
+            ranked = self._ranked(candidates, users, binding, held, watch)
+            if ranked is not None:
+                score, matrix = ranked
+        return Found(ask, binding, users, lists, candidates, score, matrix)
+
+    def _held(self, ask: Ask, known: Known, watch: Watch) -> Held | None:
+        """Return what the store holds of who asks; nothing is asked of nobody. None where it is in trouble."""
+        try:
+            with watch.stage("store"):
+                return self.knowledge.held(ask.user_id, known, ask.as_of) if ask.user_id is not None else self.knowledge.store().nobody()
+        except Exception as error:  # noqa: BLE001 - the blend orders the list, from the snapshot's history
+            watch.failed("store", error)
+            return None
+
+    def _proposed(self, users: Histories, watch: Watch, k: int) -> Iterator[tuple[str, Candidates]]:
+        """Yield what each source proposes; nothing, and a line, of one that fails or would begin too late."""
+        by_ms = self.settings.serving.deadline.retrieve_by_ms
+        for name, source in self.model.retrievers.items():
+            found = topk.nothing(1, k)
+            if not watch.late(name, by_ms):
+                try:
+                    found = source.retrieve(users, k, exclude_seen=self.model.exclude_seen)
+                except Exception as error:  # noqa: BLE001 - the other sources answer
+                    watch.failed(name, error)
+            yield name, found
+
+    def _ranked(
+        self, candidates: Proposals, users: Histories, binding: Binding, held: Held, watch: Watch
+    ) -> tuple[npt.NDArray[np.float64], Floats] | None:
+        """Return the ranker's scores and what it read; None, and a line, where that fails or would begin too late."""
+        model, ranker = self.model, self.model.ranker
+        if ranker is None or watch.late("ranker", self.settings.serving.deadline.rank_by_ms):
+            return None
+        try:
+            with watch.stage("features"):
+                by_vectors = self.placed if BY_VECTORS & set(model.groups) else {}
+                vectors = {name: source.of(users) for name, source in by_vectors.items()}
+                known = moment.context(
+                    candidates, users, binding, held, self.knowledge.store(), groups=model.groups, memory=model.memory, vectors=vectors
+                )
+                matrix = two_stage.chosen(*assemble(known, candidates), ranker)
+            with watch.stage("rank"):
+                score = ranker.score(matrix, np.array([len(candidates)], np.int32))
+        except Exception as error:  # noqa: BLE001 - the blend orders the list
+            watch.failed("ranker", error)
+            return None
+        if not (fine := np.isfinite(score)).all():
+            watch.failed(
+                "ranker", StateError("scores", found=f"{int((~fine).sum())} of {len(score)} are no numbers", allowed="finite ones")
+            )
+            return None
+        return score, matrix
 
 
-def bound(home: Home, serving: Serving, ask_time: object) -> Engine:
-    """Return an engine that knows what had happened by a moment."""
-    return Engine(home, serving, load(home, ask_time, config.load(home).training, item_ids=serving.model.item_ids))  # type: ignore[arg-type]
+def bound(knowledge: Knowledge, serving: Serving) -> Engine:
+    """Return an engine of a loaded release, bound to the newest snapshots already."""
+    engine = Engine(knowledge, serving, config.load(knowledge.home), placed(serving.model))
+    known = knowledge.known
+    if known.requests is not None and known.items is not None:
+        engine.binding(known)
+    return engine
 
 
-def _shown(lists: Lists, known: Interactions) -> tuple[Shown, ...]:
-    place = {item: at for at, item in enumerate(known.item_ids.tolist())}
-    found = []
-    for rank, (item, score, sources) in enumerate(zip(lists.item_ids[0], lists.score[0], lists.sources[0], strict=True), 1):
-        if not item:
-            break
-        names = tuple(name for at, name in enumerate(lists.source_names) if int(sources) >> at & 1)
-        about = known.items.slice(place[str(item)], 1).to_pylist()[0] if known.items is not None else {}
-        about = {name: about[name] for name in (c.TITLE, c.CATEGORY, c.BRAND, c.PRICE, c.AVAILABLE) if about.get(name) is not None}
-        found.append(Shown(str(item), rank, float(score), Why("for_you", "Picked for you"), names, about=about))
-    return tuple(found)
+__all__ = ["Bools", "Engine", "Features", "Found", "bound"]
