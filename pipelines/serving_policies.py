@@ -35,6 +35,7 @@ class LogPolicy(Frozen):
 
     access: bool = True  # a line of JSON a request, to standard output
     users: bool = False  # with the user's id in clear; else users are not in the log
+    remembered_bytes: int = Field(default=16 << 20, ge=1 << 16)  # of a process's last answers, for who asks how one came about
 
 
 class CachePolicy(Frozen):

@@ -23,7 +23,6 @@ def serve(
     ] = "wall",
     auth: Annotated[bool | None, typer.Option("--auth/--no-auth", help="Ask for a key; default: only beyond loopback.")] = None,
     allowed_host: Annotated[list[str] | None, typer.Option("--allowed-host", help="Name that clients use; may be repeated.")] = None,
-    bus: Annotated[str, typer.Option("--bus", envvar="RELOOP_BUS", help="Where events go; default: a bus of this machine.")] = "",
     traces: Annotated[bool, typer.Option("--traces", help="Send OpenTelemetry traces, as the OTEL_* variables say.")] = False,
     home: HomeOption = None,
 ) -> None:
@@ -37,7 +36,6 @@ def serve(
         clock=clock.starting(state, now),
         auth=auth,
         hosts=tuple(allowed_host or ()),
-        bus=bus,
         traces=traces,
     )
     listening = server.bound(host, port)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from pipelines.serving.api_docs import ANSWERS, EXPLAINED, LIVES, READY, TAKEN, 
 from pipelines.serving.api_errors import Refusal
 from pipelines.serving.limits import Turnstile
 from pipelines.serving.metrics import Metrics, page
+from pipelines.serving.realtime import Verdict
 from pipelines.serving.request import Answer, Ask, Clock, Filters, Release, Shown, Surface
 from pipelines.serving.schemas import (
     BasketIn,
@@ -32,11 +32,11 @@ from pipelines.serving.schemas import (
     ListQuery,
     PreferencesIn,
     SessionIn,
-    UserEventIn,
     UsersQuery,
 )
 from pipelines.serving.service import Service
 from pipelines.streaming.session import SessionEvent
+from pipelines.window import micros
 
 LIKED: Final = 5.0  # the rating that saying "I like this" stands for
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,8 +61,8 @@ class Room(Protocol):
     @property
     def metrics(self) -> Metrics: ...  # noqa: D102
 
-    def publish(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Take events, all or none.
+    def take(self, events: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
+        """Take events and return the fate of each; all are kept, none where it raises.
 
         Raises:
             StateError: they cannot be kept.
@@ -71,8 +71,8 @@ class Room(Protocol):
     def ready(self) -> tuple[bool, Sequence[str], Release]:
         """Return whether requests may be sent here, why not or what is degraded, and which release answers."""
 
-    def remembered(self, request_id: str) -> Answer | None:
-        """Return an answer given not long ago."""
+    def remembered(self, request_id: str) -> Mapping[str, Any] | None:
+        """Return what is known of an answer given not long ago, by whichever process, as `explained` tells it."""
 
     def users(self, starts: str, limit: int) -> list[str]:
         """Return ids of known users that begin so."""
@@ -202,16 +202,21 @@ def _bodies(desk: Desk) -> APIRouter:
     async def session(request: Request, body: SessionIn) -> Response:
         """Return what an anonymous visitor may like, by the events of the session alone; none of it is kept."""
         now = desk.room.clock()
-        events = tuple(sorted((_seen(event, int(now.timestamp() * 1e6)) for event in body.events), reverse=True))
+        events = tuple(sorted((_seen(event, micros(now)) for event in body.events), reverse=True))
         ask = Ask("session", request.state.request_id, now, body.k, events=events, filters=_filters(body.filters))
         return await desk.list(request, _with(ask, {"device": body.device, "country": body.country}))
 
     @routes.post("/events", status_code=202, tags=["events"], **TAKEN)
     async def events(request: Request, body: EventsIn) -> Response:
         """Take what users did; the next answers of these users know of it."""
-        rows = [desk_row(event, desk.room) for event in body.events]
-        await desk.room.turnstile.through(partial(_kept, desk.room, rows))
-        said = {"request_id": request.state.request_id, "accepted": len(rows), "event_ids": [row[c.EVENT_ID] for row in rows]}
+        rows = [event.model_dump(exclude_none=True) for event in body.events]
+        verdicts = await desk.room.turnstile.through(partial(_taken, desk.room, rows))
+        said = {
+            "request_id": request.state.request_id,
+            "accepted": sum(verdict.accepted for verdict in verdicts),
+            "event_ids": [verdict.event_id for verdict in verdicts],
+            "refused": [{"place": place, "reasons": verdict.reasons} for place, verdict in enumerate(verdicts) if not verdict.accepted],
+        }
         return _json(said, 202)
 
     @routes.post("/users/{user_id:path}/preferences", tags=["events"], **ANSWERS)
@@ -219,12 +224,12 @@ def _bodies(desk: Desk) -> APIRouter:
         """Take what a new user says to like, and return the first list that knows of it."""
         now = desk.room.clock()
         rows = [
-            {c.EVENT_ID: uuid.uuid4().hex, c.USER_ID: user_id, c.ITEM_ID: item, c.EVENT_TYPE: c.RATING, c.VALUE: LIKED, c.EVENT_AT: now}
+            {c.USER_ID: user_id, c.ITEM_ID: item, c.EVENT_TYPE: c.RATING, c.VALUE: LIKED, c.EVENT_AT: now}
             for item in dict.fromkeys(body.item_ids)
         ]
         if rows:
-            await desk.room.turnstile.through(partial(_kept, desk.room, rows))
-        seen = tuple(SessionEvent(int(now.timestamp() * 1e6), str(row[c.EVENT_ID]), str(row[c.ITEM_ID]), c.RATING) for row in rows)
+            await desk.room.turnstile.through(partial(_taken, desk.room, rows))
+        seen = tuple(SessionEvent(micros(now), str(place), str(row[c.ITEM_ID]), c.RATING) for place, row in enumerate(rows))
         filters = Filters(categories=tuple(body.categories))
         return await desk.list(request, Ask("home", request.state.request_id, now, body.k, user_id, events=seen, filters=filters))
 
@@ -237,10 +242,8 @@ def _state(desk: Desk) -> APIRouter:
     @routes.get("/v1/requests/{request_id:path}/explanation", tags=["explanations"], **EXPLAINED)
     async def explanation(request_id: RequestId) -> Response:
         """Return how an answer came about, item by item."""
-        answer = desk.room.remembered(request_id)
-        if answer is None:
-            return _json({"request_id": request_id, "found": False, "answer": None, "parts": {}, "items": []})
-        return _json(explained(answer))
+        found = desk.room.remembered(request_id)
+        return _json(found or {"request_id": request_id, "found": False, "answer": None, "parts": {}, "items": []})
 
     @routes.get("/v1/users", tags=["explanations"], **USERS)
     async def users(query: Annotated[UsersQuery, Query()]) -> Response:
@@ -296,21 +299,17 @@ def explained(answer: Answer) -> dict[str, Any]:
     return {"request_id": answer.ask.request_id, "found": True, "answer": told(answer), "parts": dict(answer.release.parts), "items": items}
 
 
-def desk_row(event: UserEventIn, room: Room) -> dict[str, Any]:
-    """Return an event as the bus carries it."""
-    row = event.model_dump(exclude_none=True)
-    return {**row, c.EVENT_ID: event.event_id or uuid.uuid4().hex, c.EVENT_AT: event.event_at or room.clock()}
-
-
-def _kept(room: Room, rows: Sequence[Mapping[str, Any]]) -> None:
+def _taken(room: Room, rows: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
     try:
-        room.publish(rows)
+        verdicts = room.take(rows)
     except ReloopError as error:
         room.metrics.events.labels("failed").inc(len(rows))
-        raise Refusal(
-            503, "unavailable", error.found, error.allowed, error.hint or "send them again", "event bus", (("Retry-After", "1"),)
-        ) from error
-    room.metrics.events.labels("accepted").inc(len(rows))
+        hint = error.hint or "nothing was taken: send them again"
+        raise Refusal(503, "unavailable", error.found, error.allowed, hint, "event bus", (("Retry-After", "1"),)) from error
+    accepted = sum(verdict.accepted for verdict in verdicts)
+    room.metrics.events.labels("accepted").inc(accepted)
+    room.metrics.events.labels("refused").inc(len(rows) - accepted)
+    return verdicts
 
 
 def _item(shown: Shown) -> dict[str, Any]:
@@ -334,7 +333,7 @@ def _with(ask: Ask, about: Mapping[str, Any]) -> Ask:
 
 
 def _seen(event: EventIn, now_us: int) -> SessionEvent:
-    at = now_us if event.event_at is None else min(int(event.event_at.timestamp() * 1e6), now_us)
+    at = now_us if event.event_at is None else min(micros(event.event_at), now_us)
     return SessionEvent(at, event.event_id or "", event.item_id, event.event_type)
 
 

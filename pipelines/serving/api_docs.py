@@ -40,7 +40,9 @@ def _answers(model: type, text: str, example: Any, code: str = "200", **more: An
 ANSWERS: Final = _answers(
     s.AnswerOut, "A list, always: what is not known or not there is told in `rung` and `degraded`.", s.ANSWER_EXAMPLE, **_BODY
 )
-TAKEN: Final = _answers(s.TakenOut, "The events are kept.", {"request_id": _ID, "accepted": 1, "event_ids": ["e-1"]}, "202", **_BODY)
+TAKEN: Final = _answers(
+    s.TakenOut, "The events are kept.", {"request_id": _ID, "accepted": 1, "event_ids": ["e-1"], "refused": []}, "202", **_BODY
+)
 EXPLAINED: Final = _answers(
     s.ExplanationOut,
     "What is still known of the answer.",

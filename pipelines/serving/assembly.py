@@ -11,17 +11,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from pydantic_core import to_json
 
 from pipelines import config
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.serving import api, api_gate, engine, from_session
+from pipelines.serving import api, api_gate, engine, from_session, remembered
 from pipelines.serving.auth import Keyring
 from pipelines.serving.blocked import Blocked
 from pipelines.serving.caches import Caches
@@ -31,13 +33,15 @@ from pipelines.serving.ladder import Ladder
 from pipelines.serving.limits import Buckets, Turnstile
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.news import News
+from pipelines.serving.realtime import Follower, Intake, Verdict
+from pipelines.serving.recent import Recent
+from pipelines.serving.remembered import Ring
 from pipelines.serving.request import Answer, Clock, Release
 from pipelines.serving.service import Service
 from pipelines.serving.shared_cache import SharedCache
 
 LOG: Final = logging.getLogger(__name__)
 NOBODY: Final = Release(None, None)
-REMEMBERED: Final = 2000  # answers of this process that can be explained
 PULSE_SECONDS: Final = 2.0
 
 
@@ -46,10 +50,10 @@ class House:
     """One process of the service.
 
     Attributes:
-        bus: takes events; None where there is none.
-        answers: the last ones, for who asks how they came about.
+        intake: None where the bus cannot be reached.
     """
 
+    home: Home
     service: Service
     clock: Clock
     turnstile: Turnstile
@@ -58,18 +62,19 @@ class House:
     holder: Holder
     ladder: Ladder
     caches: Caches
-    bus: Callable[[Sequence[Mapping[str, Any]]], object] | None = None
-    answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
+    recent: Recent
+    touched: Callable[[Sequence[str]], None]
+    intake: Intake | None = None
 
-    def publish(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Take events, all or none.
+    def take(self, events: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
+        """Take events and return the fate of each.
 
         Raises:
-            StateError: there is no bus, or it cannot keep them.
+            StateError: the bus cannot be reached, or cannot keep them.
         """
-        if self.bus is None:
-            raise StateError("event bus", found="none", allowed="a bus", hint="`reloop serve --bus redis://HOST:PORT/DB`")
-        self.bus(events)
+        if self.intake is None:  # the bus was away when the service began; it may be back
+            self.intake = Intake.of(self.home, self.recent, self.touched)
+        return self.intake.take(events, self.clock())
 
     def release(self) -> Release:
         """Return what serves."""
@@ -90,19 +95,18 @@ class House:
             reasons.append("no release yet")
         return release.version is not None or catalogue is not None, reasons, release
 
-    def remembered(self, request_id: str) -> Answer | None:
-        """Return one of the last answers of this process."""
-        return self.answers.get(request_id)
-
-    def remember(self, answer: Answer) -> None:
-        """Keep an answer for who asks how it came about."""
-        self.answers[answer.ask.request_id] = answer
-        while len(self.answers) > REMEMBERED:
-            self.answers.popitem(last=False)
+    def remembered(self, request_id: str) -> Mapping[str, Any] | None:
+        """Return what is known of one of the last answers of any process."""
+        return remembered.find(self.home, request_id)
 
     def users(self, starts: str, limit: int) -> list[str]:
-        """Return ids of known users that begin so."""
-        return []
+        """Return ids of known users that begin so, in order."""
+        requests = self.knowledge.known.requests
+        if requests is None:
+            return []
+        ids = requests.histories.users
+        first = bisect_left(range(len(ids)), starts, key=lambda row: ids[row].as_py())
+        return [user for user in ids.slice(first, limit).to_pylist() if user.startswith(starts)]
 
     def vitals(self) -> None:
         """Bring the metrics that age by themselves up to now."""
@@ -115,7 +119,7 @@ class House:
 
 
 @contextmanager
-def house(home: Home, clock: Clock, *, bus: str = "", traces: bool = False) -> Iterator[House]:
+def house(home: Home, clock: Clock) -> Iterator[House]:
     """Yield the service of a state folder, ready to answer; what it started ends with it."""
     settings = config.load(home)
     serving = settings.serving
@@ -123,22 +127,43 @@ def house(home: Home, clock: Clock, *, bus: str = "", traces: bool = False) -> I
         knowledge = Knowledge(home, serving)
         holder = Holder(home, lambda loaded: engine.bound(knowledge, loaded), serving.rollout)
         shared = SharedCache(serving.cache, serving.ladder.breaker) if serving.cache.redis else None
-        caches = Caches(serving.cache, News(home), shared=shared)
+        news, recent = News(home), Recent(serving.events)
+        caches = Caches(serving.cache, news, shared=shared)
+
+        def touched(users: Sequence[str]) -> None:
+            news.touch(users)
+            if shared is not None:
+                shared.touch(users)
+
         ladder = Ladder(
             serving,
-            holder.pick,  # type: ignore[arg-type]
+            holder.pick,
             lambda: knowledge,
             Blocked(home),
             cached=caches,
             session=lambda release, ask, seeds, k: from_session.proposed(release.model, ask, seeds, k),  # type: ignore[attr-defined]
+            recent=recent.of,
             exclude_seen=settings.training.exclude_seen,
         )
-        metrics = Metrics()
-        turnstile = Turnstile(serving.limits)
-        made = House(Service(None), clock, turnstile, metrics, knowledge, holder, ladder, caches)
-        made.service = Service(ladder.answer, (metrics.answered, made.remember))
+        metrics, turnstile, ring = Metrics(), Turnstile(serving.limits), Ring(home, serving.log.remembered_bytes)
+        made = House(home, Service(None), clock, turnstile, metrics, knowledge, holder, ladder, caches, recent, touched)
+
+        def remember(answer: Answer) -> None:
+            ring.keep(to_json(api.explained(answer), inf_nan_mode="null"))
+
+        made.service = Service(ladder.answer, (metrics.answered, remember))
         holder.start()
         ending.callback(holder.stop)
+        ending.callback(ring.close)
+        try:
+            made.intake = Intake.of(home, recent, touched)
+        except StateError as error:
+            LOG.error("events cannot be taken: %s", error)  # noqa: TRY400 - a server that is away needs no trace
+        ending.callback(lambda: made.intake.close() if made.intake is not None else None)
+        if serving.events.consume:
+            follower = Follower(home, touched)
+            follower.start()
+            ending.callback(follower.stop)
         ending.callback(turnstile.close)
         ending.enter_context(_pulse(made))
         yield made

@@ -86,7 +86,7 @@ class UserEventIn(EventIn):
 
 
 class EventsIn(Said):
-    """A batch of events; taken whole or not at all."""
+    """A batch of events; kept whole or not at all."""
 
     events: list[UserEventIn] = Field(min_length=1, max_length=MAX_IDS)
 
@@ -204,12 +204,20 @@ class AnswerOut(BaseModel):
     stage_ms: dict[str, float] = Field(description="Milliseconds of each stage.")
 
 
+class RefusedOut(BaseModel):
+    """An event that does not count."""
+
+    place: int = Field(description="In the batch, from 0.")
+    reasons: list[str]
+
+
 class TakenOut(BaseModel):
     """What became of a batch of events."""
 
     request_id: str
     accepted: int
-    event_ids: list[str] = Field(description="In the order of the batch.")
+    event_ids: list[str] = Field(description="In the order of the batch; made here where none was sent.")
+    refused: list[RefusedOut] = Field(description="Events that break a rule of the data; they are kept in quarantine.")
 
 
 class ExplanationOut(BaseModel):

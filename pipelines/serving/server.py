@@ -48,7 +48,6 @@ class Orders:
         clock: None is the machine's.
         hosts: names that may stand in `Host`; empty allows any.
         salt: of the buckets that the workers share.
-        bus: address of the event bus; empty where none is named.
     """
 
     root: Path
@@ -57,7 +56,6 @@ class Orders:
     auth: bool
     hosts: frozenset[str]
     salt: bytes
-    bus: str = ""
     traces: bool = False
 
 
@@ -76,7 +74,6 @@ def orders(
     clock: Anchored | None = None,
     auth: bool | None = None,
     hosts: tuple[str, ...] = (),
-    bus: str = "",
     traces: bool = False,
 ) -> Orders:
     """Return the orders of a service.
@@ -99,7 +96,7 @@ def orders(
             f"listening on {host}", found="no API key", allowed="at least one", hint="`reloop key create --name shop --scope recommend`"
         )
     names = frozenset(name.lower() for name in hosts) or (LOCAL_NAMES if local else frozenset())
-    return Orders(home.root, host, clock, asked, names, secrets.token_bytes(16), bus, traces)
+    return Orders(home.root, host, clock, asked, names, secrets.token_bytes(16), traces)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -138,7 +135,8 @@ class Supervisor:
         """
         shared = Home(self._given.root).serving
         metrics = shared / "metrics"
-        shutil.rmtree(metrics, ignore_errors=True)
+        for left in (metrics, shared / "answers"):
+            shutil.rmtree(left, ignore_errors=True)
         metrics.mkdir(parents=True)
         (shared / "rates").unlink(missing_ok=True)
         os.environ[FOLDER] = str(metrics)
@@ -172,6 +170,7 @@ class Supervisor:
                 del self._workers[pid]
                 ready.discard(pid)
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
+                (Home(self._given.root).serving / "answers" / str(pid)).unlink(missing_ok=True)
                 LOG.error("worker %s ended with %s; it is started again", pid, process.exitcode)
                 calm = time.monotonic() - began > CALM_SECONDS
                 self._pause = 1.0 if calm else min(self._pause * 2, MOST_PAUSE_SECONDS)
@@ -207,7 +206,7 @@ def work(given: Orders, listening: socket.socket, said: Any) -> None:
     home = Home(given.root)
     os.environ["RELOOP_HOME"] = str(home.root)
     limits = config.load(home).serving.limits
-    with assembly.house(home, given.clock or clock.wall, bus=given.bus, traces=given.traces) as made:
+    with assembly.house(home, given.clock or clock.wall) as made:
         keyring = Keyring(home) if given.auth else None
         gate = assembly.gated(made, home, keyring=keyring, hosts=given.hosts, rates=home.serving / "rates", salt=given.salt)
         server = uvicorn.Server(uvicorn.Config(gate, **api_protocol.options(limits, GRACE_SECONDS)))
