@@ -111,18 +111,18 @@ def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
     @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
     def search(as_of: str) -> None:
         from pipelines.config import Home
-        from pipelines.monitoring import rebuild
+        from pipelines.monitoring import retraining
         from pipelines.window import utc
 
-        rebuild.try_knobs(Home.from_environment(), utc(as_of), get_current_context()["params"]["search_trials"])
+        retraining.try_knobs(Home.from_environment(), utc(as_of), get_current_context()["params"]["search_trials"])
 
     @task(pool=TRAINING, execution_timeout=timedelta(hours=4))
     def rank(as_of: str) -> None:
         from pipelines.config import Home
-        from pipelines.monitoring import rebuild
+        from pipelines.monitoring import retraining
         from pipelines.window import utc
 
-        rebuild.rank(Home.from_environment(), utc(as_of))
+        retraining.rank(Home.from_environment(), utc(as_of))
 
     @task(pool=TRAINING)
     def evaluate(as_of: str) -> None:

@@ -220,21 +220,18 @@ def features(
 
 
 def train(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Train retrievers and ranker as of a day, evaluate them, and register the bundle as challenger."""
-    from pipelines.ranking import judging, rankers, training, training_set
-    from pipelines.registry import bundle, gate_incumbents
-    from pipelines.retrieval import blend, fitting, lineup
+    """Train retrievers and ranker as of a day, evaluate them, and register the bundle as challenger; due or not."""
+    from pipelines.monitoring import retraining, triggers
+    from pipelines.ranking import rankers
+    from pipelines.registry import gate_incumbents
 
     state, moment = home_at(home), utc(as_of)
     rankers.chosen(config.load(state).ranking)
     gate_incumbents.check(config.load(state).gate)
-    for source in lineup.chosen(config.load(state).retrieval):
-        fitting.fit(state, moment, source)
-    blend.blend(state, moment)
-    training_set.build(state, moment)
-    training.train(state, moment, bundle.to_join(state, moment))
-    judging.evaluate(state, moment)
-    bundle.build(state, moment)
+    trigger = triggers.decide(state, moment, "by hand: `reloop train`")
+    if not trigger.due:
+        typer.echo(f"trained all the same, though {trigger.reasons[0]}", err=True)
+    retraining.train(state, moment)
     answer(
         as_json, "training", records_of(state, moment, "retrieval", "blend", "attribution", "training_set", "ranker", "ranking", "bundle")
     )

@@ -13,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
-from pipelines import config, cycle, lake
+from pipelines import cycle, lake
 from pipelines.config import Home
 from pipelines.features import build, store
-from pipelines.monitoring import drift
-from pipelines.ranking import judging, search, training, training_set
-from pipelines.registry import bundle, promotion
-from pipelines.retrieval import blend, fitting, lineup
+from pipelines.monitoring import drift, retraining
+from pipelines.registry import promotion
 from pipelines.sources import plan, reading
 from pipelines.sources.request import Request
 from pipelines.validation import checkpoint
@@ -54,7 +52,7 @@ def live(home: Home, request: Request, windows: Sequence[Window], *, batch_days:
         store.apply(home)
     for window in todo:
         tell("training", window.end)
-        train(home, window.end)
+        retraining.train(home, window.end)
         tell("decision", window.end)
         decide(home, window.end)
     return [window.end for window in windows]
@@ -77,18 +75,6 @@ def ingest(home: Home, request: Request, window: Window, batch_days: int) -> Non
         batch = reading.stage_batch(home, request, part)
         checkpoint.validate_batch(home, window.end, batch)
         lake.land(home, window.end, batch)
-
-
-def train(home: Home, as_of: datetime) -> int:
-    """Train retrievers and ranker, evaluate them and register the bundle; return its model version."""
-    for source in lineup.chosen(config.load(home).retrieval):
-        fitting.fit(home, as_of, source)
-    blend.blend(home, as_of)
-    training_set.build(home, as_of)
-    search.search(home, as_of, config.load(home).search)
-    training.train(home, as_of, bundle.to_join(home, as_of))
-    judging.evaluate(home, as_of)
-    return bundle.build(home, as_of)
 
 
 def decide(home: Home, as_of: datetime) -> None:

@@ -1,18 +1,37 @@
-"""A training for a new catalogue alone: sources, index and cold-start vectors are made again, the champion's ranker stays.
+"""A training as its trigger asks for it, from the sources to the registered bundle; the Dag has a task for each of these steps.
 
-The trigger of the cycle says so (`scope`); what is bundled is judged by the gate as any other challenger.
+For a new catalogue alone (`scope` of the trigger) sources, index and cold-start vectors are made again and the champion's ranker stays.
+What is bundled is judged by the gate as any other challenger.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from pipelines import cycle
+from pipelines import config, cycle
 from pipelines.config import Home
-from pipelines.ranking import rankers, search, training
+from pipelines.ranking import judging, rankers, search, training, training_set
 from pipelines.ranking.protocol import Ranker
 from pipelines.registry import bundle, releases
 from pipelines.registry.bundle import MODEL_FOLDER
+from pipelines.retrieval import blend, fitting, lineup
+
+
+def train(home: Home, as_of: datetime) -> int:
+    """Train sources and ranker, evaluate them, and register the bundle; return its model version. Safe to repeat: what is done stays.
+
+    Raises:
+        NotEnoughData: the lake is too young.
+        StateError: the features were not built, or a setting asks for what is not there.
+    """
+    for source in lineup.chosen(config.load(home).retrieval):
+        fitting.fit(home, as_of, source)
+    blend.blend(home, as_of)
+    training_set.build(home, as_of)
+    try_knobs(home, as_of, None)
+    rank(home, as_of)
+    judging.evaluate(home, as_of)
+    return bundle.build(home, as_of)
 
 
 def asked(home: Home, as_of: datetime) -> bool:

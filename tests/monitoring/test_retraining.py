@@ -9,7 +9,7 @@ from trained_shop import FIRST, SECOND
 
 from pipelines import cycle, publish
 from pipelines.config import Home
-from pipelines.monitoring import rebuild
+from pipelines.monitoring import retraining
 from pipelines.ranking import training, training_set
 from pipelines.registry import bundle, promotion, releases
 
@@ -21,9 +21,9 @@ def ask(home: Home, *, due: bool = True, scope: str = "catalogue") -> None:
 
 @pytest.mark.parametrize(("due", "scope", "asked"), [(True, "catalogue", True), (True, "all", False), (False, "catalogue", False)])
 def test_the_trigger_says_what_is_made_again(home: Home, due: bool, scope: str, asked: bool) -> None:
-    assert not rebuild.asked(home, SECOND)
+    assert not retraining.asked(home, SECOND)
     ask(home, due=due, scope=scope)
-    assert rebuild.asked(home, SECOND) is asked
+    assert retraining.asked(home, SECOND) is asked
 
 
 def test_the_champions_ranker_is_kept_and_no_other(fresh: Home) -> None:
@@ -38,22 +38,22 @@ def test_the_champions_ranker_is_kept_and_no_other(fresh: Home) -> None:
         folder = training.folder(fresh, SECOND)
         return {file.name: publish.digest(file) for file in folder.iterdir() if file.name in kept}
 
-    rebuild.rank(fresh, SECOND)
+    retraining.rank(fresh, SECOND)
     anew = trained()
     assert anew != kept
     ask(fresh)
-    rebuild.rank(fresh, SECOND)
+    retraining.rank(fresh, SECOND)
     assert trained() == kept
     (record,) = cycle.records(fresh, SECOND, "ranker")
     assert "kept" in record["reasons"][-1]
     ask(fresh, scope="all")
-    rebuild.rank(fresh, SECOND)
+    retraining.rank(fresh, SECOND)
     assert trained() == anew
 
 
 def test_a_ranker_that_reads_what_is_not_made_any_more_is_not_kept(fresh: Home) -> None:
     promotion.decide(fresh, FIRST)
-    champion, rows = rebuild._champion(fresh), training_set.load(fresh, SECOND)
+    champion, rows = retraining._champion(fresh), training_set.load(fresh, SECOND)
     assert champion is not None
     assert training._kept(champion, rows)[0] is champion
     gone = champion.features[0]
