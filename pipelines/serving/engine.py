@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +26,17 @@ from pipelines.ranking.two_stage import RANKED, TwoStage
 from pipelines.registry.choosing import Serving
 from pipelines.retrieval import cold_users, merging, topk
 from pipelines.retrieval.protocol import Candidates
-from pipelines.serving import moment, shown
+from pipelines.serving import moment, shown, surfaces
+from pipelines.serving.alike import Alike
 from pipelines.serving.binding import Binding, Placed, bind, placed
 from pipelines.serving.deadline import Watch
 from pipelines.serving.knowledge import Knowledge, Known, needed
 from pipelines.serving.request import BLEND, FULL, Answer, Ask, Release
 from pipelines.serving.shown import Features
 
-KEPT: int = 2  # snapshots that an engine stays bound to: who began with the old one ends with it
+PERSONAL: Final = ("home", "session")  # what is made for who asks; the other surfaces are about items (`surfaces`)
+DEEPER: Final = 4  # times as many candidates where filters leave few
+KEPT: Final = 2  # snapshots that an engine stays bound to: who began with the old one ends with it
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Engine:
 
     Attributes:
         placed: of each source that has vectors, those of its items.
-        bindings: to the newest snapshots, by their names; replaced, never changed.
+        bindings, beside: to the newest snapshots, by their names; entries are added and dropped, never changed.
     """
 
     knowledge: Knowledge
@@ -68,6 +72,7 @@ class Engine:
     settings: Settings
     placed: Mapping[str, Placed]
     bindings: dict[tuple[int, ...], Binding] = field(default_factory=dict)
+    beside: dict[tuple[int, ...], Alike] = field(default_factory=dict)
 
     @property
     def release(self) -> Release:
@@ -91,14 +96,25 @@ class Engine:
                 self.bindings.pop(old, None)
         return found
 
+    def alike(self, known: Known) -> Alike:
+        """Return what answers for items, of a release and some snapshots."""
+        binding = self.binding(known)
+        if (found := self.beside.get(known.name)) is None:
+            found = self.beside[known.name] = Alike(binding, self.model, dict(self.placed))
+            for old in sorted(self.beside)[:-KEPT]:
+                self.beside.pop(old, None)
+        return found
+
     def answer(self, ask: Ask) -> Answer:
         """Return the list for a question, on the rung `full` or `blend`.
 
         Raises:
             ReloopError: there is nothing to answer from.
         """
+        if ask.surface not in PERSONAL:
+            return surfaces.answer(self, ask)
         watch = Watch(self.settings.serving.deadline)
-        found = self.found(ask, watch)
+        found = self.found(ask, watch, deeper=DEEPER if ask.filters.narrow() else 1)
         with watch.stage("rerank"):
             items, features = shown.listed(self, found)
         rung = BLEND if found.matrix is None and self.model.serves == RANKED else FULL
@@ -112,7 +128,7 @@ class Engine:
         """
         known = self.knowledge.known
         binding, model = self.binding(known), self.model
-        held = self._held(ask, known, watch)
+        held = self.held(ask, known, watch)
         with watch.stage("histories"):
             users = moment.history(ask, moment.told(ask, held), binding, self.settings.training, model.item_ids)
         with watch.stage("retrieve"):
@@ -126,7 +142,7 @@ class Engine:
                 score, matrix = ranked
         return Found(ask, binding, users, lists, candidates, score, matrix)
 
-    def _held(self, ask: Ask, known: Known, watch: Watch) -> Held | None:
+    def held(self, ask: Ask, known: Known, watch: Watch) -> Held | None:
         """Return what the store holds of who asks; nothing is asked of nobody. None where it is in trouble."""
         try:
             with watch.stage("store"):

@@ -46,6 +46,10 @@ class Filters:
     def __bool__(self) -> bool:
         return self != Filters()
 
+    def narrow(self) -> bool:
+        """Return whether most of a catalogue may be left out."""
+        return bool(self.categories or self.brands or self.min_price is not None or self.max_price is not None)
+
 
 @dataclass(frozen=True)
 class Ask:
