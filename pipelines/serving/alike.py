@@ -136,7 +136,7 @@ class Alike:
             state = source.state
             if item >= 0 and isinstance(source, kinds) and state is not None:
                 row = slice(int(state["indptr"][item]), int(state["indptr"][item + 1]))
-                data, indices = state["data"][row], state["indices"][row]
+                data, indices = state["data"][row].astype(np.float32), state["indices"][row].astype(np.int32)
                 order = np.lexsort((indices, -data))[:DEEP]
                 order = order[data[order] > 0]
                 found.append((name, self._rows(indices[order])))
@@ -164,7 +164,7 @@ class Alike:
         """Return items by how alike their descriptions are: of the same category, or among some."""
         others = self.shelf(place) if among is None else among
         others = others[others != place]
-        return others[np.lexsort((others, -self.likeness(place, others)))[:DEEP]]
+        return np.asarray(others[np.lexsort((others, -self.likeness(place, others)))[:DEEP]], np.int64)
 
     def likeness(self, place: int, others: Longs) -> Floats:
         """Return float32 [n]: cosine of the descriptions where the release has them, category, brand and price beside."""
@@ -183,7 +183,7 @@ class Alike:
 
     def _rows(self, items: npt.NDArray[np.integer]) -> Ints:
         rows = self.binding.row[items]
-        return rows[rows >= 0]
+        return np.asarray(rows[rows >= 0], np.int32)
 
 
 def cosines(rows: Floats, one: Floats) -> Floats:

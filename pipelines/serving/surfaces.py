@@ -84,13 +84,13 @@ def _about(ask: Ask, alike: Alike, watch: Watch) -> tuple[Shown, ...]:
         eligible = critique.changed(shop, anchors[0], ask.changes)
         good &= eligible[found.place]
         if good.sum() < ask.k:
-            found, good = _widened(found, good, ask, alike, anchors[0], eligible)
+            found, good = _widened(found, good, ask, alike, (anchors[0], eligible))
     return _shown(found, good, ask, alike)
 
 
-def _widened(found: Fused, good: Bools, ask: Ask, alike: Alike, anchor: int, eligible: Bools) -> tuple[Fused, Bools]:
+def _widened(found: Fused, good: Bools, ask: Ask, alike: Alike, eligible: tuple[int, Bools]) -> tuple[Fused, Bools]:
     """Return a list that goes on with whatever in the catalogue differs as asked, by how alike it is."""
-    others = np.flatnonzero(eligible)
+    anchor, others = eligible[0], np.flatnonzero(eligible[1])
     others = others[permitted(ask.filters, alike.binding, others) & ~np.isin(others, found.place)]
     others = alike.described(anchor, others)
     n, least = len(others), float(found.score[-1]) if len(found.score) else 1.0
