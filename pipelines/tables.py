@@ -69,6 +69,8 @@ IMPRESSIONS: Final = pa.schema(
         pa.field(c.SCORE, pa.float64()),
         pa.field(c.PROPENSITY, pa.float64()),
         pa.field(c.FEATURE_VALUES, pa.map_(pa.string(), pa.float64())),
+        pa.field(c.SURFACE, pa.string()),
+        pa.field(c.RUNG, pa.string()),
     ]
 )
 

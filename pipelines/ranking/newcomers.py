@@ -168,6 +168,6 @@ def impressions(
         c.SOURCES: pa.array([names[mask] for mask in lists.sources[row, place].tolist()], pa.list_(pa.string())),
         c.SCORE: pa.array(lists.score[row, place].astype(np.float64)),
         c.PROPENSITY: pa.array(propensity),
-        c.FEATURE_VALUES: pa.nulls(len(row), tables.IMPRESSIONS.field(c.FEATURE_VALUES).type),
     }
+    columns |= {field.name: pa.nulls(len(row), field.type) for field in tables.IMPRESSIONS if field.name not in columns}
     return pa.table(columns, schema=tables.IMPRESSIONS)

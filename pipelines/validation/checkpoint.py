@@ -71,11 +71,11 @@ def validate_batch(home: Home, as_of: datetime, batch_id: str, *, dry_run: bool 
                     accounts[table] = judging.accounts(engine, table)
                     odd = facts.get("columns", {}).get(table, {})
                     lines = profile.measure(engine, table, window=window, accounts=accounts[table], odd_columns=odd, known=known)
-                    held.append((SUITES[table](settings.validation), _frame(lines, NUMBERS)))
+                    held.append((SUITES[table](settings.validation), frame(lines, NUMBERS)))
             common = next(iter(accounts["events"].reasons), "none")
             verdict = evaluate(home.reports / "gx", page, as_of, held, {"common": common})
-            record.update(_figures(verdict, accounts))
-            _gate(verdict, f"batch {batch_id}", f"see {verdict.page} and {refused}; nothing was landed")
+            record.update(figures(verdict, accounts))
+            gate(verdict, f"batch {batch_id}", f"see {verdict.page} and {refused}; nothing was landed")
             if dry_run:
                 return
             judgement = {
@@ -105,15 +105,15 @@ def validate_features(home: Home, as_of: datetime) -> None:
             held = []
             for mart in tables.MARTS:
                 files = {day: home.features / mart / f"as_of={day}.parquet" for day in {today, *built}}
-                held.append((suites.features(mart), _frame(feature_profile.measure(engine, mart, files, today), FEATURE_NUMBERS)))
+                held.append((suites.features(mart), frame(feature_profile.measure(engine, mart, files, today), FEATURE_NUMBERS)))
         finally:
             engine.close()
         verdict = evaluate(home.reports / "gx", f"features-{utc(as_of):%Y-%m-%d}", as_of, held)
-        record.update(_figures(verdict, {}))
-        _gate(verdict, f"features of {utc(as_of):%Y-%m-%d}", f"see {verdict.page}; the online store and the champion are as they were")
+        record.update(figures(verdict, {}))
+        gate(verdict, f"features of {utc(as_of):%Y-%m-%d}", f"see {verdict.page}; the online store and the champion are as they were")
 
 
-def _frame(lines: list[profile.Line], numbers: tuple[str, ...]) -> pd.DataFrame:
+def frame(lines: list[profile.Line], numbers: tuple[str, ...]) -> pd.DataFrame:
     """Return measurements as a frame that has a column for every check, NaN or None where a line has none."""
     frame = pd.DataFrame(lines)
     for name in (*numbers, "usual"):
@@ -124,7 +124,8 @@ def _frame(lines: list[profile.Line], numbers: tuple[str, ...]) -> pd.DataFrame:
     return frame
 
 
-def _figures(verdict: Verdict, accounts: Mapping[str, judging.Accounts]) -> dict[str, Any]:
+def figures(verdict: Verdict, accounts: Mapping[str, judging.Accounts]) -> dict[str, Any]:
+    """Return what a record tells of a verdict."""
     critical = verdict.of("critical")
     return {
         "verdict": "blocked" if critical else ("passed with warnings" if verdict.of("warning") else "passed"),
@@ -135,6 +136,11 @@ def _figures(verdict: Verdict, accounts: Mapping[str, judging.Accounts]) -> dict
     }
 
 
-def _gate(verdict: Verdict, thing: str, hint: str) -> None:
+def gate(verdict: Verdict, thing: str, hint: str) -> None:
+    """Stop what failed a critical expectation.
+
+    Raises:
+        ValidationBlocked: one did.
+    """
     if critical := verdict.of("critical"):
         raise ValidationBlocked(thing, found="; ".join(critical), hint=hint)

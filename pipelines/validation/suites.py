@@ -74,6 +74,12 @@ def users(settings: ValidationSettings) -> gx.ExpectationSuite:
     return _suite("users", *_shape("users", settings), _one_version("users"))
 
 
+def impressions(settings: ValidationSettings) -> gx.ExpectationSuite:
+    """Return what a batch of the impression log must be like."""
+    repeats = "impressions: {count} of {rows} rows ({share:.1%}) repeat a request and item with other content; one of each was taken"
+    return _suite("impressions", *_shape("impressions", settings), _at_most("conflicting_share", 0, "warning", repeats))
+
+
 def features(mart: str) -> gx.ExpectationSuite:
     """Return what the rows of a feature mart must be like on every day that was built."""
     # Only what has a row every day must have one: a source may lack categories and brands, two items may never meet,

@@ -1,0 +1,106 @@
+"""Segments of the impression log: what the processes of the service wrote, line by line, until it is landed.
+
+    impressions/segments/<name>.open     being written, or left behind by a process that was killed
+    impressions/segments/<name>.jsonl    closed
+
+A line is one answer as JSON: request_id, user_id, shown_at (microseconds UTC), model_version, variant, surface, rung, items as
+[item_id, rank, score, propensity, sources], and for some requests features: {name: a value for each item}. A line without its end is
+what a kill left of a write that was never confirmed: it is no row, and counted. Any other line that cannot be read is kept as a row of
+nothing but its text, so that quarantine shows it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines import columns as c
+from pipelines.config import Home
+
+OPEN: Final = ".open"
+CLOSED: Final = ".jsonl"
+ANONYMOUS: Final = "anonymous:"  # before the request id, where nobody was signed in
+UNREADABLE: Final = "the line is not an answer as the service writes it"
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def folder(home: Home) -> Path:
+    """Return where segments lie."""
+    return home.root / "impressions" / "segments"
+
+
+def closed(home: Home) -> list[Path]:
+    """Return the segments that nobody writes any more, by name; those that a dead process left behind are closed first."""
+    place = folder(home)
+    for left in sorted(place.glob(f"*{OPEN}")):
+        _close_if_left(left)
+    return sorted(place.glob(f"*{CLOSED}"))
+
+
+def _close_if_left(file: Path) -> None:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:  # closed by its writer just now
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A writer that is between creating and locking it has written nothing; its own rename will find the file again.
+        if os.fstat(descriptor).st_size and file.is_file():
+            file.rename(file.with_suffix(CLOSED))
+    except BlockingIOError:  # it is being written
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the impressions of a segment as rows of `tables.staged("impressions")`, in the order of the file; `source_row` is left to the reader."""
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        text = line.decode("utf-8", "replace")
+        try:
+            found = list(_of_answer(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            found = [{c.RAW: text, c.REASONS: [UNREADABLE]}]
+        yield from found
+
+
+def torn(file: Path) -> bool:
+    """Tell whether a segment ends in a line without its end."""
+    with file.open("rb") as opened:
+        if not opened.seek(0, os.SEEK_END):
+            return False
+        opened.seek(-1, os.SEEK_END)
+        return opened.read(1) != b"\n"
+
+
+def _of_answer(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one answer; whatever does not have the form of one raises."""
+    shared = {name: _text(said[name]) for name in (c.REQUEST_ID, c.USER_ID, c.MODEL_VERSION, c.VARIANT, c.SURFACE, c.RUNG)}
+    shown_at = EPOCH + timedelta(microseconds=int(said[c.SHOWN_AT]))
+    features: dict[str, list[float | None]] = said.get("features") or {}
+    for at, (item, rank, score, propensity, sources) in enumerate(said["items"]):
+        yield {
+            **shared,
+            c.ITEM_ID: _text(item),
+            c.RANK: int(rank),
+            c.SHOWN_AT: shown_at,
+            c.SOURCES: [str(one) for one in sources],
+            c.SCORE: _number(score),
+            c.PROPENSITY: _number(propensity),
+            c.FEATURE_VALUES: [(name, _number(values[at])) for name, values in sorted(features.items())] or None,
+        }
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(type(value).__name__)
+    return value
+
+
+def _number(value: object) -> float | None:
+    return None if value is None else float(value)  # type: ignore[arg-type]

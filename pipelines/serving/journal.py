@@ -1,0 +1,175 @@
+"""The impression log of a process: every answer it gave, appended to a segment of its own; never in the way of a request.
+
+    impressions/segments/<pid>-<word>-<number>.open     being written, under its writer's lock; `.jsonl` once it is closed
+
+One line of JSON an answer, as `lake.segments` reads it. A request only puts its answer into a bounded buffer; a thread of the process
+writes what waits there every `flush_seconds`, flushes it to disk, and closes the segment once it is large or old. What finds the buffer
+full, or a disk that refuses it, is dropped and counted. A process that is killed loses what it had not flushed; what it left behind is
+known by the lock that nobody holds any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipelines.config import Home
+from pipelines.decision_policies import ImpressionPolicy
+from pipelines.lake import segments
+from pipelines.serving.assignment import fraction
+from pipelines.serving.request import BLEND, FULL, Answer
+from pipelines.window import micros
+
+LOG: Final = logging.getLogger(__name__)
+COUNTRY: Final = "request.country"  # among the feature values of a request that said its country: 1
+
+
+@dataclass
+class Counts:
+    """What became of answers and their rows, since the process began."""
+
+    answers: int = 0  # written
+    rows: int = 0  # written
+    dropped: int = 0  # rows that found no room
+    lost: int = 0  # rows that the disk refused
+    segments: int = 0  # closed
+
+
+class Journal:
+    """A watcher of the service: `journal(answer)`; any number of threads may call it.
+
+    Args:
+        ticks: seconds that go by.
+    """
+
+    def __init__(self, home: Home, policy: ImpressionPolicy, *, ticks: Callable[[], float] = time.monotonic) -> None:
+        self.folder, self.policy, self.counts = segments.folder(home), policy, Counts()
+        self._ticks = ticks
+        self._waiting: deque[Answer] = deque()
+        self._rows = 0
+        self._turn = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._name, self._number = f"{os.getpid()}-{secrets.token_hex(6)}", 0
+        self._file: int | None = None
+        self._path = self.folder
+        self._size, self._opened_at = 0, 0.0
+        self._troubled = False
+
+    def __call__(self, answer: Answer) -> None:
+        """Take an answer; nothing is written here, and nothing is raised."""
+        rows = len(answer.items)
+        if not rows:
+            return
+        with self._turn:
+            if self._rows + rows > self.policy.buffer_rows:
+                self.counts.dropped += rows
+                return
+            self._rows += rows
+            self._waiting.append(answer)
+
+    def start(self) -> None:
+        """Write in a thread from now on."""
+        self._thread = threading.Thread(target=self._run, name="reloop-journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, and close the segment."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(30)
+        self.flush()
+        self._finish()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.policy.flush_seconds):
+            self.flush()
+            if self._file is not None and self._ticks() - self._opened_at >= self.policy.segment_seconds:
+                self._finish()
+
+    def flush(self) -> None:
+        """Write what waits; called by one thread at a time."""
+        with self._turn:
+            answers, self._waiting, self._rows = self._waiting, deque(), 0
+        if not answers:
+            return
+        rows = sum(len(answer.items) for answer in answers)
+        try:
+            self._write(b"".join(_line(answer, self._samples(answer)) for answer in answers))
+            self.counts.answers += len(answers)
+            self.counts.rows += rows
+            self._troubled = False
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the disk or an answer, the service goes on
+            self.counts.lost += rows
+            if not self._troubled:
+                LOG.error("impressions are not logged, answers go on: %s: %s", type(error).__name__, error)  # noqa: TRY400 - once a second is no place for a trace
+            self._troubled = True
+
+    def _samples(self, answer: Answer) -> bool:
+        """Tell whether a request's feature values are logged: it was ranked now, of what is stored and told of its user alone."""
+        ask, policy = answer.ask, self.policy
+        made_now = answer.rung in {FULL, BLEND} and ask.user_id is not None and not ask.events and ask.surface == "home"
+        return made_now and bool(answer.features) and fraction("sample", policy.salt, ask.request_id) < policy.feature_share
+
+    def _write(self, lines: bytes) -> None:
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._path = self.folder / f"{self._name}-{self._number:06d}{segments.OPEN}"
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._file, self._size, self._opened_at, self._number = descriptor, 0, self._ticks(), self._number + 1
+        try:
+            view = memoryview(lines)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fsync(self._file)
+            self._size += len(lines)
+        except OSError:
+            os.ftruncate(self._file, self._size)  # the next lines must not begin in the middle of one
+            raise
+        if self._size >= self.policy.segment_bytes:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Close the segment, to be landed."""
+        if self._file is None:
+            return
+        self._path.rename(self._path.with_suffix(segments.CLOSED))
+        os.close(self._file)
+        self._file = None
+        self.counts.segments += 1
+
+
+def _line(answer: Answer, with_features: bool) -> bytes:
+    """Return an answer as one line."""
+    ask = answer.ask
+    said: dict[str, Any] = {
+        "request_id": ask.request_id,
+        # Nobody in particular, and nobody twice: outcomes find it by its request.
+        "user_id": ask.user_id or f"{segments.ANONYMOUS}{ask.request_id}",
+        "shown_at": micros(ask.as_of),
+        "model_version": None if answer.release.version is None else str(answer.release.version),
+        "variant": answer.variant or None,
+        "surface": ask.surface,
+        "rung": answer.rung,
+        "items": [[one.item_id, one.rank, _number(one.score), _number(one.propensity), list(one.sources)] for one in answer.items],
+    }
+    if with_features:
+        said["features"] = {name: [_number(value) for value in values] for name, values in answer.features.items()}
+        if ask.country is not None:
+            said["features"][COUNTRY] = [1.0] * len(answer.items)
+    return json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
