@@ -71,6 +71,9 @@ status: .venv/ready ## How far every stage has come
 bench-%: .venv/ready ## One benchmark, e.g. bench-ingest; figures also in var/reports/bench/
 	@$(BIN)/python tests/benchmarks/bench_$(subst -,_,$*).py $(ARGS)
 
+demo-loop: .venv/ready ## The loop, closed: simulated people call the service, and the pipeline learns from its own log, 60 days
+	@$(BIN)/python tests/benchmarks/bench_loop.py $(ARGS)
+
 # What other libraries need beside implicit, which Reloop itself installs; never part of .venv.
 .venv-peers/ready: .venv/ready tests/benchmarks/peers.txt
 	@$(PYTHON) -m venv .venv-peers

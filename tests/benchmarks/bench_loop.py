@@ -1,0 +1,241 @@
+"""The loop, closed: simulated people call the service, answer by their true taste, and the pipeline learns from its own log.
+
+    make demo-loop                     60 days, every policy; goes on where it was stopped
+    make demo-loop ARGS='--days 14 --policies reloop popular oracle random'
+
+Policies begin with the same shop on the same day: `reloop` (weekly through the Dags, with exploration and calibration), `greedy` (the same
+without either), `static` (the first model for good, features kept fresh), `popular` (what was taken most in seven days), `random`,
+and `oracle`, who knows every taste. Each lives in a world of its own: what people do depends on what they were shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import closed_loop
+import matplotlib as mpl
+from closed_loop import (
+    ASKING,
+    WORLD,
+    Clock,
+    begun,
+    by_lot,
+    by_truth,
+    cycle,
+    day_of,
+    kept,
+    lived,
+    popular,
+    served,
+    written,
+)
+from one_run import machine, write_page
+
+from pipelines import lake
+from pipelines.config import Home
+from pipelines.cycle import every
+from pipelines.features import build, store
+from pipelines.registry import ledger
+from pipelines.sources.request import Request
+from pipelines.sources.simulator import Shop
+from pipelines.sources.simulator.shoppers import Shoppers
+from pipelines.streaming import collecting
+from pipelines.validation import checkpoint
+from pipelines.window import Window
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+WARM: Final = 42  # days before the first list
+WEEK: Final = 7
+GREEDY: Final = ()
+CAREFUL: Final = ("[exploration]", 'method = "thompson"', "share = 0.5", "[rerank.calibration]", "trade_off = 0.3")
+SETTINGS: Final = {"reloop": CAREFUL, "greedy": GREEDY, "static": GREEDY}
+POLICIES: Final = ("oracle", "random", "popular", "static", "greedy", "reloop")
+STYLE: Final = {
+    "oracle": ("black", ":"),
+    "reloop": ("black", "-"),
+    "greedy": ("0.35", "--"),
+    "static": ("0.5", "-."),
+    "popular": ("0.65", (0, (5, 1))),
+    "random": ("0.8", "-"),
+}
+
+
+def refreshed(home: Home, request: Request, first: int, end: int) -> None:
+    """Take in some days and bring the features up to date, without a training."""
+    window = Window(day_of(first), day_of(end))
+    batch = collecting.stage_batch(home, request, window)
+    checkpoint.validate_batch(home, window.end, batch)
+    lake.land(home, window.end, batch)
+    build.build(home, window.end)
+    checkpoint.validate_features(home, window.end)
+    store.apply(home)
+    store.materialize(home, window.end)
+
+
+def through_the_service(root: Path, name: str, days: int, request: Request) -> list[dict[str, Any]]:
+    """Live with the real service in front, a week at a time; a week that was lived is not lived again."""
+    home, shop, found = begun(root / name, request, WARM, SETTINGS[name]), Shop(WORLD), []
+    for first in range(WARM, WARM + days, WEEK):
+        end = min(first + WEEK, WARM + days)
+
+        def week(first: int = first, end: int = end) -> list[dict[str, Any]]:
+            before = root / "weeks" / name / str(first)  # the state at the week's beginning: a week that was killed begins again
+            if not before.is_dir():
+                shutil.rmtree(root / "weeks" / name, ignore_errors=True)
+                partial = shutil.copytree(home.root, before.with_name("partial"))
+                partial.rename(before)
+            else:
+                shutil.rmtree(home.root)
+                shutil.copytree(before, home.root)
+            with served(home, clock := Clock()) as shows:
+                lists = [asdict(lived(Shoppers(shop, number, share=ASKING), shows, shows.heard)) for number in range(first, end)]  # type: ignore[attr-defined]
+            if name == "static":
+                refreshed(home, request, first, end)
+            else:
+                cycle(home, request, first, end)
+            print(
+                f"  {name} days {first} to {end - 1}: worth {sum(one['worth'] for one in lists) / len(lists):.4f} {lists[-1]['rungs']} {clock.now:%Y-%m-%d}",
+                flush=True,
+            )
+            return lists
+
+        found += kept(root / "results" / name / f"{first}.json", week)
+    return found
+
+
+def by_itself(name: str, days: int) -> list[dict[str, Any]]:
+    """Live with somebody who needs no pipeline."""
+    shop = Shop(WORLD)
+    shows, heard = popular(shop, WARM) if name == "popular" else ({"oracle": by_truth, "random": by_lot}[name], lambda _: None)
+    return [asdict(lived(Shoppers(shop, number, share=ASKING), shows, heard)) for number in range(WARM, WARM + days)]
+
+
+def decisions(root: Path, name: str) -> dict[str, Any]:
+    """Return what an arm trained, released and was alarmed by."""
+    home = Home(root / name)
+    history = ledger.history(home)
+    drift = [(str(moment)[:10], record.get("verdict")) for moment, record in every(home, "drift")]
+    return {
+        "trained": [str(moment)[:10] for moment, record in every(home, "bundle") if record["state"] == "done"],
+        "released": [str(entry["as_of"])[:10] for entry in history if entry["kind"] in ledger.REIGNS],
+        "drift": drift,
+    }
+
+
+def plotted(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
+    """Draw what every policy was worth, day by day, in weekly means, and how widely it showed the shop."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True)
+    for (what, title), axis in zip(
+        {
+            "worth": "taste met (0 random, 1 best)",
+            "ctr": "taken, per place shown",
+            "coverage": "share of the shop shown a day",
+            "gini": "Gini of exposure",
+        }.items(),
+        axes.flat,
+        strict=True,
+    ):
+        for name, days in found.items():
+            values = [one["clicks"] / (10 * one["calls"]) if what == "ctr" else one[what] for one in days]
+            weeks = [sum(values[at : at + WEEK]) / len(values[at : at + WEEK]) for at in range(0, len(values), WEEK)]
+            colour, line = STYLE[name]
+            axis.plot([at + WEEK / 2 for at in range(0, len(values), WEEK)], weeks, color=colour, linestyle=line, label=name, marker=".")
+        axis.set_title(title, fontsize=10)
+        axis.grid(color="0.9")
+    for axis in axes[1]:
+        axis.set_xlabel("days since the first list")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, default=Path("var/bench/loop-closed"), help="where the shops live")
+    parser.add_argument("--days", type=int, default=60)
+    parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--plot", type=Path, help="file of the plot; default: closed-loop.svg in --home")
+    arguments = parser.parse_args()
+    root = arguments.home.resolve()
+    request = written(root / "source", WARM, arguments.days)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in arguments.policies:
+        print(name, flush=True)
+        if name in SETTINGS:
+            found[name] = through_the_service(root, name, arguments.days, request)
+        else:
+            found[name] = kept(root / "results" / f"{name}-{arguments.days}.json", lambda name=name: by_itself(name, arguments.days))
+        summary(name, found[name])
+    plotted(found, arguments.plot or root / "closed-loop.svg")
+    publish_page(root, found)
+
+
+def summary(name: str, days: list[dict[str, Any]]) -> None:
+    """Print what an arm's first and last weeks were."""
+    for label, part in (("first week", days[:WEEK]), ("last week", days[-WEEK:])):
+        shown = sum(one["calls"] for one in part)
+        print(
+            f"  {name:<8} {label:<10} taste met {sum(one['worth'] for one in part) / len(part):.4f}  taken a place {sum(one['clicks'] for one in part) / shown / 10:.4f}"
+            f"  coverage a day {sum(one['coverage'] for one in part) / len(part):.3f}  Gini {sum(one['gini'] for one in part) / len(part):.3f}"
+            f"  categories a list {sum(one['categories'] for one in part) / len(part):.2f}  revenue {sum(one['revenue'] for one in part):.0f}",
+            flush=True,
+        )
+
+
+def publish_page(root: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the figures: each policy's last two weeks beside Reloop's, and Reloop's own first week."""
+    rows = []
+
+    def mean(days: list[dict[str, Any]], what: str) -> float:
+        return sum(one[what] for one in days) / len(days)
+
+    ours = found.get("reloop")
+    for name, days in found.items():
+        if name in SETTINGS:
+            print(f"  {name}: {decisions(root, name)}")
+        if ours is None or name == "reloop":
+            continue
+        last, peer = mean(ours[-2 * WEEK :], "worth"), mean(days[-2 * WEEK :], "worth")
+        below = name == "oracle"
+        rows.append(
+            {
+                "case": f"taste met in the last two weeks, beside {name}",
+                "ours": round(last, 4),
+                "peer": round(peer, 4),
+                "unit": "share of what could be met",
+                "ratio": round(last / peer, 3) if abs(peer) > 0.02 else None,
+                "target": "a bound" if below else "> 1",
+                "met": below or last > peer,
+            }
+        )
+    if ours is not None:
+        for what, better in (("worth", "more"), ("coverage", "within 10%"), ("gini", "within .05")):
+            begin, end = mean(ours[: 2 * WEEK], what), mean(ours[-2 * WEEK :], what)
+            met = {"more": end > begin, "within 10%": end >= 0.9 * begin, "within .05": end <= begin + 0.05}[better]
+            rows.append(
+                {
+                    "case": f"reloop: {what}, last two weeks beside the first two",
+                    "ours": round(end, 4),
+                    "peer": round(begin, 4),
+                    "unit": what,
+                    "ratio": round(end / begin, 3),
+                    "target": better,
+                    "met": met,
+                }
+            )
+    for one in rows:
+        print(f"  {'ok  ' if one['met'] else 'MISS'} {one['case']}: {one['ours']} / {one['peer']}  target {one['target']}")
+    shape = f"{WORLD.users:,} users, {WORLD.items} items, {WORLD.events_per_day:,} events a day; {ASKING:.0%} of the visits see lists of {closed_loop.K}"
+    write_page("loop", rows, f"{shape}; first model after {WARM} days; {len(next(iter(found.values())))} days lived; on {machine()}")
+
+
+if __name__ == "__main__":
+    main()
