@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -17,10 +18,12 @@ from pipelines import tables
 from pipelines.config import ValidationSettings
 from pipelines.streaming.bus import Message
 from pipelines.validation.judging import reasons
-from pipelines.validation.row_rules import table_rules
+from pipelines.validation.row_rules import MAX_ID_LENGTH, table_rules
 
 TIMES: Final = (c.EVENT_AT, c.RECEIVED_AT)
 NUMBERS: Final = (c.VALUE, c.QUANTITY)
+IDS: Final = (c.EVENT_ID, c.USER_ID, c.ITEM_ID)
+CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 STAGED: Final = tables.staged("events")
 
@@ -47,6 +50,7 @@ class Judge:
 
     def __init__(self, settings: ValidationSettings) -> None:
         self._engine = duckdb.connect(config={"threads": "1"})
+        self._settings = settings
         said = reasons(table_rules(settings)["events"])
         self._future = timedelta(minutes=settings.max_future_minutes)
         self._query = f"SELECT {said} AS reasons FROM staged ORDER BY {c.SOURCE_ROW}"
@@ -55,17 +59,23 @@ class Judge:
         """Return the fate of every message; nothing is dropped."""
         rows = [decoded(message, position) for position, message in enumerate(messages)]
         judged = Judged([], [])
-        if not rows:
-            return judged
-        self._engine.register("staged", pa.Table.from_pylist(rows, schema=STAGED))
-        found = self._engine.execute(self._query).fetchall()
-        self._engine.unregister("staged")
-        for message, row, (said,) in zip(messages, rows, found, strict=True):
-            if wrong := [*said, *self._ahead(message, row)]:
+        doubtful = [row for row in rows if not plain(row, self._settings)]
+        found = dict(zip((row[c.SOURCE_ROW] for row in doubtful), self._reasons(doubtful), strict=True))
+        for message, row in zip(messages, rows, strict=True):
+            if wrong := [*found.get(row[c.SOURCE_ROW], ()), *self._ahead(message, row)]:
                 judged.refused.append((message, {**row, c.REASONS: wrong}))
             else:
                 judged.accepted.append((message, {name: row[name] for name in tables.EVENTS.names}))
         return judged
+
+    def _reasons(self, rows: list[dict[str, Any]]) -> list[list[str]]:
+        """Return why each row is refused, in order, by the rules of the lake; planning them costs 9 ms of processor time, however few the rows."""
+        if not rows:
+            return []
+        self._engine.register("staged", pa.Table.from_pylist(rows, schema=STAGED))
+        found = self._engine.execute(self._query).fetchall()
+        self._engine.unregister("staged")
+        return [said for (said,) in found]
 
     def _ahead(self, message: Message, row: dict[str, Any]) -> list[str]:
         """Return which times of an event are after the bus took it, by the bus' clock, and by how much they may be."""
@@ -78,6 +88,22 @@ class Judge:
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
+
+
+def plain(row: Mapping[str, Any], settings: ValidationSettings) -> bool:
+    """Tell whether a staged row is beyond doubt by the rules of the lake (`row_rules`); one of which this is false is judged by them."""
+    event_at, received_at = row[c.EVENT_AT], row[c.RECEIVED_AT]
+    return (
+        not row[c.REASONS]
+        and all(row[name] and len(row[name]) <= MAX_ID_LENGTH and not CONTROL.search(row[name]) for name in IDS)
+        and row[c.EVENT_TYPE] in c.EVENT_TYPES
+        and event_at is not None
+        and received_at is not None
+        and all(1990 <= moment.year < 2070 for moment in (event_at, received_at))
+        and event_at <= received_at + timedelta(minutes=settings.max_future_minutes)
+        and received_at <= event_at + timedelta(days=settings.max_lateness_days)
+        and all(row[name] is None or row[name] >= 0 for name in NUMBERS)
+    )
 
 
 def decoded(message: Message, position: int) -> dict[str, Any]:
