@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         weights: an arm each, > 0.
         guardrails: metric -> the relative loss that is still taken; larger metrics are better.
-        expected: relative effect, for which the always-valid test is most powerful.
+        planned: units an arm, for which the always-valid test is most powerful.
         ended: whether the experiment's time is over: from then on "not yet" becomes "no difference".
     """
 
@@ -51,7 +51,7 @@ class Plan:
     weights: tuple[float, ...]
     primary: str
     guardrails: Mapping[str, float] = field(default_factory=dict)
-    expected: float = 0.05
+    planned: int = two_sample.PLANNED
     ended: bool = False
 
 
@@ -142,10 +142,10 @@ def read(plan: Plan, metrics: Mapping[str, Metric], policy: ExperimentPolicy, *,
         factors[name] = adjusted.variance_factor
         found = [two_sample.moments(one) for one in adjusted.units]
         for arm, moments in zip(plan.arms[1:], found[1:], strict=True):
-            effects[arm, name] = two_sample.compare(found[0], moments, confidence=confidence, expected=plan.expected)
+            effects[arm, name] = two_sample.compare(found[0], moments, confidence=confidence, planned=plan.planned)
             if name in plan.guardrails:
                 guarded[arm, name] = two_sample.non_inferior(
-                    found[0], moments, plan.guardrails[name], confidence=2 * policy.confidence - 1, expected=plan.expected
+                    found[0], moments, plan.guardrails[name], confidence=2 * policy.confidence - 1, planned=plan.planned
                 )
     verdicts: dict[str, Verdict] = {}
     reasons = list(blocked)

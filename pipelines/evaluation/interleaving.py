@@ -96,7 +96,7 @@ def preference(
     clicks_b: npt.ArrayLike,
     *,
     confidence: float = 0.95,
-    expected: float = 0.1,
+    planned: int = 5_000,
     min_users: int = 200,
     seed: int = 0,
 ) -> Preference:
@@ -104,7 +104,7 @@ def preference(
 
     Args:
         clicks_a, clicks_b: [n_users], clicks on items that the side picked.
-        expected: the size of score for which the always-valid interval is tightest.
+        planned: users with clicks for whom the always-valid interval is tightest; said before.
         min_users: with clicks, before anyone wins.
 
     Raises:
@@ -119,12 +119,13 @@ def preference(
     scores: Doubles = (b - a)[clicked] / (a + b)[clicked]
     score = paired.interval(scores, confidence, seed)
     squared = score.standard_error**2
-    width = sequential.half_width(squared, expected, 1 - confidence)
+    tau = sequential.reach_at(squared * score.n, planned, 1 - confidence)
+    width = sequential.half_width(squared, tau, 1 - confidence)
     lower, upper = score.mean - width, score.mean + width
     wins = (int((scores < 0).sum()), int((scores > 0).sum()), int((scores == 0).sum()))
     share = wins[1] / (wins[0] + wins[1]) if wins[0] + wins[1] else float("nan")
     winner, reason = _winner(score.n, lower, upper, min_users)
-    return Preference(score, wins, share, lower, upper, sequential.p_value(score.mean, squared, expected), winner, (reason,))
+    return Preference(score, wins, share, lower, upper, sequential.p_value(score.mean, squared, tau), winner, (reason,))
 
 
 def _winner(n: int, lower: float, upper: float, min_users: int) -> tuple[Literal["a", "b"] | None, str]:

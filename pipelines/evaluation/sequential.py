@@ -10,7 +10,9 @@ A/B tests", Operations Research 70, 2022, equation 11). The effects that it does
 
     d +- sqrt(v (v + tau^2) / tau^2 (ln((v + tau^2) / v) + 2 ln(1 / alpha)))
 
-v is estimated, so this holds for large samples: ask for some units before the first look.
+v is estimated, so this holds for large samples: ask for some units before the first look. How wide the interval is at which size is decided by
+tau, and must be decided before: `reach_at` gives the tau for which it is tightest at a size that was planned (Waudby-Smith, Arbour, Sinha, Kennedy,
+Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", Annals of Statistics 52, 2024, appendix B.2).
 """
 
 from __future__ import annotations
@@ -45,6 +47,17 @@ def half_width(squared_error: float, tau: float, alpha: float) -> float:
         return float("nan")
     whole = squared_error + tau**2
     return float(np.sqrt(squared_error * whole / tau**2 * (np.log(whole / squared_error) + 2 * np.log(1 / alpha))))
+
+
+def reach_at(variance: float, planned: int, alpha: float) -> float:
+    """Return the tau for which the confidence sequence is tightest once the estimate's variance has come down to variance / planned.
+
+    NaN where nothing can be told.
+    """
+    if not (variance > 0 and np.isfinite(variance) and planned > 0 and 0 < alpha < 1):
+        return float("nan")
+    doubt = -2 * np.log(alpha)
+    return float(np.sqrt(variance / planned * (doubt + np.log1p(doubt))))
 
 
 def running(p_values: Iterable[float]) -> list[float]:

@@ -24,6 +24,7 @@ from pipelines.evaluation import sequential
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
+PLANNED: Final = 10_000  # units an arm, where nobody says
 ENOUGH: Final = 355.0  # units an arm for each squared skewness, for a normal mean (Kohavi, Deng, Longbotham, Xu, KDD 2014, section 3.6)
 
 
@@ -119,18 +120,18 @@ def moments(values: Doubles) -> Moments:
     return Moments(n, float(values.mean()), variance, skewness)
 
 
-def compare(control: Moments, treatment: Moments, *, confidence: float = 0.95, expected: float = 0.05) -> Effect:
+def compare(control: Moments, treatment: Moments, *, confidence: float = 0.95, planned: int = PLANNED) -> Effect:
     """Return what a treatment did.
 
     Args:
         confidence: of all intervals, two-sided.
-        expected: the relative effect that the always-valid interval is tightest for; said before the experiment began.
+        planned: units an arm for which the always-valid interval is tightest; said before the experiment began.
 
     Raises:
-        ReloopError: the confidence is not between 0 and 1, or no effect is expected.
+        ReloopError: the confidence is not between 0 and 1, or no units were planned.
     """
-    if not 0 < confidence < 1 or not expected > 0:
-        raise ReloopError("experiment", found=f"confidence {confidence}, expected effect {expected}", allowed="between 0 and 1; above 0")
+    if not 0 < confidence < 1 or not planned > 0:
+        raise ReloopError("experiment", found=f"confidence {confidence}, {planned} units planned", allowed="between 0 and 1; above 0")
     difference, squared = treatment.mean - control.mean, control.squared_error + treatment.squared_error
     error = float(np.sqrt(squared)) if squared >= 0 else float("nan")
     reach = float(stats.t.ppf((1 + confidence) / 2, _freedom(control, treatment))) * error if error > 0 else float("nan")
@@ -139,7 +140,7 @@ def compare(control: Moments, treatment: Moments, *, confidence: float = 0.95, e
     lift = difference / base
     lift_error = float(np.sqrt(treatment.squared_error + (1 + lift) ** 2 * control.squared_error)) / base if error > 0 else float("nan")
     lift_reach = reach / error * lift_error if error > 0 else float("nan")
-    tau = expected * abs(base)
+    tau = sequential.reach_at(control.variance + treatment.variance, planned, 1 - confidence)
     width = sequential.half_width(squared, tau, 1 - confidence)
     return Effect(
         control, treatment, difference, error, difference - reach, difference + reach, p, lift, lift - lift_reach, lift + lift_reach,
@@ -147,7 +148,7 @@ def compare(control: Moments, treatment: Moments, *, confidence: float = 0.95, e
     )  # fmt: skip
 
 
-def non_inferior(control: Moments, treatment: Moments, margin: float, *, confidence: float = 0.95, expected: float = 0.05) -> Effect:
+def non_inferior(control: Moments, treatment: Moments, margin: float, *, confidence: float = 0.95, planned: int = PLANNED) -> Effect:
     """Return by how much a treatment exceeds what a guardrail allows: its metric less (1 - margin) times control's.
 
     Control's metric is scaled before anything is compared, so no ratio is estimated and a bound above 0 says that the loss is less
@@ -155,7 +156,7 @@ def non_inferior(control: Moments, treatment: Moments, margin: float, *, confide
     """
     floor = 1 - margin
     scaled = replace(control, mean=floor * control.mean, variance=floor**2 * control.variance)
-    return compare(scaled, treatment, confidence=confidence, expected=expected)
+    return compare(scaled, treatment, confidence=confidence, planned=planned)
 
 
 def _freedom(control: Moments, treatment: Moments) -> float:

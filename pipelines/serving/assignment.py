@@ -73,7 +73,7 @@ class Experiment(Policy):
     end: datetime | None = None  # first instant no longer
     primary: str = "ctr"
     guardrails: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)  # metric -> relative loss that is still taken
-    expected_effect: float = Field(default=0.05, gt=0, le=10)  # relative, of the primary metric: what the test is most powerful for
+    planned_units: int = Field(default=10_000, ge=100)  # an arm, by its end: where the test that may be read every day is most powerful
 
     @field_validator("start", "end")
     @classmethod

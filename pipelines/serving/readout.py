@@ -140,7 +140,7 @@ def read(home: Home, name: str, experiment: Experiment, window: Window, settings
         tuple(experiment.arms[arm].weight for arm in arms),
         experiment.primary,
         experiment.guardrails,
-        experiment.expected_effect,
+        experiment.planned_units,
         ended=experiment.end is not None and window.end >= experiment.end and newest >= experiment.end - DAY,
     )
     return Reading(window, experiments.read(plan, metrics, settings.experiment, crossed=crossed), counts, crossed, preferences)
@@ -210,5 +210,5 @@ def _preference(
     policy = settings.experiment
     return interleaving.preference(
         np.asarray(found["a"], dtype=np.float64), np.asarray(found["b"], dtype=np.float64),
-        confidence=policy.confidence, expected=min(1.0, 2 * experiment.expected_effect), min_users=policy.min_units,
+        confidence=policy.confidence, planned=experiment.planned_units, min_users=policy.min_units,
     )  # fmt: skip

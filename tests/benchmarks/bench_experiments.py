@@ -76,7 +76,7 @@ def readings(seed: int, n: int, lift: float, metric: str) -> tuple[list[bool], l
         if metric == "revenue, CUPED":
             adjusted = cuped(arms, [past[there & side] for side in (~treated, treated)])
             arms, left = adjusted.units, adjusted.variance_factor
-        effect = compare(*(moments(one) for one in arms))
+        effect = compare(*(moments(one) for one in arms), planned=n // 2)
         enough = min(effect.control.n, effect.treatment.n) >= 200
         ours.append(enough and not effect.always_lower <= 0 <= effect.always_upper)
         theirs.append(effect.p < 0.05)
@@ -144,7 +144,11 @@ def asos(page: Page) -> None:
         if not split[experiment, variant] >= 0.001:  # its counts do not fit an even split: nobody should read it
             continue
         found = [
-            compare(Moments(int(r.count_c), r.mean_c, r.variance_c), Moments(int(r.count_t), r.mean_t, r.variance_t), expected=0.02)
+            compare(
+                Moments(int(r.count_c), r.mean_c, r.variance_c),
+                Moments(int(r.count_t), r.mean_t, r.variance_t),
+                planned=int(looks.count_c.iloc[-1]),
+            )
             for r in looks.itertuples()
         ]
         calls.append((any(one.always_p < 0.05 for one in found), any(one.p < 0.05 for one in found), found[-1].p < 0.05))

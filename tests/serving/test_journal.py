@@ -205,15 +205,15 @@ def test_a_segment_that_is_being_written_is_left_alone(home: Home):
 
 BAD = {
     "no json": "{",
-    "no answer": '{"request_id": "r9"}',
-    "no list": '{"request_id":"r9","user_id":"bo","shown_at":1,"model_version":null,"variant":null,"surface":"home","rung":"full","items":5}',
-    "absurd time": '{"request_id":"r9","user_id":"bo","shown_at":1e30,"model_version":null,"variant":null,"surface":"home","rung":"full","items":[["a",1,1,1,[]]]}',
+    "no answer": '{"request_id": "q9"}',
+    "no list": '{"request_id":"q9","user_id":"bo","shown_at":1,"model_version":null,"variant":null,"surface":"home","rung":"full","items":5}',
+    "absurd time": '{"request_id":"q9","user_id":"bo","shown_at":1e30,"model_version":null,"variant":null,"surface":"home","rung":"full","items":[["a",1,1,1,[]]]}',
 }
 
 
 def line(**said: object) -> str:
     whole = {
-        "request_id": "r9",
+        "request_id": "q9",
         "user_id": "bo",
         "shown_at": 1740830400000000,
         "model_version": None,
@@ -228,7 +228,7 @@ def line(**said: object) -> str:
 def test_what_cannot_be_an_impression_goes_to_quarantine_and_nothing_disappears(home: Home):
     logged(home, [answer(number) for number in range(30)])
     wrong = [
-        *BAD.values(), line(user_id=""), line(items=[["", 1, 0.5, 1.0, []]]), line(items=[["b", 0, 0.5, 1.0, []]]), line(request_id="r10", shown_at=0),
+        *BAD.values(), line(user_id=""), line(items=[["", 1, 0.5, 1.0, []]]), line(items=[["b", 0, 0.5, 1.0, []]]), line(request_id="q10", shown_at=0),
         line(items=[["c", 1, 0.5, 0.0, []]]), line(items=[["d", 1, 0.5, 1.5, []]]),
     ]  # fmt: skip
     again = line(request_id="r1")  # the same request and item as before, told otherwise
@@ -238,7 +238,7 @@ def test_what_cannot_be_an_impression_goes_to_quarantine_and_nothing_disappears(
     assert rows == {"read": 90 + len(wrong) + 1, "accepted": 90, "quarantined": len(wrong), "duplicates": 1}
     refused = pq.read_table(home.quarantine / report["batch_id"] / "impressions.parquet").to_pylist()
     assert len(refused) == len(wrong)
-    assert all(row["reasons"] for row in refused)
+    assert all(row["reasons"] for row in refused), report
     assert {row["raw"] for row in refused if row["raw"]} == set(BAD.values())
     assert report["reasons"][segments.UNREADABLE] == len(BAD)
 
