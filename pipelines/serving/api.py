@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 from pipelines import columns as c
 from pipelines.errors import ReloopError
 from pipelines.serving import api_errors
+from pipelines.serving import page as window
 from pipelines.serving.api_docs import ANSWERS, EXPLAINED, LIVES, READY, TAKEN, TEXT, USERS, describe
 from pipelines.serving.api_errors import Refusal
 from pipelines.serving.limits import Turnstile
@@ -57,6 +58,9 @@ class Room(Protocol):
 
     @property
     def turnstile(self) -> Turnstile: ...  # noqa: D102
+
+    @property
+    def writes(self) -> Turnstile: ...  # noqa: D102
 
     @property
     def metrics(self) -> Metrics: ...  # noqa: D102
@@ -145,6 +149,7 @@ def app(room: Room, version: str = "1") -> FastAPI:
     api.include_router(_lists(desk))
     api.include_router(_bodies(desk))
     api.include_router(_state(desk))
+    api.include_router(window.routes())
     api_errors.install(api)
     describe(api)
     return api
@@ -210,7 +215,7 @@ def _bodies(desk: Desk) -> APIRouter:
     async def events(request: Request, body: EventsIn) -> Response:
         """Take what users did; the next answers of these users know of it."""
         rows = [event.model_dump(exclude_none=True) for event in body.events]
-        verdicts = await desk.room.turnstile.through(partial(_taken, desk.room, rows))
+        verdicts = await desk.room.writes.through(partial(_taken, desk.room, rows))
         said = {
             "request_id": request.state.request_id,
             "accepted": sum(verdict.accepted for verdict in verdicts),
@@ -228,7 +233,7 @@ def _bodies(desk: Desk) -> APIRouter:
             for item in dict.fromkeys(body.item_ids)
         ]
         if rows:
-            await desk.room.turnstile.through(partial(_taken, desk.room, rows))
+            await desk.room.writes.through(partial(_taken, desk.room, rows))
         seen = tuple(SessionEvent(micros(now), str(place), str(row[c.ITEM_ID]), c.RATING) for place, row in enumerate(rows))
         filters = Filters(categories=tuple(body.categories))
         return await desk.list(request, Ask("home", request.state.request_id, now, body.k, user_id, events=seen, filters=filters))

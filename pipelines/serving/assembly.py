@@ -14,18 +14,20 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic_core import to_json
 
 from pipelines import config
 from pipelines.config import Home
 from pipelines.errors import StateError
+from pipelines.registry import ledger
 from pipelines.serving import api, api_gate, engine, from_session, remembered
 from pipelines.serving.auth import Keyring
 from pipelines.serving.blocked import Blocked
+from pipelines.serving.breaker import CODES
 from pipelines.serving.caches import Caches
 from pipelines.serving.holder import Holder
 from pipelines.serving.knowledge import Knowledge
@@ -36,9 +38,10 @@ from pipelines.serving.news import News
 from pipelines.serving.realtime import Follower, Intake, Verdict
 from pipelines.serving.recent import Recent
 from pipelines.serving.remembered import Ring
-from pipelines.serving.request import Answer, Clock, Release
+from pipelines.serving.request import Answer, Ask, Change, Clock, Release, Surface
 from pipelines.serving.service import Service
 from pipelines.serving.shared_cache import SharedCache
+from pipelines.window import utc
 
 LOG: Final = logging.getLogger(__name__)
 NOBODY: Final = Release(None, None)
@@ -50,13 +53,16 @@ class House:
     """One process of the service.
 
     Attributes:
+        turnstile, writes: the threads that answer, and that take events.
         intake: None where the bus cannot be reached.
+        built: digest -> the cycle that built the release (ISO 8601), as the ledger says.
     """
 
     home: Home
     service: Service
     clock: Clock
     turnstile: Turnstile
+    writes: Turnstile
     metrics: Metrics
     knowledge: Knowledge
     holder: Holder
@@ -65,6 +71,7 @@ class House:
     recent: Recent
     touched: Callable[[Sequence[str]], None]
     intake: Intake | None = None
+    built: dict[str, str] = field(default_factory=dict)
 
     def take(self, events: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
         """Take events and return the fate of each.
@@ -112,7 +119,27 @@ class House:
         """Bring the metrics that age by themselves up to now."""
         catalogue = self.knowledge.catalogue
         self.metrics.vitals(len(catalogue.item_ids) if catalogue is not None else 0)
-        self.metrics.released(self.release(), None)
+        self.metrics.waiting.set(self.turnstile.waiting + self.writes.waiting)
+        self.metrics.released(self.release(), self._age())
+        for breaker in self._breakers():
+            self.metrics.trouble(breaker.name, CODES[breaker.state])
+        self.metrics.looked_up(self.caches.record())
+        known = self.knowledge.known
+        if known.requests is not None:
+            self.metrics.feature_age.labels("requests").set((self.clock() - known.requests.as_of).total_seconds())
+        if known.items is not None:
+            self.metrics.feature_age.labels("items").set((self.clock() - known.items.day).total_seconds())
+
+    def _age(self) -> float | None:
+        """Return the seconds since the cycle that built what serves; None where nothing does."""
+        digest = self.release().digest
+        if digest is None:
+            return None
+        if digest not in self.built:
+            self.built[digest] = next(
+                (entry["as_of"] for entry in reversed(ledger.history(self.home)) if entry.get("digest") == digest), ""
+            )
+        return (self.clock() - utc(self.built[digest])).total_seconds() if self.built[digest] else None
 
     def _breakers(self) -> list[Any]:
         return [self.knowledge.breaker, *self.ladder.breakers()]
@@ -145,8 +172,10 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
             recent=recent.of,
             exclude_seen=settings.training.exclude_seen,
         )
-        metrics, turnstile, ring = Metrics(), Turnstile(serving.limits), Ring(home, serving.log.remembered_bytes)
-        made = House(home, Service(None), clock, turnstile, metrics, knowledge, holder, ladder, caches, recent, touched)
+        metrics, ring = Metrics(), Ring(home, serving.log.remembered_bytes)
+        # Events wait for the bus and the judge of the rows; lists do not wait for them.
+        turnstile, writes = Turnstile(serving.limits), Turnstile(serving.limits)
+        made = House(home, Service(None), clock, turnstile, writes, metrics, knowledge, holder, ladder, caches, recent, touched)
 
         def remember(answer: Answer) -> None:
             ring.keep(to_json(api.explained(answer), inf_nan_mode="null"))
@@ -154,6 +183,7 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
         made.service = Service(ladder.answer, (metrics.answered, remember))
         holder.start()
         ending.callback(holder.stop)
+        warm(made)
         ending.callback(ring.close)
         try:
             made.intake = Intake.of(home, recent, touched)
@@ -165,8 +195,24 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
             follower.start()
             ending.callback(follower.stop)
         ending.callback(turnstile.close)
+        ending.callback(writes.close)
         ending.enter_context(_pulse(made))
         yield made
+
+
+def warm(made: House) -> None:
+    """Ask each surface of the release once, so that the first visitors do not pay for cold pages and first imports."""
+    champion, now = made.holder.held.champion, made.clock()
+    if champion is None or made.knowledge.catalogue is None:
+        return
+    items = tuple(made.knowledge.catalogue.item_ids[:1].to_pylist())
+    for user in [*made.users("", 3), None]:
+        for surface in get_args(Surface):
+            changes: tuple[Change, ...] = ("cheaper",) if surface == "like" else ()
+            try:
+                champion.answer(Ask(surface, "warm", now, user_id=user, item_ids=items, changes=changes))
+            except Exception as error:  # noqa: BLE001 - whoever asks is answered from a lower rung, and told why
+                LOG.warning("warming %s: %s: %s", surface, type(error).__name__, error)
 
 
 @contextmanager

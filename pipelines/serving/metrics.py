@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from pipelines.serving.request import EMPTY, Answer, Release
 
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # set before this module is imported: workers share their numbers there
 MOST: Final = 64
 WINDOW: Final = 1000  # answers over which coverage and concentration are told, a worker
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 STAGE_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series for each, only to say when it began
 
 
 class Few:
@@ -55,14 +58,17 @@ class Metrics:
         self.shed = count("reloop_shed", "Requests told to come back later", ["reason"])
         self.refused = count("reloop_refused", "Requests refused", ["reason"])
         self.events = count("reloop_events", "Events by what became of them", ["result"])
-        self.cache = count("reloop_cache", "Look-ups in caches", ["cache", "result"])
+        self.cache = count("reloop_cache", "Look-ups of remembered lists", ["result"])
+        self.cache_size = gauge("reloop_cache_size", "Remembered lists", ["unit"], multiprocess_mode="livesum")
         self.inflight = gauge("reloop_inflight", "Requests in the house", multiprocess_mode="livesum")
         self.waiting = gauge("reloop_waiting", "Requests that wait for their turn", multiprocess_mode="livesum")
         self.workers = gauge("reloop_workers", "Processes that answer", multiprocess_mode="livesum")
         self.bundle = gauge("reloop_bundle_info", "Workers that answer from a bundle", ["version", "bundle"], multiprocess_mode="livesum")
         self.champion_age = gauge("reloop_champion_age_seconds", "Since the cycle that built it", multiprocess_mode="livemax")
         self.feature_age = gauge("reloop_feature_age_seconds", "Of what is read", ["view"], multiprocess_mode="livemax")
-        self.breaker = gauge("reloop_breaker_open", "1 where a dependency is left alone", ["name"], multiprocess_mode="livemax")
+        self.breaker = gauge(
+            "reloop_breaker_state", "0 closed, 1 half open, 2 open: the dependency is left alone", ["name"], multiprocess_mode="livemax"
+        )
         self.coverage = gauge(
             "reloop_coverage_ratio", f"Share of the catalogue in a worker's last {WINDOW} answers", multiprocess_mode="liveall"
         )
@@ -71,6 +77,7 @@ class Metrics:
         )
         self.resident = gauge("reloop_resident_bytes", "Memory of a worker", multiprocess_mode="liveall")
         self._reason, self._stage, self._arm = Few(), Few(), Few()
+        self._counted: dict[str, int] = {}
         self._bundle: tuple[str, str] | None = None
         self._shown: deque[tuple[str, ...]] = deque(maxlen=WINDOW)
         self.workers.set(1)
@@ -100,6 +107,19 @@ class Metrics:
         if age_seconds is not None:
             self.champion_age.set(age_seconds)
 
+    def trouble(self, name: str, code: int) -> None:
+        """Tell the state of a breaker; those of releases under one name."""
+        self.breaker.labels("release" if name.startswith("release ") else name).set(code)
+
+    def looked_up(self, counts: Mapping[str, int]) -> None:
+        """Take over what the caches counted so far."""
+        for result, count in counts.items():
+            if result in {"entries", "bytes"}:
+                self.cache_size.labels(result).set(count)
+            elif count > self._counted.get(result, 0):
+                self.cache.labels(result).inc(count - self._counted.get(result, 0))
+                self._counted[result] = count
+
     def vitals(self, catalogue: int) -> None:
         """Tell what is worked out now and then: coverage, concentration, memory.
 
@@ -128,7 +148,8 @@ def gini(counts: np.ndarray, catalogue: int) -> float:
 
 def page(metrics: Metrics) -> bytes:
     """Return the metrics of all workers in Prometheus' text format."""
-    if FOLDER not in os.environ:
+    # Not whether the folder is named now, which any library may do later (Feast does), but whether numbers were put there.
+    if not values.ValueClass._multiprocess:
         return generate_latest(metrics.registry)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ stop (SIGTERM, SIGINT) lets requests that were begun end. Workers end when their
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import multiprocessing
@@ -32,7 +33,8 @@ from pipelines.errors import StateError
 from pipelines.serving.clock import Anchored
 
 LOG: Final = logging.getLogger(__name__)
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # as `metrics.FOLDER`, which may be imported only once this is set
+# Where workers share their metrics; the client reads it when it is imported. Feast would choose a folder of its own by the second name.
+FOLDERS: Final = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
 GRACE_SECONDS: Final = 10.0
 CALM_SECONDS: Final = 10.0  # a worker that lived so long is started again at once
 MOST_PAUSE_SECONDS: Final = 30.0
@@ -139,7 +141,8 @@ class Supervisor:
             shutil.rmtree(left, ignore_errors=True)
         metrics.mkdir(parents=True)
         (shared / "rates").unlink(missing_ok=True)
-        os.environ[FOLDER] = str(metrics)
+        for name in FOLDERS:
+            os.environ[name] = str(metrics)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         try:
@@ -210,6 +213,9 @@ def work(given: Orders, listening: socket.socket, said: Any) -> None:
         keyring = Keyring(home) if given.auth else None
         gate = assembly.gated(made, home, keyring=keyring, hosts=given.hosts, rates=home.serving / "rates", salt=given.salt)
         server = uvicorn.Server(uvicorn.Config(gate, **api_protocol.options(limits, GRACE_SECONDS)))
+        # What was loaded stays: the collector need not walk it again, and pages that nobody writes to stay shared.
+        gc.collect()
+        gc.freeze()
         said.put(os.getpid())
         server.run(sockets=[listening])
 
