@@ -26,16 +26,27 @@ def _show(as_json: bool, value: Any, title: str = "") -> None:
         typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
         return
     grid = Table(title=title, show_header=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, field in value.items():
-        text = (
-            "\n".join(map(str, field))
-            if isinstance(field, list)
-            else json.dumps(field, default=str)
-            if isinstance(field, dict)
-            else str(field)
-        )
-        grid.add_row(name, escape(text))
+        grid.add_row(name, escape("\n".join(_lines(field))))
     out.print(grid)
+
+
+def _lines(field: Any) -> list[str]:
+    """Return a value in words: a line for each entry, deeper ones indented; what holds only plain values is one line."""
+    if isinstance(field, list | tuple):
+        return [line for entry in field for line in _lines(entry)] or ["none"]
+    if not isinstance(field, dict):
+        return [f"{field:.6g}" if isinstance(field, float) else str(field)]
+    known = {name: entry for name, entry in field.items() if entry is not None and entry not in ({}, [])}
+    if not any(isinstance(entry, dict | list | tuple) for entry in known.values()):
+        return [", ".join(f"{name} {_lines(entry)[0]}" for name, entry in known.items()) or "none"]
+    found = []
+    for name, entry in known.items():
+        first, *rest = _lines(entry)
+        found += [f"{name}:", *(f"  {line}" for line in (first, *rest))] if rest else [f"{name}: {first}"]
+    return found
 
 
 def answer(as_json: bool, title: str, record: dict[str, Any], *, yes: bool = True) -> None:

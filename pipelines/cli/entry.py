@@ -24,6 +24,7 @@ from pipelines.cli import (
     reporting,
     retrieval,
     serving,
+    shown,
     stages,
 )
 from pipelines.errors import ReloopError
@@ -44,6 +45,8 @@ for verb in (
     stages.evaluate,
     stages.promote,
     stages.monitor,
+    shown.impressions,
+    shown.skew,
     replaying.replay,
     reporting.report,
     explaining.explain,

@@ -21,6 +21,8 @@ from pipelines.window import utc
 releases = typer.Typer(help="Show the ledger of decisions, newest last.", invoke_without_command=True)
 review = typer.Typer(help="Show what waits for a person's word, and answer it.", invoke_without_command=True)
 
+FOREMOST = 4  # reasons of a decision that a list of decisions shows
+
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who says so; default: the account that runs the command.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, in words; goes into the ledger.")]
 VersionArgument = Annotated[str, typer.Argument(help="Model version, as the ledger and MLflow show it.")]
@@ -41,12 +43,24 @@ def _moment(option: str, said: str | None) -> datetime | None:
 def _table(title: str, entries: list[dict[str, Any]]) -> None:
     from pipelines.registry import ledger
 
+    if not entries:
+        out.print(f"{title}: nothing")
+        return
     grid = Table(title=title)
     for heading in ("as of", "decision", "before", "after", "reasons"):
         grid.add_column(heading, no_wrap=heading != "reasons")
     for entry in entries:
-        grid.add_row(*map(escape, ledger.line(entry)))
+        *columns, reasons = ledger.line(entry)
+        grid.add_row(*map(escape, columns), escape(_foremost(reasons.splitlines(), entry)))
     out.print(grid)
+
+
+def _foremost(reasons: list[str], entry: dict[str, Any]) -> str:
+    """Return the reasons that come first, for they decide, and where the others are."""
+    if len(reasons) <= FOREMOST + 1:
+        return "\n".join(reasons)
+    about = entry.get("challenger") or entry.get("version")
+    return "\n".join([*reasons[:FOREMOST], f"and {len(reasons) - FOREMOST} more: reloop releases show {about}"])
 
 
 @releases.callback()
@@ -191,7 +205,7 @@ def _answer(home: Home, version: str, author: str | None, reason: str, *, approv
 
     decision = promotion.answer(home, version, approved=approved, author=_who(author), words=reason)
     record = {name: value for name, value in decision.items() if name != "figures"}
-    answer(as_json, "review", record, yes=not approved or decision["outcome"] == "promoted")
+    answer(as_json, "review", record, yes=not approved or decision["outcome"] in {"promoted", "canary", "shadow"})
 
 
 @review.command()

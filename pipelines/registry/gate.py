@@ -215,7 +215,7 @@ def _primary(evidence: Evidence, policy: GatePolicy, track: Track, pooled: Poole
     p = found.p_above(floor)
     detectable = floor + float(stats.norm.isf(alpha) + stats.norm.isf(1.0 - POWER)) * found.error
     mean = float(np.mean(evidence.challenger))
-    said = f"NDCG@10 {mean:.4f} on the fresh window; against {rival} {_change(found.value)} over {_over(pooled)}, lower bound {_change(lower)} at {1 - alpha:.2%} confidence, permutation p = {p:.2g}"
+    said = f"NDCG@10 {mean:.4f} on the fresh window; against {rival} {_change(found.value)} over {_over(pooled)}, lower bound {_change(lower)} at {1 - alpha:.2%} confidence, permutation p {_odds(p)}"
     limit = {
         FIRST: "zero",
         SUPERIORITY: f"the {floor:+.1%} that is worth a release",
@@ -261,6 +261,11 @@ def _window(name: str, change: clustered.Change, policy: GatePolicy) -> dict[str
     reach = float(stats.norm.isf((1 - policy.confidence) / 2)) * change.error
     told = {"change": change.value, "lower": change.value - reach, "upper": change.value + reach}
     return {"as_of": name, "n_users": change.n, **{key: _known(value) for key, value in told.items()}}
+
+
+def _odds(p: float) -> str:
+    """Return a p-value for people: an approximation's far tail is no number to be told."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
 def _over(pooled: Pooled) -> str:
