@@ -113,8 +113,10 @@ class Intake:
 def _completed(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Return a row that the bus can carry and the rules can judge; what JSON cannot carry goes as text, to be refused."""
     filled = {c.EVENT_AT: now, **{name: value for name, value in row.items() if value is not None}, c.RECEIVED_AT: now}
+    named = filled if c.EVENT_AT not in row else {name: value for name, value in filled.items() if name != c.RECEIVED_AT}
     try:
-        content = encode(filled)
+        encode(filled)
+        content = encode(named)
     except (ValueError, TypeError, RecursionError):
         filled = {"unreadable": ascii(dict(row))[:10_000], c.EVENT_AT: now, c.RECEIVED_AT: now}
         content = encode(filled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from pipelines.registry import signing
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str = "") -> Home:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Return the shop with two bundles; not to be changed."""
     import trained_shop
 
     base = tmp_path_factory.getbasetemp()
-    return trained_shop.twice((base.parent if worker_id else base) / "trained")
+    return trained_shop.twice((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained")
 
 
 @pytest.fixture

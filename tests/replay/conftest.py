@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from pipelines.config import Home
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str = "") -> Home:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Return the shop with two bundles; not to be changed."""
     base = tmp_path_factory.getbasetemp()
-    return trained_shop.twice((base.parent if worker_id else base) / "trained")
+    return trained_shop.twice((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained")
 
 
 @pytest.fixture

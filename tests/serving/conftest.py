@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from pipelines.config import Home
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str = "") -> Home:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Return the shop with two bundles; not to be changed."""
     import trained_shop
 
     base = tmp_path_factory.getbasetemp()
-    return trained_shop.twice((base.parent if worker_id else base) / "trained")
+    return trained_shop.twice((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained")
+
+
+@pytest.fixture(scope="session")
+def served(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Return the shop with a release that serves, features in SQLite, snapshots published; not to be changed (`served_shop.copied`)."""
+    import served_shop
+
+    base = tmp_path_factory.getbasetemp()
+    return served_shop.released(trained, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "served")
+
+
+@pytest.fixture(scope="session")
+def open_house(served: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Any]]:
+    """Yield a state folder and one process of its service, in this process; who changes something puts it back."""
+    import served_shop
+
+    from pipelines.serving import assembly, clock
+
+    home = served_shop.copied(served, tmp_path_factory.mktemp("open") / "var")
+    with served_shop.environment(home), assembly.house(home, clock.starting(home, "data")) as made:
+        yield home, made
