@@ -10,7 +10,8 @@ With it a shop answers before there is any release: popular in a segment, popula
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ from pipelines.lake.engine import parquet
 from pipelines.window import micros
 
 ITEMS: Final = (c.TITLE, c.CATEGORY, c.BRAND, c.PRICE, c.ATTRIBUTES, c.AVAILABLE, c.CREATED_AT)
+TOLD: Final = (c.TITLE, c.CATEGORY, c.BRAND, c.PRICE, c.AVAILABLE)
+REMEMBERED: Final = 20_000
 SEGMENTS: Final = (c.COUNTRY, c.AGE_BAND)
 POPULAR: Final = "popular"
 TRENDING: Final = "trending"
@@ -56,11 +59,25 @@ class CatalogueSnapshot:
     items: pa.Table
     lists: dict[tuple[str, str], tuple[Array, Array]]
     together: dict[str, tuple[Array, Array, Array]]
+    _told: dict[int, Mapping[str, object]] = field(default_factory=dict, repr=False, compare=False)
 
     def place(self, item_id: str) -> int:
         """Return the row of an item, -1 where unknown."""
         at = bisect_left(range(len(self.item_ids)), item_id, key=lambda row: self.item_ids[row].as_py())
         return at if at < len(self.item_ids) and self.item_ids[at].as_py() == item_id else -1
+
+    def told(self, place: int) -> Mapping[str, object]:
+        """Return what is said of an item, as people are shown it; what is unknown is left out. Not to be written to.
+
+        The items of lists repeat, so what was looked up is kept for a while.
+        """
+        if (found := self._told.get(place)) is None:
+            columns = ((name, self.items[name]) for name in TOLD)
+            found = {name: value for name, column in columns if (value := column[place].as_py()) is not None}
+            if len(self._told) >= REMEMBERED:
+                self._told.clear()
+            self._told[place] = found
+        return found
 
     def beside(self, kind: str, place: int) -> tuple[Array, Array]:
         """Return places and scores of what was bought, or viewed, with an item, best first."""

@@ -49,15 +49,16 @@ def decayed(histories: Histories) -> Floats:
     return (histories.weight * np.exp2(-days / HALF_LIFE_DAYS)).astype(np.float32)
 
 
-def contact(histories: Histories, row: Longs, key: Ints, key_of_item: Ints) -> Contact:
+def contact(histories: Histories, row: Longs, key: Ints, key_of_item: Ints, width: int | None = None) -> Contact:
     """Return the contact of user `row` with `key` for each candidate.
 
     Args:
         row: int64 [n], rows of `histories`.
         key: int32 [n], what is asked about; -1 where unknown, which gives NaN throughout.
         key_of_item: int32 [n_items], the key that an event with an item counts for; -1 for none.
+        width: above every key; found in `key_of_item` when None, which takes a look at the whole catalogue.
     """
-    n, width = len(row), int(key_of_item.max(initial=0)) + 1
+    n, width = len(row), int(key_of_item.max(initial=0)) + 1 if width is None else width
     event_row, event_key, weight = rows_of(histories), key_of_item[histories.item].astype(np.int64), decayed(histories)
     position = np.arange(len(event_row), dtype=np.int64)
     total = np.bincount(event_row, weights=weight, minlength=histories.n_users)
@@ -91,7 +92,8 @@ def contact(histories: Histories, row: Longs, key: Ints, key_of_item: Ints) -> C
 
 def usual_log_price(histories: Histories, price: Floats) -> Floats:
     """Return float32 [n_users], the decayed mean of log price over a user's events; NaN where none has a price."""
-    log_price = np.log(np.where(price > 0, price, np.nan))[histories.item]
+    met = price[histories.item]
+    log_price = np.log(np.where(met > 0, met, np.nan))
     weight = np.where(np.isnan(log_price), 0.0, decayed(histories))
     row = rows_of(histories)
     weights = np.bincount(row, weights=weight, minlength=histories.n_users)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -66,8 +66,8 @@ def assemble(known: Context, candidates: Proposals) -> tuple[Floats, tuple[str, 
     first, last = (int(row[0]), int(row[-1]) + 1) if len(row) else (0, 0)
     block = Block(known, candidates, known.histories.rows(first, last), row - first)
     columns = [column for group in FEATURE_GROUPS if group in known.groups for column in MADE[group](block)]
-    stored = {name: "" for kept in (known.user, known.item, known.pair, known.brand) for name in kept.names}
-    names = tuple(spec.name for spec in specs(Columns(candidates.sources, tuple(known.vectors), stored), known.groups))
+    stored = known.user.names + known.item.names + known.pair.names + known.brand.names
+    names = _names(candidates.sources, tuple(known.vectors), stored, known.groups)
     matrix = np.empty((len(row), len(names)), np.float32)
     at = 0
     for column in columns:
@@ -77,6 +77,11 @@ def assemble(known: Context, candidates: Proposals) -> tuple[Floats, tuple[str, 
     if at != len(names):
         raise StateError("feature matrix", found=f"{at} columns", allowed=f"the {len(names)} that feature_table describes")
     return matrix, names
+
+
+@lru_cache(maxsize=64)
+def _names(sources: tuple[str, ...], placed: tuple[str, ...], stored: tuple[str, ...], groups: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(spec.name for spec in specs(Columns(sources, placed, dict.fromkeys(stored, "")), groups))
 
 
 def _retrieval(block: Block) -> list[Floats]:
@@ -130,18 +135,26 @@ def _stored(block: Block) -> list[Floats]:
 def _contact(block: Block) -> list[Floats]:
     """Return the user's own dealings with the item, its category and its brand, and how active they are."""
     goods, item, columns = block.known.catalogue, block.candidates.item, []
-    keys: tuple[Ints, ...] = (np.arange(block.histories.n_items, dtype=np.int32), goods.category, goods.brand)
-    for key_of_item in keys:
-        met = contact(block.histories, block.own, key_of_item[item], key_of_item)
+    n_items = block.histories.n_items
+    keys = ((_itself(n_items), n_items), (goods.category, len(goods.categories)), (goods.brand, len(goods.brands)))
+    for key_of_item, width in keys:
+        met = contact(block.histories, block.own, key_of_item[item], key_of_item, max(width, 1))
         columns += [met.count, met.weight, met.share, met.days_since, met.events_since]
     return columns + [block.per_list(per_user) for per_user in activity(block.histories)]
+
+
+@lru_cache(maxsize=2)
+def _itself(n_items: int) -> Ints:
+    """Return int32 [n_items], every item as a key of its own; not to be written to."""
+    return np.arange(n_items, dtype=np.int32)
 
 
 def _price(block: Block) -> list[Floats]:
     """Return the price against the user's usual one."""
     price = block.known.catalogue.price
+    asked = price[block.candidates.item]
     with np.errstate(invalid="ignore", divide="ignore"):
-        log_price = np.log(np.where(price > 0, price, np.nan)[block.candidates.item])
+        log_price = np.log(np.where(asked > 0, asked, np.nan))
     return [(log_price - block.per_list(usual_log_price(block.histories, price))).astype(np.float32)]
 
 

@@ -63,8 +63,9 @@ def retrieve(learnt: dict[str, npt.NDArray[np.generic]], histories: Histories, k
     longest = int(histories.lengths().max(initial=0)) if exclude_seen else 0
     order = learnt["order"][: k + longest].astype(np.int32)  # however much a user has seen of it, k are left
     score: Floats = learnt["score"].astype(np.float32)[order]
-    place = np.full(histories.n_items, -1, dtype=np.int64)
-    place[order] = np.arange(len(order))
+    if exclude_seen:
+        place = np.full(histories.n_items, -1, dtype=np.int64)
+        place[order] = np.arange(len(order))
     parts = []
     for first, last, rows in topk.blocks(histories, len(order)):
         block = np.broadcast_to(score, (last - first, len(order))).copy()

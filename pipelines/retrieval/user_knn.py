@@ -89,14 +89,20 @@ class UserKnn:
         cost = np.minimum(np.diff(reach[asking.indptr]), shape[0]) + min(self.n_neighbours * length, shape[1])
         parts = []
         for first, last in neighbours.within_bounds(cost):
-            similar = (asking[first:last] @ columns).tocsr()
+            similar = _times(asking[first:last], columns)
             row = np.repeat(np.arange(first, last), np.diff(similar.indptr))
             similar.data /= own[row] * norm[similar.indices] + np.float32(self.shrinkage)
             nearest = neighbours.strongest(similar, self.n_neighbours)
             nearest.data **= np.float32(self.power)
-            scores = (nearest @ rows).tocsr()
+            scores = _times(nearest, rows)
             parts.append(topk.best_sparse(scores, k, seen=histories.rows(first, last) if exclude_seen else None))
         return topk.stack(parts, k)
+
+
+def _times(left: sparse.csr_matrix, right: sparse.csr_matrix) -> sparse.csr_matrix:
+    if neighbours.few(left.shape[0], right.shape[1]):
+        return neighbours.product(left, (right.data, right.indices, right.indptr), right.shape[1])
+    return (left @ right).tocsr()
 
 
 def _discounted(rows: sparse.csr_matrix, discount: Floats) -> sparse.csr_matrix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from pipelines.ranking.rerank import goods as shops
 from pipelines.ranking.rerank.goods import Goods
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.retrieval.ann.indexed import Indexed
-from pipelines.retrieval.protocol import Vectored
+from pipelines.retrieval.protocol import Retriever, Vectored
 from pipelines.retrieval.vectors import Vectors
 from pipelines.window import micros
 
@@ -42,9 +43,12 @@ class Placed:
     item: Floats
     known: Bools
 
-    def of(self, users: Histories) -> Vectors:
-        """Return the vectors of some users beside those of the items."""
-        return Vectors(*self.model.query_vectors(users), self.item, self.known)
+    def asked(self, source: Retriever, users: Histories) -> tuple[Retriever, Vectors]:
+        """Return the source as one request asks it, and the users' vectors beside those of the items: worked out once for both."""
+        query = self.model.query_vectors(users)
+        mine = copy(self.model)
+        object.__setattr__(mine, "query_vectors", lambda _: query)  # of this copy alone; its arrays are the model's
+        return replace(source, model=mine) if isinstance(source, Indexed) else mine, Vectors(*query, self.item, self.known)
 
 
 def placed(model: TwoStage) -> dict[str, Placed]:

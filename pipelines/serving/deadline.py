@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipelines.errors import ReloopError
@@ -13,27 +13,30 @@ from pipelines.serving_policies import DeadlinePolicy
 class Watch:
     """Runs from its making on; belongs to one request.
 
+    Args:
+        ticks: seconds that go by; a benchmark counts those of the processor.
+
     Attributes:
         ms: milliseconds of each stage that ran, by name.
         degraded: what did not go as it should, a line each.
     """
 
-    def __init__(self, policy: DeadlinePolicy) -> None:
+    def __init__(self, policy: DeadlinePolicy, *, ticks: Callable[[], float] = time.perf_counter) -> None:
         self.policy, self.ms, self.degraded = policy, dict[str, float](), list[str]()
-        self._begun = time.perf_counter()
+        self._ticks, self._begun = ticks, ticks()
 
     def passed_ms(self) -> float:
         """Return milliseconds since the request began."""
-        return (time.perf_counter() - self._begun) * 1000
+        return (self._ticks() - self._begun) * 1000
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time of a block."""
-        begun = time.perf_counter()
+        begun = self._ticks()
         try:
             yield
         finally:
-            self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - begun) * 1000
+            self.ms[name] = self.ms.get(name, 0.0) + (self._ticks() - begun) * 1000
 
     def late(self, name: str, by_ms: float) -> bool:
         """Return whether a stage would begin too late; if so, it is told."""

@@ -6,7 +6,7 @@ or goes wrong is told in `degraded`: a retriever is left out, without features o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +25,8 @@ from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.two_stage import RANKED, TwoStage
 from pipelines.registry.choosing import Serving
 from pipelines.retrieval import cold_users, merging, topk
-from pipelines.retrieval.protocol import Candidates
+from pipelines.retrieval.protocol import Candidates, Retriever
+from pipelines.retrieval.vectors import Vectors
 from pipelines.serving import moment, shown, surfaces
 from pipelines.serving.alike import Alike
 from pipelines.serving.binding import Binding, Placed, bind, placed
@@ -131,13 +132,16 @@ class Engine:
         held = self.held(ask, known, watch)
         with watch.stage("histories"):
             users = moment.history(ask, moment.told(ask, held), binding, self.settings.training, model.item_ids)
+        lists: dict[str, Candidates] = {}
+        vectors: dict[str, Vectors] = {}
         with watch.stage("retrieve"):
-            lists = dict(self._proposed(users, watch, deeper * model.k_per_source))
+            for name in model.retrievers:
+                lists[name] = self._proposed(name, users, watch, deeper * model.k_per_source, vectors)
         with watch.stage("blend"):
             candidates = proposals.of_blend(merging.merge(cold_users.alone(lists), deeper * model.k_blend, model.recipe))
         score, matrix = candidates.blend_score.astype(np.float64), None
         if model.serves == RANKED and held is not None and len(candidates):
-            ranked = self._ranked(candidates, users, binding, held, watch)
+            ranked = self._ranked(candidates, users, binding, (held, vectors), watch)
             if ranked is not None:
                 score, matrix = ranked
         return Found(ask, binding, users, lists, candidates, score, matrix)
@@ -151,33 +155,34 @@ class Engine:
             watch.failed("store", error)
             return None
 
-    def _proposed(self, users: Histories, watch: Watch, k: int) -> Iterator[tuple[str, Candidates]]:
-        """Yield what each source proposes; nothing, and a line, of one that fails or would begin too late."""
-        by_ms = self.settings.serving.deadline.retrieve_by_ms
-        for name, source in self.model.retrievers.items():
-            found = topk.nothing(1, k)
-            if not watch.late(name, by_ms):
-                try:
-                    found = source.retrieve(users, k, exclude_seen=self.model.exclude_seen)
-                except Exception as error:  # noqa: BLE001 - the other sources answer
-                    watch.failed(name, error)
-            yield name, found
+    def _proposed(self, name: str, users: Histories, watch: Watch, k: int, vectors: dict[str, Vectors]) -> Candidates:
+        """Return what a source proposes; nothing, and a line, of one that fails or would begin too late. Its vectors are kept."""
+        if not watch.late(name, self.settings.serving.deadline.retrieve_by_ms):
+            try:
+                source = self.model.retrievers[name]
+                if name in self.placed:
+                    source, vectors[name] = self.placed[name].asked(source, users)
+                return source.retrieve(users, k, exclude_seen=self.model.exclude_seen)
+            except Exception as error:  # noqa: BLE001 - the other sources answer
+                watch.failed(name, error)
+        return topk.nothing(1, k)
 
     def _ranked(
-        self, candidates: Proposals, users: Histories, binding: Binding, held: Held, watch: Watch
+        self, candidates: Proposals, users: Histories, binding: Binding, known: tuple[Held, Mapping[str, Vectors]], watch: Watch
     ) -> tuple[npt.NDArray[np.float64], Floats] | None:
         """Return the ranker's scores and what it read; None, and a line, where that fails or would begin too late."""
-        model, ranker = self.model, self.model.ranker
+        (held, vectors), model, ranker = known, self.model, self.model.ranker
         if ranker is None or watch.late("ranker", self.settings.serving.deadline.rank_by_ms):
             return None
         try:
             with watch.stage("features"):
-                by_vectors = self.placed if BY_VECTORS & set(model.groups) else {}
-                vectors = {name: source.of(users) for name, source in by_vectors.items()}
-                known = moment.context(
-                    candidates, users, binding, held, self.knowledge.store(), groups=model.groups, memory=model.memory, vectors=vectors
+                wanted = self.placed if BY_VECTORS & set(model.groups) else {}
+                # A source that proposed nothing in time is asked here after all: the ranker reads its vectors.
+                of_users = {name: vectors.get(name) or source.asked(model.retrievers[name], users)[1] for name, source in wanted.items()}
+                context = moment.context(
+                    candidates, users, binding, held, self.knowledge.store(), groups=model.groups, memory=model.memory, vectors=of_users
                 )
-                matrix = two_stage.chosen(*assemble(known, candidates), ranker)
+                matrix = two_stage.chosen(*assemble(context, candidates), ranker)
             with watch.stage("rank"):
                 score = ranker.score(matrix, np.array([len(candidates)], np.int32))
         except Exception as error:  # noqa: BLE001 - the blend orders the list

@@ -27,7 +27,6 @@ from pipelines.serving.request import Ask
 from pipelines.serving_policies import ServingSettings
 
 LOOK_SECONDS: Final = 1.0  # a pointer is looked at so often
-TOLD: Final = (c.TITLE, c.CATEGORY, c.BRAND, c.PRICE, c.AVAILABLE)
 
 
 @dataclass(frozen=True)
@@ -152,12 +151,9 @@ class Knowledge:
         return found[0] if found else {}
 
 
-def described(catalogue: CatalogueSnapshot, place: int) -> dict[str, object]:
+def described(catalogue: CatalogueSnapshot, place: int) -> Mapping[str, object]:
     """Return what the catalogue says of an item; what is unknown is left out."""
-    if place < 0:
-        return {}
-    found = {name: catalogue.items[name][place].as_py() for name in TOLD}
-    return {name: value for name, value in found.items() if value is not None}
+    return {} if place < 0 else catalogue.told(place)
 
 
 def needed(known: Known) -> tuple[RequestSnapshot, ItemSnapshot]:

@@ -66,10 +66,21 @@ def related(engine: Engine, anchors: Ints, items: Ints) -> Floats:
     found = np.zeros((len(anchors), len(items)), np.float32)
     for source in engine.model.retrievers.values():
         if isinstance(source, ItemKnn | SequenceRules | Together) and source.state is not None:
-            weights = neighbours.matrix(source.state)
-            part = np.asarray(weights[anchors][:, items].todense(), np.float32)
+            part = _weights(source.state, anchors, items)
             if (most := part.max(initial=0)) > 0:
                 found = np.maximum(found, part / most)
+    return found
+
+
+def _weights(learnt: neighbours.State, anchors: Ints, items: Ints) -> Floats:
+    """Return float32 [n_anchors, n_items], the weights between some items; columns of a row ascend."""
+    data, columns, indptr = (learnt[name] for name in ("data", "indices", "indptr"))
+    found = np.zeros((len(anchors), len(items)), np.float32)
+    for at, anchor in enumerate(anchors.tolist()):
+        first, last = int(indptr[anchor]), int(indptr[anchor + 1])
+        if first < last:
+            place = first + np.minimum(np.searchsorted(columns[first:last], items), last - first - 1)
+            found[at] = np.where(columns[place] == items, data[place], 0)
     return found
 
 
