@@ -175,10 +175,16 @@ class RetrainPolicy(Policy):
         return self
 
 
+# How a release comes to serve: the pointer flips at once; it is loaded everywhere first; users are given to it step by step, after it
+# has answered silently.
+Way = Literal["direct", "blue-green", "canary", "shadow-then-canary"]
+
+
 class ReleasePolicy(Policy):
     """Who lets a challenger serve that the gate would promote, and what counts as a person's word."""
 
     mode: Literal["auto", "review", "off"] = "auto"  # the gate releases; a person must agree; the gate speaks and nothing moves
+    rollout: Way = "direct"  # how; other ways need the service to run (docs/serving/releases.md), and a champion to be compared with
     review_hours: float = Field(default=24.0, gt=0, le=8760)  # for a person to answer; then the champion stays
     by_hand: Literal["honour", "refuse"] = "honour"  # what is set by hand in MLflow's pages: alias `champion`, tag `validation_status`
     on_rejected_champion: Literal["rollback", "keep"] = "rollback"  # where a person rejects, in MLflow, the version that serves

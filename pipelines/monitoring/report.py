@@ -76,7 +76,7 @@ def _placed(entries: Iterable[Figures]) -> list[tuple[Figures, datetime | None]]
     for entry in entries:
         own = utc(entry["as_of"]) if entry.get("as_of") else None
         newest = max(filter(None, (newest, own)), default=None)
-        found.append((entry, own if own is not None and entry["kind"] in ledger.JUDGED else newest))
+        found.append((entry, own if own is not None and ledger.spoken(entry) else newest))
     return found
 
 

@@ -28,7 +28,7 @@ from pipelines.evaluation.slices import Mask
 from pipelines.ranking import attribution, fairness_report, judging, two_stage
 from pipelines.ranking.context import catalogue
 from pipelines.ranking.two_stage import TwoStage
-from pipelines.registry import bundle, evidence_lists, evidence_scoring, evidence_windows, gate, gate_incumbents, releases
+from pipelines.registry import bundle, evidence_lists, evidence_scoring, evidence_windows, gate, gate_incumbents, ledger, releases
 from pipelines.registry.evidence_lists import Shop
 from pipelines.registry.evidence_windows import About
 from pipelines.registry.gate import Evidence
@@ -312,6 +312,6 @@ def _reign(home: Home) -> list[Mapping[str, Any]]:
     for entry in releases.history(home):
         if entry["kind"] in releases.REIGNS:
             entries = []
-        elif entry["kind"] in releases.JUDGED:
+        elif ledger.spoken(entry):
             entries.append(entry)
     return entries

@@ -151,6 +151,11 @@ def clock(home: Home) -> datetime:
         return utc(connection.execute(sa.select(NOW)).scalar_one())
 
 
+def spoken(found: Mapping[str, Any]) -> bool:
+    """Tell whether an entry is the gate's word on a challenger, by which nothing has moved yet: kept, waiting, or to be rolled out."""
+    return found["kind"] in JUDGED or (found["kind"] in {SHADOW, CANARY} and "verdict" in found)
+
+
 def versions(found: Mapping[str, Any]) -> set[str]:
     """Return the model versions that an entry is about."""
     named = (found.get(name) for name in ("version", "challenger", "champion_before", "champion_after"))

@@ -17,7 +17,7 @@ from typing import Any, Final
 from pipelines import config, cycle, publish
 from pipelines.config import Home, Settings
 from pipelines.errors import StateError
-from pipelines.registry import bundle, evidence, gate, ledger, projection, releases, review, runs, version_page
+from pipelines.registry import bundle, evidence, gate, ledger, projection, releases, review, rollouts, runs, version_page
 from pipelines.window import stamp, utc
 
 OFF: Final = "releases are off"
@@ -115,14 +115,25 @@ def standing(home: Home, as_of: datetime, digest: str) -> dict[str, Any] | None:
     if not found:
         return None
     decision = found[-1]
-    if decision["kind"] != ledger.WAITING:
-        return {**decision, "outcome": decision.get("outcome", decision["kind"])}
-    given = ledger.decision(home, review.answer_key(decision["key"]))
-    if given is None:
-        return {**decision, "outcome": ledger.WAITING}
-    if given["kind"] == ledger.REFUSED:  # approved, but judged against a champion of before
+    if waited := decision["kind"] == ledger.WAITING:
+        given = ledger.decision(home, review.answer_key(decision["key"]))
+        if given is None:
+            return {**decision, "outcome": ledger.WAITING}
+        decision = {**decision, **given}
+    if decision["kind"] in rollouts.RUNNING:
+        return _rolled_out(home, decision)
+    if waited and decision["kind"] == ledger.REFUSED:  # approved, but judged against a champion of before
         return None
-    return {**decision, **given, "outcome": given["kind"]}
+    return {**decision, "outcome": decision.get("outcome", decision["kind"])}
+
+
+def _rolled_out(home: Home, decision: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what became of a challenger that was to be rolled out; None where the champion changed meanwhile: it is judged again."""
+    ended, now = ledger.decision(home, rollouts.end_key(decision["key"])), rollouts.current(home)
+    if ended is not None:
+        said = {name: ended[name] for name in ("champion_after", "author") if name in ended}
+        return {**decision, **said, "reasons": [*decision["reasons"], *ended["reasons"]], "outcome": ended["kind"]}
+    return {**decision, "outcome": now.kind} if now is not None and now.key == decision["key"] else None
 
 
 def _decisions(home: Home, as_of: datetime, digest: str) -> list[dict[str, Any]]:
@@ -168,7 +179,7 @@ def _decide(home: Home, as_of: datetime, found: Mapping[str, Any], key: str, set
     body |= {"verdict": verdict.verdict, "track": verdict.track, "reasons": list(verdict.reasons), "figures": verdict.figures}
     if verdict.promote:
         sound(home, digest)
-        _act(home, baseline, key, body, settings.release.mode)
+        _act(home, baseline, key, body, settings)
     else:
         releases.keep(home, key, {**body, "outcome": ledger.KEPT})
     decided = standing(home, as_of, digest)
@@ -177,8 +188,9 @@ def _decide(home: Home, as_of: datetime, found: Mapping[str, Any], key: str, set
     return decided
 
 
-def _act(home: Home, baseline: releases.Pointer, key: str, body: dict[str, Any], mode: str) -> None:
-    """Do what follows from a yes: release, ask a person, or nothing."""
+def _act(home: Home, baseline: releases.Pointer, key: str, body: dict[str, Any], settings: Settings) -> None:
+    """Do what follows from a yes: release, roll out, ask a person, or nothing."""
+    mode, first = settings.release.mode, rollouts.first(settings.release.rollout, settings.serving.rollout.shares)
     word = review.word_on(home, body["challenger"])
     if mode == "off":
         reasons = [*body["reasons"], f"{OFF} (release.mode): the champion stays"]
@@ -191,6 +203,12 @@ def _act(home: Home, baseline: releases.Pointer, key: str, body: dict[str, Any],
         said = {} if word is None else {"author": word["author"], "words": word["words"]}
         released = {**body, **said, "champion_after": body["challenger"], "outcome": ledger.PROMOTED}
         version, digest = body["challenger"], body["challenger_digest"]
+        if first is not None and baseline.version is not None:
+            kind, share = first
+            rollouts.begin(
+                home, baseline, key=key, kind=kind, share=share, version=version, digest=digest, as_of=body["as_of"], body={**body, **said}
+            )
+            return
         releases.flip(home, baseline, version=version, digest=digest, as_of=body["as_of"], key=key, body=released)
 
 

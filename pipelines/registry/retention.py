@@ -29,7 +29,7 @@ import sqlalchemy as sa
 from pipelines import config, cycle, publish
 from pipelines.config import Home
 from pipelines.decision_policies import RetentionPolicy
-from pipelines.registry import bundle_folder, ledger, lineage, rehearsal, releases, review, rollback
+from pipelines.registry import bundle_folder, ledger, lineage, rehearsal, releases, review, rollback, rollouts
 from pipelines.registry.bundle_folder import COLLECTED
 from pipelines.registry.release_database import NAME, POINTER
 from pipelines.window import stamped, utc
@@ -74,6 +74,8 @@ def kept(bundles: Iterable[Bundle], pointer: releases.Pointer, history: list[dic
     for entry in history:
         if entry["kind"] == ledger.WAITING and entry["key"] not in answered:
             keep(entry.get("challenger_digest"), "waits for a person's word")
+    if (rolling := next((one for one in reversed(history) if one["kind"] in {*rollouts.RUNNING, ledger.ENDED}), None)) is not None:
+        keep(rolling["challenger_digest"] if rolling["kind"] != ledger.ENDED else None, "is being rolled out")
     for entry in rollback.candidates(history, pointer.version)[: policy.keep_last]:
         keep(entry["digest"], f"one of the {policy.keep_last} releases to go back to")
     for one in there[: policy.keep_last]:
@@ -139,7 +141,11 @@ def _take(home: Home, one: Bundle) -> bool:
     doomed = path.with_name(f"{DOOMED}{one.digest}")
     with ledger.recording(home) as connection:  # holds the pointer's row: no flip between the question and the renaming
         row = connection.execute(sa.select(POINTER).where(POINTER.c.name == NAME)).one()
-        if one.digest in {row.digest, row.previous_digest} or one.digest in {entry["challenger_digest"] for entry in review.waiting(home)}:
+        if (
+            rollouts.runs(connection, one.digest)
+            or one.digest in {row.digest, row.previous_digest}
+            or one.digest in {entry["challenger_digest"] for entry in review.waiting(home)}
+        ):
             return False
         publish.write_json(bundle_folder.tombstone(home, one.digest), {"digest": one.digest, "version": one.version, "as_of": one.as_of})
         path.rename(doomed)

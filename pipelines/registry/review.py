@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines import config
 from pipelines.config import Home
 from pipelines.decision_policies import ReleasePolicy
 from pipelines.errors import StaleFence, StateError
-from pipelines.registry import ledger, releases
+from pipelines.registry import ledger, releases, rollouts
 from pipelines.window import stamp, utc
 
 NOBODY = "nobody"
@@ -61,7 +62,14 @@ def approve(home: Home, entry: Mapping[str, Any], *, author: str, words: str) ->
     key = answer_key(entry["key"])
     _unanswered(home, entry)
     body = {**_carried(entry), "champion_after": entry["challenger"], "author": author, "words": [words], "answers": entry["key"]}
+    settings = config.load(home)
+    first = rollouts.first(settings.release.rollout, settings.serving.rollout.shares)
     try:
+        if first is not None and baseline.version is not None:
+            kind, share = first
+            version, digest, as_of = entry["challenger"], entry["challenger_digest"], entry["as_of"]
+            rollouts.begin(home, baseline, key=key, kind=kind, share=share, version=version, digest=digest, as_of=as_of, body=body)
+            return True
         releases.flip(
             home,
             baseline,
@@ -72,7 +80,9 @@ def approve(home: Home, entry: Mapping[str, Any], *, author: str, words: str) ->
             body=body,
             refusal_key=key,
         )
-    except StaleFence:
+    except StaleFence as stale:
+        refused = {**body, "champion_after": body["champion_before"], "refusal": str(stale)}
+        ledger.record(home, ledger.REFUSED, key, refused)  # no second entry where the flip has left one
         answer = ledger.decision(home, key)
         return answer is not None and answer["kind"] == ledger.PROMOTED  # another approved at the same moment
     return True

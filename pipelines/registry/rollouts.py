@@ -9,7 +9,7 @@ A step, the end and the promotion have keys of their own, so of two processes th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from pipelines.config import Home
+from pipelines.decision_policies import Way
 from pipelines.errors import StaleFence, StateError
 from pipelines.registry import bundle_folder, ledger, releases
 from pipelines.registry.release_database import LEDGER, NAME, POINTER, opened
@@ -55,7 +56,18 @@ class Rollout:
     @property
     def end_key(self) -> str:
         """Return the key of the entry that ends it."""
-        return f"{self.key}/end"
+        return end_key(self.key)
+
+
+def end_key(key: str) -> str:
+    """Return the key of what ends the rollout that began under a key: its promotion, or its end."""
+    return f"rollout/{key}/end"
+
+
+def first(way: Way, shares: Sequence[float]) -> tuple[str, float] | None:
+    """Return kind and share of a rollout's first step; None where the pointer flips at once."""
+    steps = {"blue-green": (ledger.CANARY, 0.0), "canary": (ledger.CANARY, shares[0]), "shadow-then-canary": (ledger.SHADOW, 0.0)}
+    return steps.get(way)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,12 @@ def current(home: Home) -> Rollout | None:
     """Return the rollout that runs, None without one."""
     with opened(home) as engine, engine.connect() as connection:
         return _running(connection, releases.read(connection))
+
+
+def runs(connection: sa.Connection, digest: str) -> bool:
+    """Tell whether a bundle is being rolled out."""
+    found = _running(connection, releases.read(connection))
+    return found is not None and found.digest == digest
 
 
 def _running(connection: sa.Connection, pointer: releases.Pointer) -> Rollout | None:
@@ -169,7 +187,7 @@ def step(home: Home, now: Rollout, *, kind: str, share: float, reasons: list[str
         if connection is None:
             return False
         body = _body(now, reasons, author, figures) | {"step": now.step + 1, "share": share}
-        ledger.append(connection, kind, f"{now.key}/step {now.step + 1}", body)
+        ledger.append(connection, kind, f"rollout/{now.key}/step {now.step + 1}", body)
         return True
 
 
@@ -194,7 +212,7 @@ def promote(home: Home, now: Rollout, *, reasons: list[str], author: str, figure
     try:
         releases.flip(
             home, now.baseline, version=now.version, digest=now.digest, as_of=now.as_of, key=now.end_key, body=body,
-            refusal_key=f"{now.key}/refused",
+            refusal_key=f"rollout/{now.key}/refused",
         )  # fmt: skip
     except StaleFence:
         if ledger.decision(home, now.end_key) is not None:  # another process did it at the same moment

@@ -8,16 +8,20 @@ rollback to it loads nothing. What is damaged is refused, and what served goes o
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
+from pipelines import publish
 from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.registry import choosing, ledger, rehearsal, rollback
@@ -25,6 +29,7 @@ from pipelines.registry.choosing import Serving
 from pipelines.registry.rollouts import Follower, Rollout, Seen
 from pipelines.serving.assignment import fraction
 from pipelines.serving.request import Answer, Ask, Release
+from pipelines.serving.tally import ROLLOUT
 from pipelines.serving_policies import RolloutPolicy
 
 LOG: Final = logging.getLogger(__name__)
@@ -97,6 +102,7 @@ class Holder:
         self._asks: deque[Ask] = deque(maxlen=max(policy.warm_asks, 1))
         self._follower: Follower | None = None
         self._taken: Seen | None = None
+        self._announced: dict[str, Any] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -107,8 +113,8 @@ class Holder:
         if held.challenger is None or held.rollout is None:
             return held.champion, ""
         if gets_challenger(held.rollout, ask.user_id):
-            return held.challenger, f"rollout-{held.rollout.version}:canary"
-        return held.champion, f"rollout-{held.rollout.version}:champion"
+            return held.challenger, f"{ROLLOUT}{held.rollout.version}:canary"
+        return held.champion, f"{ROLLOUT}{held.rollout.version}:champion"
 
     def start(self) -> None:
         """Load what serves, then follow in a thread."""
@@ -124,6 +130,7 @@ class Holder:
         if self._follower is not None:
             self._follower.close()
             self._follower = None
+        (folder(self.home) / f"{os.getpid()}.json").unlink(missing_ok=True)
 
     def _run(self) -> None:
         while not self._stop.wait(self.policy.poll_seconds):
@@ -165,9 +172,12 @@ class Holder:
         if champion is not held.champion and champion is not None:
             release = champion.release
             phases = self._phases.pop(str(release.digest), {})
-            swap = Swap(int(release.version or 0), str(release.digest), champion in loaded, {**phases, "switch": time.perf_counter() - begun})
+            swap = Swap(
+                int(release.version or 0), str(release.digest), champion in loaded, {**phases, "switch": time.perf_counter() - begun}
+            )
             self.swaps.append(swap)
             LOG.info("version %s (%s) serves", swap.version, swap.digest[:12])
+        self.announce()
 
     def _champion(self, seen: Seen) -> tuple[Engine | None, int]:
         """Return the engine of the pointer, or what is held where that is refused, with the fence that it follows."""
@@ -253,6 +263,12 @@ class Holder:
         if asks and len(failures) == len(asks):
             raise StateError(f"version {version}", found=f"no answer to {len(asks)} requests: {failures[-1]}", allowed="answers")
 
+    def announce(self) -> None:
+        """Let the other processes know what this one holds (`workers`)."""
+        if (status := self.status()) != self._announced:
+            publish.write_json(folder(self.home) / f"{os.getpid()}.json", status)
+            self._announced = status
+
     def status(self) -> dict[str, Any]:
         """Return what is held, as JSON values: for `/readyz`, metrics and the table of `reloop rollout`."""
         held = self.held
@@ -265,6 +281,23 @@ class Holder:
             "refused": dict(self.refused),
             "trouble": self.trouble,
         }
+
+
+def folder(home: Home) -> Path:
+    """Return where processes say what they hold."""
+    return home.serving / "holders"
+
+
+def workers(home: Home) -> dict[int, dict[str, Any]]:
+    """Return what each living process of this machine holds, by its id, as `Holder.status` has it."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder(home).glob("*.json")):
+        if not Path(f"/proc/{path.stem}").exists():
+            path.unlink(missing_ok=True)
+            continue
+        with suppress(FileNotFoundError):
+            found[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def gets_challenger(rollout: Rollout, user_id: str | None) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from pointer_lab import bundle, release
+from pointer_lab import ask, bundle, release
 
 from pipelines.config import Home
+from pipelines.decision_policies import RetentionPolicy
 from pipelines.errors import StaleFence, StateError
-from pipelines.registry import ledger, releases, rollback, rollouts
+from pipelines.registry import ledger, releases, retention, review, rollback, rollouts
 
 
 def begun(home: Home, version: int, share: float = 0.01, kind: str = ledger.CANARY, key: str | None = None) -> rollouts.Rollout:
@@ -104,3 +105,38 @@ def test_a_follower_reads_the_ledger_only_where_the_head_has_moved(home: Home) -
     assert follower.look().rollout is None
     assert follower.look().pointer.version == 3
     follower.close()
+
+
+def test_a_person_s_yes_begins_the_rollout_that_the_settings_ask_for(home: Home) -> None:
+    home.root.mkdir(parents=True, exist_ok=True)
+    (home.root / "reloop.toml").write_text('[release]\nrollout = "shadow-then-canary"\n')
+    release(home, 1)
+    entry = ask(home, 2)
+    assert review.approve(home, entry, author="ada", words="looks good")
+    now = rollouts.current(home)
+    assert now is not None
+    assert (now.kind, now.share, now.version, now.author) == (ledger.SHADOW, 0.0, 2, "ada")
+    assert releases.pointer(home).version == 1
+    assert review.waiting(home) == []
+
+
+def test_a_yes_that_comes_after_another_champion_is_refused_on_record(home: Home) -> None:
+    home.root.mkdir(parents=True, exist_ok=True)
+    (home.root / "reloop.toml").write_text('[release]\nrollout = "canary"\n')
+    release(home, 1)
+    entry = ask(home, 2)
+    release(home, 3)
+    assert not review.approve(home, entry, author="ada", words="looks good")
+    assert rollouts.current(home) is None
+    assert (ledger.decision(home, review.answer_key(entry["key"])) or {})["kind"] == ledger.REFUSED
+
+
+def test_retention_keeps_what_is_being_rolled_out(home: Home) -> None:
+    release(home, 1)
+    release(home, 2)
+    now = begun(home, 3)
+    there = [retention.Bundle(now.digest, 3, "2025-01-01", 0, decided=True)]
+    keeps_none = RetentionPolicy(keep_last=0)
+    assert retention.kept(there, releases.pointer(home), ledger.history(home), keeps_none) == {now.digest: "is being rolled out"}
+    rollouts.end(home, now, reasons=["errors"], author="reloop", figures={})
+    assert retention.kept(there, releases.pointer(home), ledger.history(home), keeps_none) == {}
