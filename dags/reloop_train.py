@@ -77,7 +77,7 @@ def reloop_train() -> None:  # noqa: PLR0915 - one task after the other
 
         settings = config.load(config.Home.from_environment())
         rankers.chosen(settings.ranking)
-        gate_incumbents.check(settings.gate)
+        gate_incumbents.check(settings.gate, settings.retrieval.sources)
         chosen = lineup.chosen(settings.retrieval)
         goods.vectored(settings.rerank, chosen)
         return list(chosen)

@@ -89,6 +89,11 @@ class Home:
         return self.root / "serving"
 
     @property
+    def recommendations(self) -> Path:
+        """Lists that were made for everybody, a folder a moment."""
+        return self.root / "recommendations"
+
+    @property
     def training(self) -> Path:
         """What each training run made, a folder an as_of."""
         return self.root / "training"
@@ -219,8 +224,14 @@ class Settings(Frozen):
 # What lies in files is history: its quiet days are facts, not outages, and its dirt is as it is.
 _HISTORY: Final = {"min_volume_share": 0.0}
 
-# A few hundred users a week cannot rule out that a slice of them lost 5%, and hardly any are new.
-_FEW: Final = {"slices": ("light_users", "tail_items"), "max_slice_loss": 0.10, "max_segment_loss": 0.10, "max_fresh_loss": 0.05}
+# A few hundred users a week cannot rule out that a slice of them lost 10%, and hardly any are new: a loss that is shown stops a release.
+_FEW: Final = {
+    "slices": ("light_users", "tail_items"),
+    "guard_slices_from": 1000,
+    "max_slice_loss": 0.10,
+    "max_segment_loss": 0.10,
+    "max_fresh_loss": 0.05,
+}
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     # 4,372 customers: a week has 300 to 1,000 of them, so the gate must answer with fewer. On some

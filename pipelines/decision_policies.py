@@ -57,6 +57,7 @@ class GatePolicy(Policy):
     max_slice_loss: float = Field(default=0.05, ge=0, le=1)  # NDCG@10 of each but cold users
     max_cold_loss: float = Field(default=0.10, ge=0, le=1)  # of cold users, who are few: a twentieth of the judged in the simulated shop
     min_slice_users: int = Field(default=200, ge=2)  # in each slice; fewer are "not enough evidence"
+    guard_slices_from: int = Field(default=0, ge=0)  # a slice of fewer users stops a promotion only where harm is shown
     cold_events: int = Field(default=2, ge=0)  # events before the window, up to which a user is cold
     segments: tuple[Literal["country", "age_band", "device"], ...] = ("country", "age_band", "device")  # those the data has
     max_segment_loss: float = Field(default=0.05, ge=0, le=1)  # NDCG@10 of each of the largest four values of a segment
@@ -65,14 +66,14 @@ class GatePolicy(Policy):
     max_coverage_loss: float = Field(default=0.10, ge=0, le=1)  # items in anyone's first ten
     max_tail_exposure_loss: float = Field(default=0.10, ge=0, le=1)  # attention, by place, that tail items get
     max_gini_increase: float = Field(default=0.05, ge=0, le=1)  # absolute
-    max_diversity_loss: float = Field(default=0.10, ge=0, le=1)  # pairs of a list from different categories
+    max_diversity_loss: float = Field(default=0.20, ge=0, le=1)  # pairs of a list from different categories
     max_miscalibration_increase: float = Field(default=0.10, ge=0)  # absolute, nats
     max_ece_increase: float = Field(default=0.01, ge=0, le=1)  # absolute; where both rankers tell probabilities
     max_empty_increase: float = Field(default=0.005, ge=0, le=1)  # absolute, share of users
     max_latency_increase: float = Field(default=0.25, ge=0)  # median over users
-    max_size_increase: float = Field(default=0.5, ge=0)
+    max_size_increase: float = Field(default=0.5, ge=0)  # beyond what the events learnt from have grown by
     max_null_increase: float = Field(default=0.10, ge=0, le=1)  # absolute, of any feature, from training rows to those that were ranked
-    max_tie_increase: float = Field(default=0.25, ge=0, le=1)  # absolute; a ranker that collapsed scores all alike
+    max_ties: float = Field(default=0.9, ge=0, le=1)  # of neighbours in the first ten; a ranker that collapsed scores all alike
     max_score_psi: float = Field(default=5.0, ge=0)  # of scores standardised within their list: another model, not another world
 
     @model_validator(mode="after")
@@ -212,6 +213,7 @@ class ImpressionPolicy(Policy):
     segment_bytes: int = Field(default=16 << 20, ge=1 << 10)  # from which a segment is closed, to be landed
     segment_seconds: float = Field(default=60.0, gt=0)  # or once it is this old
     attribution_hours: float = Field(default=24.0, gt=0, le=8760)  # after it was shown, in which what a user does is its outcome
+    skew_requests: int = Field(default=50, ge=0)  # of the last week, whose feature values are recomputed by the monitor; 0: none
     max_skew: float = Field(default=0.001, ge=0, le=1)  # of the logged feature values that may differ from those recomputed
     score_tolerance: float = Field(default=1e-6, ge=0)  # by which a score may differ from the one recomputed
 

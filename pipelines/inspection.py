@@ -129,7 +129,7 @@ def _settings(home: Home) -> Finding:
 
     settings = config.load(home)
     rankers.chosen(settings.ranking)
-    gate_incumbents.check(settings.gate)
+    gate_incumbents.check(settings.gate, settings.retrieval.sources)
     return Finding("settings", ok=True, text="every section and knob is known")
 
 

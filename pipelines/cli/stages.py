@@ -85,7 +85,7 @@ def run(
     span = span_of(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
     settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
     rankers.chosen(settings.ranking)
-    gate_incumbents.check(settings.gate)
+    gate_incumbents.check(settings.gate, settings.retrieval.sources)
     lineup.chosen(settings.retrieval)  # a knob out of its range is refused before anything is read
     planned = running.plan(request, span, settings, step_days=step_days, warmup_days=warmup, batch_days=batch_days)
     results = running.execute(state, planned, settings, out)
@@ -227,7 +227,7 @@ def train(as_of: AsOfOption, as_json: JsonOption = False, home: HomeOption = Non
 
     state, moment = home_at(home), utc(as_of)
     rankers.chosen(config.load(state).ranking)
-    gate_incumbents.check(config.load(state).gate)
+    gate_incumbents.check(config.load(state).gate, config.load(state).retrieval.sources)
     trigger = triggers.decide(state, moment, "by hand: `reloop train`")
     if not trigger.due:
         typer.echo(f"trained all the same, though {trigger.reasons[0]}", err=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines import columns as c
-from pipelines import config, cycle, publish
+from pipelines import config, cycle, lake, publish
 from pipelines.config import Home, Settings
 from pipelines.datasets import interactions, universe
 from pipelines.datasets.interactions import Histories, Ids, Interactions, histories, positions, strings
@@ -34,6 +34,7 @@ from pipelines.registry.evidence_windows import About
 from pipelines.registry.gate import Evidence
 from pipelines.registry.gate_guardrails import Exact, Measure
 from pipelines.registry.gate_windows import Scores, Window
+from pipelines.retrieval.lineup import SOURCES
 from pipelines.window import DAY, utc
 
 K: Final = 10
@@ -185,7 +186,7 @@ def weigh(home: Home, as_of: datetime, baseline: releases.Pointer, challenger: T
         StateError: the settings name an incumbent or a baseline that no source is.
     """
     settings = config.load(home)
-    gate_incumbents.check(settings.gate)
+    gate_incumbents.check(settings.gate, settings.retrieval.sources if baseline.version is None else SOURCES)
     judged = bench(home, as_of, settings)
     new = judged.score(challenger)
     broken = fairness_report.broken(home, as_of, settings.fairness)
@@ -260,14 +261,23 @@ def _guarded(judged: Bench, before: tuple[TwoStage, Scored], after: tuple[TwoSta
             found.found |= measures
             found.inapplicable |= silent
     if "bundle_size" in asked_for:
-        size = found.attempt(["bundle_size"], lambda: Exact(*(float(_bytes(judged.home, digest)) for digest in digests)))
+        size = found.attempt(["bundle_size"], lambda: _sizes(judged.home, *digests))
         found.found |= {"bundle_size": size} if size else {}
     _of_scores(judged, before[0], after[0], found)
     return found
 
 
-def _bytes(home: Home, digest: str) -> int:
-    return sum(int(entry["bytes"]) for entry in publish.manifest(bundle.folder(home, digest)).files.values())
+def _sizes(home: Home, before: str, after: str) -> Exact:
+    """Return the bytes of both bundles, the first as if it had learnt from as many events: what has met more of the shop holds more."""
+
+    def measured(digest: str) -> tuple[float, int]:
+        size = sum(int(entry["bytes"]) for entry in publish.manifest(bundle.folder(home, digest)).files.values())
+        with lake.connect(home, before=utc(bundle.facts(home, digest)["cutoff"])) as db:
+            (events,) = db.execute("SELECT count(*) FROM events").fetchone() or (0,)
+        return float(size), int(events)
+
+    (old, learnt), (new, learns) = measured(before), measured(after)
+    return Exact(old * max(1.0, learns / max(learnt, 1)), new)
 
 
 def _of_scores(judged: Bench, before: TwoStage, after: TwoStage, found: _Measures) -> None:
@@ -296,7 +306,9 @@ def _of_scores(judged: Bench, before: TwoStage, after: TwoStage, found: _Measure
         "ece": lambda: evidence_scoring.calibration(old, new, truths, seed),
     }
     if scored:
-        made["score_ties"] = lambda: Exact(evidence_scoring.tied(old, scored[0]), evidence_scoring.tied(new, scored[1]))
+        made["score_ties"] = lambda: Exact(
+            0.0, evidence_scoring.tied(new, scored[1])
+        )  # bounded as it stands: the champion may be tied, too
         made["score_psi"] = lambda: evidence_scoring.score_psi((old, scored[0]), (new, scored[1]))
     for name in names:
         measure = found.attempt([name], made[name]) if name in made else None

@@ -288,7 +288,7 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
         guarded["guardrails/fresh_window"] = PerUser(evidence.champion, evidence.challenger), fresh
         for name in policy.slices:
             most = policy.max_cold_loss if name == "cold_users" else policy.max_slice_loss
-            rule = Rule(f"slice {name}: NDCG@10", most, min_users=policy.min_slice_users)
+            rule = Rule(f"slice {name}: NDCG@10", most, min_users=policy.min_slice_users, guarded_from=policy.guard_slices_from)
             guarded[f"slices/{name}"] = PerUser(*evidence.slices[name]), rule
         for name, pair in evidence.segments.items():
             rule = Rule(f"segment {name}: NDCG@10", policy.max_segment_loss, guarded_from=policy.min_segment_users)

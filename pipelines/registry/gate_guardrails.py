@@ -183,9 +183,9 @@ def rules(policy: GatePolicy) -> dict[str, Rule]:
         "ece": Rule("calibration error of probabilities (ECE)", policy.max_ece_increase, relative=False, more_is_worse=True),
         "empty_lists": Rule("share of empty lists", policy.max_empty_increase, relative=False, more_is_worse=True),
         "latency": Rule("scoring seconds a user", policy.max_latency_increase, more_is_worse=True),
-        "bundle_size": Rule("bundle bytes", policy.max_size_increase, more_is_worse=True),
+        "bundle_size": Rule("bundle bytes for as many events", policy.max_size_increase, more_is_worse=True),
         "null_rates": Rule("share of missing values", policy.max_null_increase, relative=False, more_is_worse=True, min_users=1),
-        "score_ties": Rule("share of tied scores", policy.max_tie_increase, relative=False, more_is_worse=True),
+        "score_ties": Rule("share of tied scores", policy.max_ties, relative=False, more_is_worse=True),
         "score_psi": Rule("PSI of scores", policy.max_score_psi, relative=False, more_is_worse=True),
     }
 

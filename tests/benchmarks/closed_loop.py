@@ -50,7 +50,7 @@ users: {file: users, user_id: user_id, country: country, age_band: age_band, sig
 """
 SETTINGS = """
 [retrieval]
-sources = ["popular_7d", "item_knn", "user_knn", "sequence_rules", "repeat", "cold_items"]
+sources = ["popular", "popular_7d", "item_knn", "user_knn", "sequence_rules", "repeat", "cold_items"]
 [ranking]
 n_rounds = 60
 num_threads = 1

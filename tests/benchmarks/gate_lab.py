@@ -213,7 +213,7 @@ def evidence_of(
         "latency": Timed(lab.judged.seconds[champion], lab.judged.seconds[challenger] * case.slower),
         "bundle_size": Exact(lab.judged.bytes_[champion], lab.judged.bytes_[challenger]),
         "null_rates": Rates(lab.judged.features, *week.nulls),
-        "score_ties": Exact(week.ties[champion], week.ties[challenger]),
+        "score_ties": Exact(0.0, week.ties[challenger]),
         "score_psi": Exact(0.0, psi.psi(week.scores[champion], week.scores[challenger])),
     }
     tails = week.tail[champion], week.tail[challenger]

@@ -149,7 +149,8 @@ def test_scores_that_collapsed_or_are_no_numbers_are_found(shop: Weighed) -> Non
     flat = evidence_scoring.scores(alike)
     before, after = evidence_scoring.tied(shop.asked, fine), evidence_scoring.tied(alike, flat)
     assert (before < 0.7, after) == (True, 1.0)
-    assert not holds("score_ties", gate_guardrails.Exact(before, after))
+    assert not holds("score_ties", gate_guardrails.Exact(0.0, after))
+    assert holds("score_ties", gate_guardrails.Exact(0.0, before))
     assert holds("score_psi", evidence_scoring.score_psi((shop.asked, fine), (shop.asked, 3 * fine + 5)))
     assert evidence_scoring.score_psi((shop.asked, fine), (alike, flat)).after > 1
     with pytest.raises(Exception, match="no numbers"):
