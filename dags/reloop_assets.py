@@ -1,9 +1,9 @@
 """Every Asset in flow order. Reading this is reading the system: a Dag starts when the one above it has published.
 
     reloop_ingest   -> lake              -> reloop_features
-    reloop_features -> features          -> reloop_train, reloop_monitor
+    reloop_features -> features          -> reloop_train, reloop_monitor, reloop_batch
     reloop_train    -> challenger        -> reloop_promote
-    reloop_promote  -> champion_decision -> reloop_monitor
+    reloop_promote  -> champion_decision -> reloop_monitor, reloop_batch
     reloop_monitor  -> retrain_request   -> reloop_train
 
 Every event carries `as_of`: an asset-triggered run has no logical date, so time rides on the event.

@@ -110,6 +110,16 @@ class EventPolicy(Frozen):
     recent_users: int = Field(default=10_000, ge=1)  # whose events of a moment ago a process keeps in mind
 
 
+class BatchPolicy(Frozen):
+    """Lists that are made beforehand, for when no better rung answers (docs/serving/batch.md)."""
+
+    k: int = Field(default=50, ge=1, le=1000)  # items a user; more than is asked for, because filters will take some
+    active_days: int = Field(default=28, ge=0)  # users with an event in so many days before; 0 is everybody who ever had one
+    users_at_once: int = Field(default=4096, ge=1)  # of a block: bounds the memory, changes no list
+    kept: int = Field(default=2, ge=1)  # newest batches on disk
+    redis_keys_at_once: int = Field(default=1000, ge=1)
+
+
 class LadderPolicy(Frozen):
     """What the best rungs may take before a lower one answers."""
 
@@ -129,4 +139,5 @@ class ServingSettings(Frozen):
     cache: CachePolicy = CachePolicy()
     ladder: LadderPolicy = LadderPolicy()
     events: EventPolicy = EventPolicy()
+    batch: BatchPolicy = BatchPolicy()
     rollout: RolloutPolicy = RolloutPolicy()

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.cli import (
+    batching,
     bench,
+    blocking,
     bundles,
     experimenting,
     explaining,
@@ -56,6 +58,10 @@ for verb in (
     bundles.lineage,
     bundles.gc,
     serving.serve,
+    batching.batch,
+    blocking.block,
+    blocking.unblock,
+    blocking.blocked,
     operations.status,
     operations.doctor,
 ):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -161,9 +161,15 @@ class Ladder:
         if kept is None:
             return None
         stock, out = self._stock(), set(ask.filters.exclude)
-        filters = replace(ask.filters, exclude=()) if out else ask.filters
-        good = [shown.item_id not in out and meets(filters, shown.item_id, stock.about(shown.item_id)) for shown in kept.items]
-        return None if not any(good) else kept if all(good) else kept.keeping(good)
+        if self.exclude_seen:
+            out |= {event.item_id for event in ask.events}
+        filters = replace(ask.filters, exclude=()) if ask.filters.exclude else ask.filters
+        about = {shown.item_id: stock.about(shown.item_id) for shown in kept.items}
+        good = [item not in out and meets(filters, item, said) for item, said in about.items()]
+        if all(good) and len(good) <= ask.k:
+            return kept if all(shown.about for shown in kept.items) else _described(kept, about)
+        left = kept.keeping(good)
+        return _described(replace(left, items=left.items[: ask.k]), about) if left.items else None
 
     def _told(self, ask: Ask) -> Ask:
         """Return the request with what the process knows beside it: events of a moment ago, items that are blocked."""
@@ -279,6 +285,11 @@ class Ladder:
                 found.append(Shown(item, len(found) + 1, float(score), why, sources, about=about))
                 left_out.add(item)
         return tuple(found)
+
+
+def _described(answer: Answer, about: Mapping[str, Mapping[str, object]]) -> Answer:
+    """Return an answer of before with what the catalogue says now."""
+    return replace(answer, items=tuple(replace(shown, about=about[shown.item_id]) for shown in answer.items))
 
 
 def check(answer: Answer) -> None:

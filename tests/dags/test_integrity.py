@@ -13,7 +13,16 @@ from pipelines.config import REPOSITORY
 from pipelines.sources.request import Source, World
 
 DAGS = REPOSITORY / "dags"
-IDS = ("reloop_backfill", "reloop_features", "reloop_ingest", "reloop_monitor", "reloop_promote", "reloop_rollback", "reloop_train")
+IDS = (
+    "reloop_backfill",
+    "reloop_batch",
+    "reloop_features",
+    "reloop_ingest",
+    "reloop_monitor",
+    "reloop_promote",
+    "reloop_rollback",
+    "reloop_train",
+)
 TAGS = {"reloop", "data", "features", "models", "release", "monitoring", "manual"}
 
 # task -> the tasks that follow it. The picture of each Dag, in words.
@@ -46,6 +55,7 @@ GRAPHS: dict[str, dict[str, list[str]]] = {
     },
     "reloop_promote": {"decide": ["announce", "review"], "review": ["announce"], "announce": ["tidy"], "tidy": []},
     "reloop_rollback": {"roll_back": ["tell"], "tell": []},
+    "reloop_batch": {"champion": ["make_lists"], "make_lists": []},
     "reloop_monitor": {"check_drift": ["report", "request_training"], "report": [], "request_training": []},
     "reloop_backfill": {
         "plan": ["latest", "read"],
@@ -66,6 +76,7 @@ FLOW = {
     "reloop_features": (["lake"], [("check_parity", "features")]),
     "reloop_train": (["features", "retrain_request"], [("bundle", "challenger")]),
     "reloop_promote": (["challenger"], [("announce", "champion_decision")]),
+    "reloop_batch": (["champion_decision", "features"], []),
     "reloop_monitor": (["champion_decision", "features"], [("request_training", "retrain_request")]),
     "reloop_backfill": ([], [("check_parity", "features")]),
     "reloop_rollback": ([], []),
@@ -80,7 +91,8 @@ MAPPED = {
 POOLS = {
     "duckdb": {("reloop_ingest", "validate"), ("reloop_ingest", "land"), ("reloop_features", "build")}
     | {("reloop_backfill", task) for task in ("validate", "land_again", "build")},
-    "training": {("reloop_train", task) for task in ("retrieve", "blend", "training_set", "search", "rank", "evaluate")},
+    "training": {("reloop_train", task) for task in ("retrieve", "blend", "training_set", "search", "rank", "evaluate")}
+    | {("reloop_batch", "make_lists")},
 }
 
 
@@ -243,4 +255,4 @@ def test_hostile_text_does_not_pass_the_form(dags, hostile):
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(value, param["schema"])
             checked += 1
-    assert checked == 33
+    assert checked == 36
