@@ -80,6 +80,8 @@ def _tell_list(found: dict[str, Any]) -> None:
             ", ".join(line["rules"]) or "-",
         )
     out.print(grid)
+    if not history["events"]:
+        out.print("  nobody of that name has done anything yet: this is what a newcomer is shown", highlight=False)
     out.print(f"  history: {history['events']} events" + (f"; newest {escape(newest)}" if newest else ""), highlight=False)
     if found["exploration"]:
         out.print("  beyond this, some places are drawn for among new items (exploration)", highlight=False)

@@ -99,6 +99,7 @@ def further(home: Home, results: list[dict[str, Any]]) -> None:
     """Print where to look further: files that are there, and commands that work as they are printed."""
     last = results[-1]["as_of"][:10] if results else ""
     files = {
+        "report": home.reports / "index.html",
         "figures": home.reports / "run.json",
         "Data Docs": home.reports / "gx" / "index.html",
         "drift report": home.reports / "evidently" / f"{last}.html",
@@ -109,6 +110,7 @@ def further(home: Home, results: list[dict[str, Any]]) -> None:
     commands = {
         "once, in this shell": f"source {shlex.quote(str(Path(sys.prefix, 'bin', 'activate')))}",
         "releases": f"{here}reloop releases",
+        "recommendations": f"{here}reloop serve --now data",
         "state": f"{here}reloop status",
         "Airflow and MLflow": f"{here}make up",
         "features": f"(cd feature_repo && {yaml}feast feature-views list)",
