@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json, to_json
+from starlette.convertors import Convertor, register_url_convertor
 
 from pipelines import columns as c
 from pipelines.errors import ReloopError
@@ -41,6 +42,23 @@ from pipelines.window import micros
 
 LIKED: Final = 5.0  # the rating that saying "I like this" stands for
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class AnyId(Convertor[str]):
+    """An id in a path: any text, slashes and line ends included, so that whatever it is the schema judges it and no route is missing."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """Return it as it is."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """Return it as it is."""
+        return value
+
+
+register_url_convertor("id", AnyId())
 
 UserId = Annotated[Id, Path(description="Any id; a user nobody knows gets an answer, too.")]
 ItemId = Annotated[Id, Path(description="Any id; for an item nobody knows the answer is what is popular.")]
@@ -158,27 +176,27 @@ def app(room: Room, version: str = "1") -> FastAPI:
 def _lists(desk: Desk) -> APIRouter:
     routes = APIRouter(prefix="/v1", route_class=StrictRoute, tags=["lists"])
 
-    @routes.get("/users/{user_id:path}/recommendations", **ANSWERS)
+    @routes.get("/users/{user_id:id}/recommendations", **ANSWERS)
     async def home(request: Request, user_id: UserId, query: Annotated[ListQuery, Query()]) -> Response:
         """Return what a user may like: the home page."""
         return await desk.list(request, desk.ask(request, "home", query, user_id=user_id))
 
-    @routes.get("/users/{user_id:path}/because-you-viewed", **ANSWERS)
+    @routes.get("/users/{user_id:id}/because-you-viewed", **ANSWERS)
     async def because_you_viewed(request: Request, user_id: UserId, query: Annotated[ListQuery, Query()]) -> Response:
         """Return what goes with what a user looked at last."""
         return await desk.list(request, desk.ask(request, "because_you_viewed", query, user_id=user_id))
 
-    @routes.get("/items/{item_id:path}/similar", **ANSWERS)
+    @routes.get("/items/{item_id:id}/similar", **ANSWERS)
     async def similar(request: Request, item_id: ItemId, query: Annotated[ItemQuery, Query()]) -> Response:
         """Return items like an item."""
         return await desk.list(request, desk.ask(request, "similar", query, item_ids=(item_id,)))
 
-    @routes.get("/items/{item_id:path}/bought-together", **ANSWERS)
+    @routes.get("/items/{item_id:id}/bought-together", **ANSWERS)
     async def bought_together(request: Request, item_id: ItemId, query: Annotated[ItemQuery, Query()]) -> Response:
         """Return what is bought with an item."""
         return await desk.list(request, desk.ask(request, "bought_together", query, item_ids=(item_id,)))
 
-    @routes.get("/items/{item_id:path}/like", **ANSWERS)
+    @routes.get("/items/{item_id:id}/like", **ANSWERS)
     async def like(request: Request, item_id: ItemId, query: Annotated[LikeQuery, Query()]) -> Response:
         """Return items like an item, but cheaper, of another brand, of another category: a critique."""
         return await desk.list(request, desk.ask(request, "like", query, item_ids=(item_id,), changes=tuple(query.change)))
@@ -224,7 +242,7 @@ def _bodies(desk: Desk) -> APIRouter:
         }
         return _json(said, 202)
 
-    @routes.post("/users/{user_id:path}/preferences", tags=["events"], **ANSWERS)
+    @routes.post("/users/{user_id:id}/preferences", tags=["events"], **ANSWERS)
     async def preferences(request: Request, user_id: UserId, body: PreferencesIn) -> Response:
         """Take what a new user says to like, and return the first list that knows of it."""
         now = desk.room.clock()
@@ -244,7 +262,7 @@ def _bodies(desk: Desk) -> APIRouter:
 def _state(desk: Desk) -> APIRouter:
     routes = APIRouter()
 
-    @routes.get("/v1/requests/{request_id:path}/explanation", tags=["explanations"], **EXPLAINED)
+    @routes.get("/v1/requests/{request_id:id}/explanation", tags=["explanations"], **EXPLAINED)
     async def explanation(request_id: RequestId) -> Response:
         """Return how an answer came about, item by item."""
         found = desk.room.remembered(request_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from pipelines.serving import schemas as s
 from pipelines.serving.api_gate import needs
@@ -103,21 +104,27 @@ def describe(api: FastAPI) -> None:
             page["info"]["description"] = (
                 "Lists for users and items, and how they came about. Every answer says on which rung of the ladder it stands."
             )
-            for path, methods in page["paths"].items():
-                for method, route in methods.items():
-                    _describe(path, method, route)
+            for route in api.routes:
+                if isinstance(route, APIRoute) and route.include_in_schema:
+                    for method in route.methods:
+                        _describe(route, method, page["paths"][route.path_format][method.lower()])
         return api.openapi_schema or page
 
     api.openapi = openapi  # type: ignore[method-assign]
 
 
-def _describe(path: str, method: str, route: dict[str, Any]) -> None:
-    scope = needs(method.upper(), path)
+def _describe(route: APIRoute, method: str, said: dict[str, Any]) -> None:
+    scope = needs(method, route.path_format)
     if scope is not None:
-        route["security"] = [{"key": []}]
-        route["description"] = f"{route.get('description', '')}\n\nScope: `{scope}`."
-    for parameter in route.get("parameters", ()):
+        said["security"] = [{"key": []}]
+        said["description"] = f"{said.get('description', '')}\n\nScope: `{scope}`."
+    for parameter in said.get("parameters", ()):
         if parameter["name"] in PARAMETERS:
             parameter["example"] = PARAMETERS[parameter["name"]]
-    if "requestBody" in route:
-        route["requestBody"]["content"]["application/json"]["example"] = BODIES[path]
+    if "requestBody" in said:
+        said["requestBody"]["content"]["application/json"]["example"] = BODIES[route.path_format]
+    for code, answer in route.responses.items():  # FastAPI leaves nulls out of examples, and adds JSON to what is text
+        made = said["responses"][str(code)]["content"]
+        said["responses"][str(code)]["content"] = {
+            kind: {**made[kind], "example": own["example"]} for kind, own in answer["content"].items()
+        }

@@ -30,6 +30,7 @@ from pipelines.serving.blocked import Blocked
 from pipelines.serving.breaker import CODES
 from pipelines.serving.caches import Caches
 from pipelines.serving.holder import Holder
+from pipelines.serving.journal import Journal
 from pipelines.serving.knowledge import Knowledge
 from pipelines.serving.ladder import Ladder
 from pipelines.serving.limits import Buckets, Turnstile
@@ -39,8 +40,11 @@ from pipelines.serving.realtime import Follower, Intake, Verdict
 from pipelines.serving.recent import Recent
 from pipelines.serving.remembered import Ring
 from pipelines.serving.request import Answer, Ask, Change, Clock, Release, Surface
+from pipelines.serving.rollout import Steward
 from pipelines.serving.service import Service
+from pipelines.serving.shadow import Shadow
 from pipelines.serving.shared_cache import SharedCache
+from pipelines.serving.tally import Tally
 from pipelines.window import utc
 
 LOG: Final = logging.getLogger(__name__)
@@ -180,7 +184,18 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
         def remember(answer: Answer) -> None:
             ring.keep(to_json(api.explained(answer), inf_nan_mode="null"))
 
-        made.service = Service(ladder.answer, (metrics.answered, remember))
+        shadow, journal, tally = (
+            Shadow(home, serving.rollout),
+            Journal(home, settings.impressions),
+            Tally(home, lambda: made.release().version),
+        )
+        made.service = Service(ladder.answer, (metrics.answered, remember, journal, tally, shadow))
+        ending.callback(tally.close)
+        journal.start()
+        ending.callback(journal.close)
+        steward = Steward(home, serving.rollout, shadow)
+        steward.start()
+        ending.callback(steward.stop)
         holder.start()
         ending.callback(holder.stop)
         warm(made)

@@ -13,7 +13,7 @@ from typing import Final
 
 from pipelines import lake
 from pipelines.config import Home
-from pipelines.errors import StateError
+from pipelines.errors import ReloopError, StateError
 from pipelines.window import utc
 
 WALL: Final = "wall"
@@ -52,5 +52,5 @@ def starting(home: Home, said: str) -> Anchored | None:
         return Anchored(utc(days[-1]) + timedelta(days=1), time.monotonic())
     try:
         return Anchored(utc(said), time.monotonic())
-    except ValueError as error:
+    except ReloopError as error:
         raise StateError("--now", found=said, allowed="wall, data, or a moment such as 2025-03-01T12:00") from error
