@@ -7,6 +7,7 @@ or goes wrong is told in `degraded`: a retriever is left out, without features o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +26,7 @@ from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.two_stage import RANKED, TwoStage
 from pipelines.registry.choosing import Serving
 from pipelines.retrieval import cold_users, merging, topk
-from pipelines.retrieval.protocol import Candidates, Retriever
+from pipelines.retrieval.protocol import Candidates
 from pipelines.retrieval.vectors import Vectors
 from pipelines.serving import moment, shown, surfaces
 from pipelines.serving.alike import Alike
@@ -34,9 +35,11 @@ from pipelines.serving.deadline import Watch
 from pipelines.serving.knowledge import Knowledge, Known, needed
 from pipelines.serving.request import BLEND, FULL, Answer, Ask, Release
 from pipelines.serving.shown import Features
+from pipelines.serving_policies import DeadlinePolicy
 
 PERSONAL: Final = ("home", "session")  # what is made for who asks; the other surfaces are about items (`surfaces`)
 DEEPER: Final = 4  # times as many candidates where filters leave few
+PATIENT_MS: Final = 1e9
 KEPT: Final = 2  # snapshots that an engine stays bound to: who began with the old one ends with it
 
 
@@ -201,7 +204,12 @@ def bound(knowledge: Knowledge, serving: Serving) -> Engine:
     engine = Engine(knowledge, serving, config.load(knowledge.home), placed(serving.model))
     known = knowledge.known
     if known.requests is not None and known.items is not None:
-        engine.binding(known)
+        engine.alike(known)
+        # What models work out at their first question is worked out here; nobody waits for it, so nothing is late.
+        patient = Watch(DeadlinePolicy(retrieve_by_ms=PATIENT_MS, rank_by_ms=PATIENT_MS))
+        users = known.requests.histories.users
+        with suppress(Exception):  # a release in trouble says so when it is asked in earnest
+            engine.found(Ask("home", "", known.requests.as_of, 1, users[0].as_py() if len(users) else None), patient)
     return engine
 
 
