@@ -65,6 +65,11 @@ max_fresh_loss = 0.05
 list_seconds = 0
 [serving.limits]
 requests_per_second = 100000
+[serving.deadline]  # what is measured is what lists are worth, not whether the machine is busy
+request_ms = 20000
+store_ms = 2000
+retrieve_by_ms = 10000
+rank_by_ms = 15000
 """
 
 
