@@ -23,6 +23,7 @@ from pipelines.serving.limits import Buckets
 from pipelines.serving.logs import ACCESS, REQUEST
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.request import Answer
+from pipelines.serving.traces import Traces
 from pipelines.serving_policies import LimitPolicy, LogPolicy
 
 Scope = MutableMapping[str, Any]
@@ -62,6 +63,7 @@ class Gate:
 
     Attributes:
         hosts: names that may stand in `Host`; empty allows any. On loopback it keeps other sites' pages out (DNS rebinding).
+        traces: None where none are wanted.
         keyring: None where everybody may ask everything.
     """
 
@@ -72,6 +74,7 @@ class Gate:
     buckets: Buckets
     keyring: Keyring | None = None
     hosts: frozenset[str] = frozenset()
+    traces: Traces | None = None
     ticks: Callable[[], float] = field(default=time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -185,6 +188,9 @@ class Gate:
         rung, variant = (answer.rung, answer.variant) if answer is not None else ("none", "")
         self.metrics.requests.labels(route, code, rung, self.metrics.arm(variant)).inc()
         self.metrics.http_seconds.labels(route).observe(seconds)
+        if self.traces is not None and scope["path"] not in ALWAYS:
+            about = {"method": scope["method"], "route": route, "code": code, "request_id": state["request_id"]}
+            self.traces.told(Headers(scope=scope), about, seconds, answer)
         if not self.log.access or (scope["path"] in ALWAYS and code < 400):
             return
         said: dict[str, Any] = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,13 +20,14 @@ from typing import Any, Final, get_args
 from pydantic_core import to_json
 
 from pipelines import config
-from pipelines.config import Home
+from pipelines.config import Home, Settings
 from pipelines.errors import StateError
 from pipelines.registry import ledger
 from pipelines.serving import api, api_gate, engine, from_session, remembered
 from pipelines.serving.auth import Keyring
+from pipelines.serving.batch_lists import BatchLists
 from pipelines.serving.blocked import Blocked
-from pipelines.serving.breaker import CODES
+from pipelines.serving.breaker import CODES, Breaker
 from pipelines.serving.caches import Caches
 from pipelines.serving.holder import Holder
 from pipelines.serving.journal import Journal
@@ -41,10 +41,11 @@ from pipelines.serving.recent import Recent
 from pipelines.serving.remembered import Ring
 from pipelines.serving.request import Answer, Ask, Change, Clock, Release, Surface
 from pipelines.serving.rollout import Steward
-from pipelines.serving.service import Service
+from pipelines.serving.service import Service, Watcher
 from pipelines.serving.shadow import Shadow
 from pipelines.serving.shared_cache import SharedCache
 from pipelines.serving.tally import Tally
+from pipelines.serving.traces import Traces
 from pipelines.window import utc
 
 LOG: Final = logging.getLogger(__name__)
@@ -72,10 +73,12 @@ class House:
     holder: Holder
     ladder: Ladder
     caches: Caches
+    journal: Journal
     recent: Recent
     touched: Callable[[Sequence[str]], None]
     intake: Intake | None = None
     built: dict[str, str] = field(default_factory=dict)
+    breakers: list[Breaker] = field(default_factory=list)
 
     def take(self, events: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
         """Take events and return the fate of each.
@@ -128,6 +131,7 @@ class House:
         for breaker in self._breakers():
             self.metrics.trouble(breaker.name, CODES[breaker.state])
         self.metrics.looked_up(self.caches.record())
+        self.metrics.logged({"written": self.journal.counts.rows, "dropped": self.journal.counts.dropped, "lost": self.journal.counts.lost})
         known = self.knowledge.known
         if known.requests is not None:
             self.metrics.feature_age.labels("requests").set((self.clock() - known.requests.as_of).total_seconds())
@@ -145,8 +149,8 @@ class House:
             )
         return (self.clock() - utc(self.built[digest])).total_seconds() if self.built[digest] else None
 
-    def _breakers(self) -> list[Any]:
-        return [self.knowledge.breaker, *self.ladder.breakers()]
+    def _breakers(self) -> list[Breaker]:
+        return [self.knowledge.breaker, *self.caches.breakers(), *self.ladder.breakers()]
 
 
 @contextmanager
@@ -159,13 +163,7 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
         holder = Holder(home, lambda loaded: engine.bound(knowledge, loaded), serving.rollout)
         shared = SharedCache(serving.cache, serving.ladder.breaker) if serving.cache.redis else None
         news, recent = News(home), Recent(serving.events)
-        caches = Caches(serving.cache, news, shared=shared)
-
-        def touched(users: Sequence[str]) -> None:
-            news.touch(users)
-            if shared is not None:
-                shared.touch(users)
-
+        caches = Caches(serving.cache, news, shared=shared, precomputed=BatchLists(home, serving))
         ladder = Ladder(
             serving,
             holder.pick,
@@ -176,43 +174,56 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
             recent=recent.of,
             exclude_seen=settings.training.exclude_seen,
         )
-        metrics, ring = Metrics(), Ring(home, serving.log.remembered_bytes)
+
+        def touched(users: Sequence[str]) -> None:
+            news.touch(users)
+            if shared is not None:
+                shared.touch(users)
+
         # Events wait for the bus and the judge of the rows; lists do not wait for them.
         turnstile, writes = Turnstile(serving.limits), Turnstile(serving.limits)
-        made = House(home, Service(None), clock, turnstile, writes, metrics, knowledge, holder, ladder, caches, recent, touched)
-
-        def remember(answer: Answer) -> None:
-            ring.keep(to_json(api.explained(answer), inf_nan_mode="null"))
-
-        shadow, journal, tally = (
-            Shadow(home, serving.rollout),
-            Journal(home, settings.impressions),
-            Tally(home, lambda: made.release().version),
-        )
-        made.service = Service(ladder.answer, (metrics.answered, remember, journal, tally, shadow))
-        ending.callback(tally.close)
-        journal.start()
-        ending.callback(journal.close)
-        steward = Steward(home, serving.rollout, shadow)
-        steward.start()
-        ending.callback(steward.stop)
-        holder.start()
-        ending.callback(holder.stop)
-        warm(made)
-        ending.callback(ring.close)
-        try:
-            made.intake = Intake.of(home, recent, touched)
-        except StateError as error:
-            LOG.error("events cannot be taken: %s", error)  # noqa: TRY400 - a server that is away needs no trace
-        ending.callback(lambda: made.intake.close() if made.intake is not None else None)
-        if serving.events.consume:
-            follower = Follower(home, touched)
-            follower.start()
-            ending.callback(follower.stop)
-        ending.callback(turnstile.close)
-        ending.callback(writes.close)
-        ending.enter_context(_pulse(made))
+        journal = Journal(home, settings.impressions)
+        made = House(home, Service(None), clock, turnstile, writes, Metrics(), knowledge, holder, ladder, caches, journal, recent, touched)
+        made.breakers = [knowledge.breaker, *([shared.breaker] if shared is not None else [])]
+        made.service = Service(ladder.answer, _watchers(made, settings, ending))
+        _start(made, settings, ending)
         yield made
+
+
+def _watchers(made: House, settings: Settings, ending: ExitStack) -> tuple[Watcher, ...]:
+    """Return what sees every answer: metrics, explanations, the impression log, what the guard reads, the silent challenger."""
+    ring, tally = Ring(made.home, settings.serving.log.remembered_bytes), Tally(made.home, lambda: made.release().version)
+    shadow = Shadow(made.home, settings.serving.rollout)
+    steward = Steward(made.home, settings.serving.rollout, shadow)
+
+    def remember(answer: Answer) -> None:
+        ring.keep(to_json(api.explained(answer), inf_nan_mode="null"))
+
+    for close in (ring.close, tally.close, made.journal.close):
+        ending.callback(close)
+    made.journal.start()
+    steward.start()
+    ending.callback(steward.stop)
+    return made.metrics.answered, remember, made.journal, tally, shadow
+
+
+def _start(made: House, settings: Settings, ending: ExitStack) -> None:
+    """Load what serves and warm it, then let events in."""
+    made.holder.start()
+    ending.callback(made.holder.stop)
+    warm(made)
+    try:
+        made.intake = Intake.of(made.home, made.recent, made.touched)
+    except StateError as error:
+        LOG.error("events cannot be taken: %s", error)  # noqa: TRY400 - a server that is away needs no trace
+    ending.callback(lambda: made.intake.close() if made.intake is not None else None)
+    if settings.serving.events.consume:
+        follower = Follower(made.home, made.touched)
+        follower.start()
+        ending.callback(follower.stop)
+    ending.callback(made.turnstile.close)
+    ending.callback(made.writes.close)
+    ending.enter_context(_pulse(made))
 
 
 def warm(made: House) -> None:
@@ -259,7 +270,9 @@ def gated(
     hosts: frozenset[str] = frozenset(),
     rates: Path | None = None,
     salt: bytes = b"",
+    traces: Traces | None = None,
 ) -> api_gate.Gate:
     """Return the application of a house behind its gate."""
     settings = config.load(home).serving
-    return api_gate.Gate(api.app(made), settings.limits, settings.log, made.metrics, Buckets(rates, salt), keyring, hosts, time.monotonic)
+    buckets = Buckets(rates, salt)
+    return api_gate.Gate(api.app(made), settings.limits, settings.log, made.metrics, buckets, keyring, hosts, traces)

@@ -60,6 +60,7 @@ class Metrics:
         self.events = count("reloop_events", "Events by what became of them", ["result"])
         self.cache = count("reloop_cache", "Look-ups of remembered lists", ["result"])
         self.cache_size = gauge("reloop_cache_size", "Remembered lists", ["unit"], multiprocess_mode="livesum")
+        self.impressions = count("reloop_impressions", "Rows of the impression log", ["result"])
         self.inflight = gauge("reloop_inflight", "Requests in the house", multiprocess_mode="livesum")
         self.waiting = gauge("reloop_waiting", "Requests that wait for their turn", multiprocess_mode="livesum")
         self.workers = gauge("reloop_workers", "Processes that answer", multiprocess_mode="livesum")
@@ -70,14 +71,16 @@ class Metrics:
             "reloop_breaker_state", "0 closed, 1 half open, 2 open: the dependency is left alone", ["name"], multiprocess_mode="livemax"
         )
         self.coverage = gauge(
-            "reloop_coverage_ratio", f"Share of the catalogue in a worker's last {WINDOW} answers", multiprocess_mode="liveall"
+            "reloop_shown_coverage_ratio", f"Share of the catalogue in a worker's last {WINDOW} answers", multiprocess_mode="liveall"
         )
         self.gini = gauge(
-            "reloop_gini", f"Concentration of what a worker's last {WINDOW} answers show: 0 even, 1 one item", multiprocess_mode="liveall"
+            "reloop_shown_gini",
+            f"Concentration of what a worker's last {WINDOW} answers show: 0 even, 1 one item",
+            multiprocess_mode="liveall",
         )
         self.resident = gauge("reloop_resident_bytes", "Memory of a worker", multiprocess_mode="liveall")
         self._reason, self._stage, self._arm = Few(), Few(), Few()
-        self._counted: dict[str, int] = {}
+        self._counted: dict[tuple[Counter, str], int] = {}
         self._bundle: tuple[str, str] | None = None
         self._shown: deque[tuple[str, ...]] = deque(maxlen=WINDOW)
         self.workers.set(1)
@@ -113,12 +116,22 @@ class Metrics:
 
     def looked_up(self, counts: Mapping[str, int]) -> None:
         """Take over what the caches counted so far."""
-        for result, count in counts.items():
+        for result, total in counts.items():
             if result in {"entries", "bytes"}:
-                self.cache_size.labels(result).set(count)
-            elif count > self._counted.get(result, 0):
-                self.cache.labels(result).inc(count - self._counted.get(result, 0))
-                self._counted[result] = count
+                self.cache_size.labels(result).set(total)
+            else:
+                self._raised(self.cache, result, total)
+
+    def logged(self, counts: Mapping[str, int]) -> None:
+        """Take over what became of rows of the impression log so far."""
+        for result, total in counts.items():
+            self._raised(self.impressions, result, total)
+
+    def _raised(self, counter: Counter, result: str, total: int) -> None:
+        before = self._counted.get((counter, result), 0)
+        if total > before:
+            counter.labels(result).inc(total - before)
+            self._counted[counter, result] = total
 
     def vitals(self, catalogue: int) -> None:
         """Tell what is worked out now and then: coverage, concentration, memory.

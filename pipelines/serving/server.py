@@ -204,20 +204,24 @@ def work(given: Orders, listening: socket.socket, said: Any) -> None:
     from pipelines import config
     from pipelines.serving import api_protocol, assembly, clock, logs
     from pipelines.serving.auth import Keyring
+    from pipelines.serving.traces import Traces
 
     logs.install()
     home = Home(given.root)
     os.environ["RELOOP_HOME"] = str(home.root)
     limits = config.load(home).serving.limits
+    traces = Traces.sending() if given.traces else None
     with assembly.house(home, given.clock or clock.wall) as made:
         keyring = Keyring(home) if given.auth else None
-        gate = assembly.gated(made, home, keyring=keyring, hosts=given.hosts, rates=home.serving / "rates", salt=given.salt)
+        gate = assembly.gated(made, home, keyring=keyring, hosts=given.hosts, rates=home.serving / "rates", salt=given.salt, traces=traces)
         server = uvicorn.Server(uvicorn.Config(gate, **api_protocol.options(limits, GRACE_SECONDS)))
         # What was loaded stays: the collector need not walk it again, and pages that nobody writes to stay shared.
         gc.collect()
         gc.freeze()
         said.put(os.getpid())
         server.run(sockets=[listening])
+    if traces is not None:
+        traces.close()
 
 
 def _orphaned() -> None:

@@ -37,8 +37,8 @@ def test_coverage_and_concentration_are_of_the_last_answers() -> None:
         metrics.answered(answer(item))
     metrics.vitals(8)
     text = page(metrics).decode()
-    assert "reloop_coverage_ratio 0.25" in text
-    assert "reloop_gini 0.75" in text
+    assert "reloop_shown_coverage_ratio 0.25" in text
+    assert "reloop_shown_gini 0.75" in text
 
 
 def test_a_label_has_few_values_whatever_comes() -> None:
