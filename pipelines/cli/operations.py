@@ -45,6 +45,7 @@ def stream(
     home: HomeOption = None,
 ) -> None:
     """Keep every user's session fresh online, event by event, until told to stop."""
+    from pipelines.serving.realtime import touching
     from pipelines.streaming import bus, collecting
     from pipelines.streaming.consumer import Consumer, Counts
     from pipelines.streaming.files import events
@@ -58,7 +59,7 @@ def stream(
             answer(as_json, "stream", {"published": events_bus.publish(events(publish))})
             return
         with (
-            closing(Consumer(state, events_bus)) as taking,
+            closing(Consumer(state, events_bus, on_pushed=touching(state))) as taking,
             Console(stderr=True).status("waiting for events") as line,
         ):
 

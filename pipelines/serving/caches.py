@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, NamedTuple, Protocol
 
+from pipelines.serving.breaker import Breaker
 from pipelines.serving.news import News
 from pipelines.serving.request import CACHED, Answer, Ask, Release
 from pipelines.serving_policies import CachePolicy
@@ -85,6 +86,8 @@ class Kept:
 class Shared(Protocol):
     """Where processes share their lists (`shared_cache`); never raises, never waits long."""
 
+    breaker: Breaker
+
     def get(self, wanted: Wanted, ask: Ask) -> tuple[Kept | None, str | None]:
         """Return what another process remembered, if nothing has happened to the user since, and a word to `put` a newer one with."""
         ...
@@ -96,6 +99,8 @@ class Shared(Protocol):
 
 class Precomputed(Protocol):
     """Where lists that were made for everybody lie (`batch_lists`)."""
+
+    breaker: Breaker
 
     def answer(self, ask: Ask) -> Answer | None:
         """Return the user's list; None where there is none. May raise."""
@@ -125,6 +130,10 @@ class Caches:
         """Return the counts, and what is held."""
         return {**asdict(self.counts), "entries": len(self._kept), "bytes": self._bytes}
 
+    def breakers(self) -> list[Breaker]:
+        """Return the breakers of what lies elsewhere."""
+        return [held.breaker for held in (self._shared, self._precomputed) if held is not None]
+
     def through(
         self,
         ask: Ask,
@@ -148,35 +157,41 @@ class Caches:
         if (found := self._remembered(wanted, ask, sound)) is not None:
             return found
         flight, leads = self._boarded(wanted)
-        if not leads:
-            old = self._kept.get(wanted.key)
-            if old is not None and old.holds(wanted, micros(ask.as_of), 2 * self.policy.list_seconds) and sound(old.answer):
-                self._count("stale")
-                return _again(old.answer, f"cached: of {(micros(ask.as_of) - old.at_us) / SECOND_US:.0f} s ago, a new one is being made")
-            if flight.landed.wait(min(wait_ms, self.policy.wait_ms) / 1000) and flight.answer is not None and sound(flight.answer):
-                self._count("hits", "waited")
-                return _again(flight.answer)
-            return compute()
-        try:
-            other, word = (None, None) if self._shared is None else self._shared.get(wanted, ask)
-            if other is not None and other.holds(wanted, micros(ask.as_of), self.policy.list_seconds) and sound(other.answer):
-                self._put(other)
-                self._count("hits", "shared")
-                flight.answer = other.answer
-                return _again(other.answer)
-            self._count("misses")
-            answer = compute()
-            if answer is not None and answer.items:
-                self._put(kept := Kept(answer, wanted, micros(ask.as_of)))
-                if not answer.degraded:
-                    flight.answer = answer
-                    if self._shared is not None and word is not None:
-                        self._shared.put(kept, word)
-            return answer
-        finally:
-            with self._turn:
-                self._flights.pop(wanted, None)
-            flight.landed.set()
+        if leads:
+            try:
+                return self._led(flight, wanted, ask, compute, sound)
+            finally:
+                with self._turn:
+                    self._flights.pop(wanted, None)
+                flight.landed.set()
+        old = self._kept.get(wanted.key)
+        if old is not None and old.holds(wanted, micros(ask.as_of), 2 * self.policy.list_seconds) and sound(old.answer):
+            self._count("stale")
+            return _again(old.answer, f"cached: of {(micros(ask.as_of) - old.at_us) / SECOND_US:.0f} s ago, a new one is being made")
+        if flight.landed.wait(min(wait_ms, self.policy.wait_ms) / 1000) and flight.answer is not None and sound(flight.answer):
+            self._count("hits", "waited")
+            return _again(flight.answer)
+        return compute()
+
+    def _led(
+        self, flight: _Flight, wanted: Wanted, ask: Ask, compute: Callable[[], Answer | None], sound: Callable[[Answer], bool]
+    ) -> Answer | None:
+        """Return what another process shares, or what `compute` returns, for those who wait, too."""
+        other, word = (None, None) if self._shared is None else self._shared.get(wanted, ask)
+        if other is not None and other.holds(wanted, micros(ask.as_of), self.policy.list_seconds) and sound(other.answer):
+            self._put(other)
+            self._count("hits", "shared")
+            flight.answer = other.answer
+            return _again(other.answer)
+        self._count("misses")
+        answer = compute()
+        if answer is not None and answer.items:
+            self._put(kept := Kept(answer, wanted, micros(ask.as_of)))
+            if not answer.degraded:
+                flight.answer = answer
+                if self._shared is not None and word is not None:
+                    self._shared.put(kept, word)
+        return answer
 
     def before(self, ask: Ask) -> Answer | None:
         """Return the list of before that is still to be had: this very one, or that which was made for everybody."""

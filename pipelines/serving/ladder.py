@@ -157,19 +157,23 @@ class Ladder:
         return engine, variant
 
     def _permitted(self, ask: Ask, kept: Answer | None) -> Answer | None:
-        """Return what of a list of before may be shown now: filters hold, and what was sold out meanwhile is left out; None of an empty one."""
+        """Return what of a list of before may be shown now, the first k of it, with what the catalogue says now; None of an empty one."""
         if kept is None:
             return None
+        about, good = self._good(ask, kept)
+        left = kept if all(good) else kept.keeping(good)
+        if len(left.items) > ask.k:
+            left = left.keeping([True] * ask.k)
+        return replace(left, items=tuple(replace(shown, about=about[shown.item_id]) for shown in left.items)) if left.items else None
+
+    def _good(self, ask: Ask, kept: Answer) -> tuple[Mapping[str, Mapping[str, object]], list[bool]]:
+        """Return what the catalogue says of each item now, and whether it may be shown: filters hold, and what was sold out is left out."""
         stock, out = self._stock(), set(ask.filters.exclude)
         if self.exclude_seen:
             out |= {event.item_id for event in ask.events}
         filters = replace(ask.filters, exclude=()) if ask.filters.exclude else ask.filters
         about = {shown.item_id: stock.about(shown.item_id) for shown in kept.items}
-        good = [item not in out and meets(filters, item, said) for item, said in about.items()]
-        if all(good) and len(good) <= ask.k:
-            return kept if all(shown.about for shown in kept.items) else _described(kept, about)
-        left = kept.keeping(good)
-        return _described(replace(left, items=left.items[: ask.k]), about) if left.items else None
+        return about, [item not in out and meets(filters, item, said) for item, said in about.items()]
 
     def _told(self, ask: Ask) -> Ask:
         """Return the request with what the process knows beside it: events of a moment ago, items that are blocked."""
@@ -202,7 +206,7 @@ class Ladder:
             return self._full(told, engine, way)
 
         def sound(kept: Answer) -> bool:
-            return self._permitted(told, kept) is kept
+            return all(self._good(told, kept)[1])
 
         if self._cached is None:
             return full()
@@ -285,11 +289,6 @@ class Ladder:
                 found.append(Shown(item, len(found) + 1, float(score), why, sources, about=about))
                 left_out.add(item)
         return tuple(found)
-
-
-def _described(answer: Answer, about: Mapping[str, Mapping[str, object]]) -> Answer:
-    """Return an answer of before with what the catalogue says now."""
-    return replace(answer, items=tuple(replace(shown, about=about[shown.item_id]) for shown in answer.items))
 
 
 def check(answer: Answer) -> None:

@@ -22,7 +22,9 @@ from typing import Any, Final
 from pipelines import columns as c
 from pipelines import config
 from pipelines.config import Home
+from pipelines.serving.news import News
 from pipelines.serving.recent import Recent
+from pipelines.serving.shared_cache import SharedCache
 from pipelines.streaming import bus as buses
 from pipelines.streaming import collecting
 from pipelines.streaming.bus import EventBus, Message, encode
@@ -37,6 +39,19 @@ RETRY_SECONDS: Final = 1.0
 WAIT_SECONDS: Final = 0.25
 
 Touched = Callable[[Sequence[str]], None]
+
+
+def touching(home: Home) -> Touched:
+    """Return what makes the remembered lists of users out of date, in every process of a state folder, and over Redis where lists are shared."""
+    settings, news = config.load(home).serving, News(home)
+    shared = SharedCache(settings.cache, settings.ladder.breaker) if settings.cache.redis else None
+
+    def touched(users: Sequence[str]) -> None:
+        news.touch(users)
+        if shared is not None:
+            shared.touch(users)
+
+    return touched
 
 
 @dataclass(frozen=True)
