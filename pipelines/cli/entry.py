@@ -25,6 +25,7 @@ from pipelines.cli import (
     replaying,
     reporting,
     retrieval,
+    rolling,
     serving,
     shown,
     stages,
@@ -69,6 +70,7 @@ for verb in (
 retrieval.app.command()(generating.generate)
 app.add_typer(releasing.releases, name="releases")
 app.add_typer(releasing.review, name="review")
+app.add_typer(rolling.rollout, name="rollout")
 app.add_typer(bundles.bundle, name="bundle")
 app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(ranking.app, name="ranking")

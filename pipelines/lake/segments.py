@@ -25,6 +25,8 @@ from pipelines.config import Home
 OPEN: Final = ".open"
 CLOSED: Final = ".jsonl"
 ANONYMOUS: Final = "anonymous:"  # before the request id, where nobody was signed in
+DEVICE: Final = "request.device"  # among the feature values: the code of the device that the request named, -1 where none
+COUNTRY: Final = "request.country"  # and whether it named a country
 UNREADABLE: Final = "the line is not an answer as the service writes it"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

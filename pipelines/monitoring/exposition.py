@@ -20,6 +20,9 @@ HELP: Final = {
     "reloop_drift_checks_total": ("counter", "Drift checks by their verdict."),
     "reloop_drift_trigger_total": ("counter", "Trainings that were due, by what made them so."),
     "reloop_triage_total": ("counter", "Triages by the action they asked for."),
+    "reloop_skew_mismatch_ratio": ("gauge", "Share of logged feature values that differ from those recomputed offline."),
+    "reloop_skew_score_difference": ("gauge", "Largest relative difference of a logged score from the model's."),
+    "reloop_skew_requests": ("gauge", "Requests that were recomputed."),
     "reloop_champion_age_seconds": ("gauge", "From the champion's training to the report."),
     "reloop_champion_info": ("gauge", "1 for the champion's model version."),
     "reloop_champion_ndcg": ("gauge", "NDCG@10 of the champion on fresh labels."),
@@ -47,6 +50,7 @@ def text(figures: Mapping[str, Any]) -> str:
 
 def _samples(figures: Mapping[str, Any]) -> Iterable[Sample]:
     yield from _drift(figures["cycles"], figures["counts"])
+    yield from _skew(figures["cycles"])
     yield from _champion(figures["champion"])
     yield from _pipeline(figures["cycles"], figures["counts"])
     yield "reloop_alarms", {}, len(figures["alarms"])
@@ -64,6 +68,14 @@ def _drift(cycles: Sequence[Mapping[str, Any]], counts: Mapping[str, Any]) -> It
         yield "reloop_drift_trigger_total", {"cause": cause}, count
     for action, count in counts["triage"].items():
         yield "reloop_triage_total", {"action": action}, count
+
+
+def _skew(cycles: Sequence[Mapping[str, Any]]) -> Iterable[Sample]:
+    found = next((one["skew"] for one in reversed(cycles) if one.get("skew")), None)
+    if found:
+        yield "reloop_skew_mismatch_ratio", {}, found.get("rate")
+        yield "reloop_skew_score_difference", {}, found.get("largest") if found.get("scores") else None
+        yield "reloop_skew_requests", {}, found.get("requests")
 
 
 def _champion(champion: Mapping[str, Any] | None) -> Iterable[Sample]:

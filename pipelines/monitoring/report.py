@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pipelines import cycle, publish
 from pipelines.config import Home
-from pipelines.monitoring import comparison, evidently_page, exposition, report_page
+from pipelines.monitoring import comparison, evidently_page, exposition, report_page, skew
 from pipelines.registry import gate, ledger
 from pipelines.registry import releases as pointers
 from pipelines.window import DAY, stamp, stamped, utc
@@ -100,6 +100,9 @@ def _cycle(home: Home, when: datetime) -> Figures:
         "gate": _section(done.get("gate"), ("verdict", "outcome", "track", "champion_before", "champion_after", "reasons")),
         "ranking": _section(done.get("ranking"), ("ndcg_at_10", "lower", "upper", "n_users", "best_single")),
         "coverage": ((done.get("gate") or {}).get("figures") or {}).get("coverage"),
+        "skew": _section(
+            done.get("skew"), ("verdict", "reasons", "requests", "values", "wrong", "rate", "scores", "wrong_scores", "largest")
+        ),
         "rows": {fate: sum(batch["rows"][fate] for batch in batches) for fate in FATES} if batches else None,
         "done": sorted({record["stage"] for record in records if record["state"] == "done"}),
         "failed": {record["stage"]: record["error"] for record in records if record["state"] == "failed"},
@@ -220,6 +223,8 @@ def _alarms(one: Figures) -> Iterable[Figures]:
         yield {"what": f"{found['cause']}: {found['action']}", "why": found["reasons"]}
     if found.get("alerts"):
         yield {"what": "the data", "why": found["alerts"]}
+    if one["skew"] and one["skew"]["verdict"] == skew.SKEWED:
+        yield {"what": "skew", "why": one["skew"]["reasons"]}
     if one["gate"] and one["gate"]["verdict"] == gate.NOT_ENOUGH:
         yield {"what": "the gate has too little evidence", "why": one["gate"]["reasons"][:2]}
 

@@ -110,6 +110,7 @@ def _tiles(figures: Figures) -> str:
         "its NDCG@10 on fresh labels": _number(quality.get("ndcg_at_10")) + span,
         "drift": str((last.get("drift") or {}).get("verdict", "not checked")),
         "triage": str((last.get("triage") or {}).get("action", "-")),
+        "skew": str((last.get("skew") or {}).get("verdict", "not checked")),
         "last decision": str((last.get("gate") or {}).get("verdict", "none in this cycle")),
         "alarms": str(len(figures["alarms"])),
     }

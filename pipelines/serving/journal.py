@@ -26,12 +26,12 @@ from typing import Any, Final
 from pipelines.config import Home
 from pipelines.decision_policies import ImpressionPolicy
 from pipelines.lake import segments
+from pipelines.lake.codes import device_code
 from pipelines.serving.assignment import fraction
-from pipelines.serving.request import BLEND, FULL, Answer
+from pipelines.serving.request import FULL, Answer
 from pipelines.window import micros
 
 LOG: Final = logging.getLogger(__name__)
-COUNTRY: Final = "request.country"  # among the feature values of a request that said its country: 1
 
 
 @dataclass
@@ -118,8 +118,9 @@ class Journal:
     def _samples(self, answer: Answer) -> bool:
         """Tell whether a request's feature values are logged: it was ranked now, of what is stored and told of its user alone."""
         ask, policy = answer.ask, self.policy
-        made_now = answer.rung in {FULL, BLEND} and ask.user_id is not None and not ask.events and ask.surface == "home"
-        return made_now and bool(answer.features) and fraction("sample", policy.salt, ask.request_id) < policy.feature_share
+        made_now = answer.rung == FULL and not answer.degraded and ask.surface == "home"
+        plain = ask.user_id is not None and not ask.events and not ask.filters  # what the caller tells is in no lake
+        return made_now and plain and bool(answer.features) and fraction("sample", policy.salt, ask.request_id) < policy.feature_share
 
     def _write(self, lines: bytes) -> None:
         if self._file is None:
@@ -166,8 +167,8 @@ def _line(answer: Answer, with_features: bool) -> bytes:
     }
     if with_features:
         said["features"] = {name: [_number(value) for value in values] for name, values in answer.features.items()}
-        if ask.country is not None:
-            said["features"][COUNTRY] = [1.0] * len(answer.items)
+        told = {segments.DEVICE: float(device_code(ask.device)), segments.COUNTRY: float(ask.country is not None)}
+        said["features"] |= {name: [value] * len(answer.items) for name, value in told.items()}
     return json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 

@@ -21,7 +21,7 @@ from pipelines.decision_policies import ImpressionPolicy
 from pipelines.errors import ValidationBlocked
 from pipelines.lake import segments
 from pipelines.serving import collecting
-from pipelines.serving.journal import COUNTRY, Journal
+from pipelines.serving.journal import Journal
 from pipelines.serving.request import CACHED, EMPTY, FULL, Answer
 from pipelines.window import DAY, floor_day
 
@@ -85,7 +85,7 @@ def test_feature_values_are_logged_for_a_share_of_the_requests_that_were_ranked_
     values = {row["request_id"]: dict(row["feature_values"]) for row in lake_of(home) if row["feature_values"] and row["item_id"] == "b"}
     assert 0.17 < len(values) / 400 < 0.33
     assert set(values) <= {one.ask.request_id for one in fit}
-    assert set(map(str, values.values())) == {str({"clicks": 1.0, "price": None, COUNTRY: 1.0})}
+    assert set(map(str, values.values())) == {str({"clicks": 1.0, "price": None, segments.COUNTRY: 1.0, segments.DEVICE: -1.0})}
     logged(home, unfit, ImpressionPolicy(feature_share=1.0))
     assert len(list(segments.folder(home).glob("*"))) == 1
 
