@@ -153,7 +153,12 @@ class Engine:
         """Return what the store holds of who asks; nothing is asked of nobody. None where it is in trouble."""
         try:
             with watch.stage("store"):
-                return self.knowledge.held(ask.user_id, known, ask.as_of) if ask.user_id is not None else self.knowledge.store().nobody()
+                if ask.user_id is None:
+                    return self.knowledge.store().nobody()
+                held = self.knowledge.held(ask.user_id, known, ask.as_of)
+                if np.isnan(held.user).all() and known.active(ask.user_id):  # evicted, emptied, or never loaded
+                    watch.degraded.append("store: it holds nothing of a user who was here in the week before the snapshot")
+                return held
         except Exception as error:  # noqa: BLE001 - the blend orders the list, from the snapshot's history
             watch.failed("store", error)
             return None

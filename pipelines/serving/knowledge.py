@@ -25,7 +25,9 @@ from pipelines.features.request_store import Held, RequestStore
 from pipelines.serving.breaker import Breaker
 from pipelines.serving.request import Ask
 from pipelines.serving_policies import ServingSettings
+from pipelines.window import micros
 
+WEEK_US: Final = 7 * 86_400_000_000
 LOOK_SECONDS: Final = 1.0  # a pointer is looked at so often
 
 
@@ -45,6 +47,13 @@ class Known:
     def name(self) -> tuple[int, ...]:
         """What tells it from others."""
         return self.pointers
+
+    def active(self, user_id: str) -> bool:
+        """Return whether a user had an event in the week before the snapshot, and must therefore have a row in the online store."""
+        if self.requests is None:
+            return False
+        past = self.requests.histories.past(self.requests.histories.place(user_id), micros(self.requests.as_of))
+        return bool(len(past.at)) and int(past.at[-1]) >= micros(self.requests.as_of) - WEEK_US
 
 
 class Knowledge:
