@@ -2,10 +2,11 @@
 
 **Does**: compares features, labels, scores and lists of the day with the champion's reference (PSI), its quality on fresh
 labels with what it was judged on, the catalogue with the one it knows; looks for faults of the data; says what to do. A fault
-blocks trainings and leaves an alert, anything else that calls for a training asks for one. Runs when new features are
+blocks trainings and leaves an alert, anything else that calls for a training asks for one. Makes a sample of the requests that
+were served again, and says where they saw other values than training would have (skew). Runs when new features are
 there, and again when the gate has spoken.
 
-**Writes**: `reports/{drift,quality,triage}/<as_of>.json`, the Evidently page, `reports/alerts/<as_of>.json` if a person should look,
+**Writes**: `reports/{drift,quality,triage,skew}/<as_of>.json`, the Evidently page, `reports/alerts/<as_of>.json` if a person should look,
 and what people read: `reports/index.html`, `reports/runs/<as_of>.html`, `reports/metrics.prom`.
 Asset `retrain_request`, only when a training is asked for; otherwise `request_training` is skipped and its log says what was measured.
 
@@ -54,6 +55,15 @@ def reloop_monitor() -> None:
         yield Metadata(retrain_request, {**said, "reason": "; ".join(found["reasons"])[:REASON_LENGTH]})
 
     @task
+    def check_skew(found: dict[str, Any]) -> None:
+        from pipelines.config import Home
+        from pipelines.monitoring import skew
+        from pipelines.window import utc
+
+        for reason in skew.check(Home.from_environment(), utc(found["as_of"]))["reasons"]:
+            print(reason)  # noqa: T201 - into the task's log
+
+    @task
     def report(found: dict[str, Any]) -> None:
         from pipelines.config import Home
         from pipelines.monitoring import report as reports
@@ -63,7 +73,7 @@ def reloop_monitor() -> None:
 
     found = check_drift()
     request_training(found)
-    report(found)
+    check_skew(found) >> report(found)
 
 
 reloop_monitor()

@@ -124,6 +124,16 @@ def land(batches: list[str], as_of: str) -> Iterator[Metadata]:
 
 
 @task(pool=DUCKDB)
+def impressions(as_of: str) -> None:
+    """Land what the service has shown since the last time: judged like any table, beside the events."""
+    from pipelines.config import Home
+    from pipelines.serving import collecting
+    from pipelines.window import utc
+
+    collecting.collect(Home.from_environment(), utc(as_of))
+
+
+@task(pool=DUCKDB)
 def land_again(batches: list[str], as_of: str) -> None:
     """Land every batch without telling anybody: the backfill announces the features it rebuilds instead."""
     _land(batches, as_of)

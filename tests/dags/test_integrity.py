@@ -29,10 +29,11 @@ TAGS = {"reloop", "data", "features", "models", "release", "monitoring", "manual
 GRAPHS: dict[str, dict[str, list[str]]] = {
     "reloop_ingest": {
         "plan": ["read", "settle"],
-        "settle": ["land", "validate"],
+        "settle": ["impressions", "land", "validate"],
         "read": ["validate"],
         "validate": ["land"],
         "land": [],
+        "impressions": [],
     },
     "reloop_features": {
         "settle": ["build", "check_parity", "materialize", "validate_features"],
@@ -56,7 +57,12 @@ GRAPHS: dict[str, dict[str, list[str]]] = {
     "reloop_promote": {"decide": ["announce", "review"], "review": ["announce"], "announce": ["tidy"], "tidy": []},
     "reloop_rollback": {"roll_back": ["tell"], "tell": []},
     "reloop_batch": {"champion": ["make_lists"], "make_lists": []},
-    "reloop_monitor": {"check_drift": ["report", "request_training"], "report": [], "request_training": []},
+    "reloop_monitor": {
+        "check_drift": ["check_skew", "report", "request_training"],
+        "check_skew": ["report"],
+        "report": [],
+        "request_training": [],
+    },
     "reloop_backfill": {
         "plan": ["latest", "read"],
         "latest": ["build", "check_parity", "land_again", "materialize", "validate", "validate_features"],
@@ -89,7 +95,7 @@ MAPPED = {
     ("reloop_train", "retrieve"),
 }
 POOLS = {
-    "duckdb": {("reloop_ingest", "validate"), ("reloop_ingest", "land"), ("reloop_features", "build")}
+    "duckdb": {("reloop_ingest", "validate"), ("reloop_ingest", "land"), ("reloop_ingest", "impressions"), ("reloop_features", "build")}
     | {("reloop_backfill", task) for task in ("validate", "land_again", "build")},
     "training": {("reloop_train", task) for task in ("retrieve", "blend", "training_set", "search", "rank", "evaluate")}
     | {("reloop_batch", "make_lists")},
