@@ -25,7 +25,7 @@ from pipelines.features.request_store import Held, RequestStore
 from pipelines.serving.breaker import Breaker
 from pipelines.serving.request import Ask
 from pipelines.serving_policies import ServingSettings
-from pipelines.window import micros
+from pipelines.window import floor_day, micros
 
 WEEK_US: Final = 7 * 86_400_000_000
 LOOK_SECONDS: Final = 1.0  # a pointer is looked at so often
@@ -49,11 +49,12 @@ class Known:
         return self.pointers
 
     def active(self, user_id: str) -> bool:
-        """Return whether a user had an event in the week before the snapshot, and must therefore have a row in the online store."""
+        """Return whether a user had an event in the week before the day of the marts, and must therefore have a row in the online store."""
         if self.requests is None:
             return False
-        past = self.requests.histories.past(self.requests.histories.place(user_id), micros(self.requests.as_of))
-        return bool(len(past.at)) and int(past.at[-1]) >= micros(self.requests.as_of) - WEEK_US
+        midnight = micros(floor_day(self.requests.as_of))
+        past = self.requests.histories.past(self.requests.histories.place(user_id), midnight)
+        return bool(len(past.at)) and int(past.at[-1]) >= midnight - WEEK_US
 
 
 class Knowledge:
