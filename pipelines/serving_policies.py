@@ -81,7 +81,7 @@ class RolloutPolicy(Frozen):
     shadow_share: float = Field(default=0.05, gt=0, le=1)  # of requests that a shadow answers, too
     shadow_answers: int = Field(default=500, ge=1)  # at least, before a shadow becomes a canary
     shadow_waiting: int = Field(default=64, ge=1)  # requests that wait for the shadow; more are dropped
-    shadow_seconds: float = Field(default=2.0, gt=0)  # for one answer; a shadow that takes longer is ended and started again
+    shadow_seconds: float = Field(default=10.0, gt=0)  # for one answer; a shadow that takes longer is ended and started again
     shadow_megabytes: int = Field(default=4096, ge=256)  # of address space, beyond what it has when it begins to answer
     shadow_lives: int = Field(default=3, ge=1)  # a shadow that ended so often is given up, and the rollout with it
 

@@ -60,7 +60,7 @@ class World:
         self.pace = pace / pace.sum()
         self.met = np.full(users, -1)
         self.speed = self.rng.lognormal(0.0, 0.3, users)
-        self.fails = self.rng.beta(0.2, 0.2 / base_failed - 0.2, users)
+        self.fails = self.rng.beta(0.02, 0.02 / base_failed - 0.02, users)  # of some, nearly all requests
 
     def period(self, share: float, fault: Fault, now: float) -> np.ndarray:
         """Return int64 [2, CELLS], what challenger and control counted in five seconds."""

@@ -19,7 +19,7 @@ from bundle_forge import forged
 from pipelines import publish
 from pipelines.config import Home
 from pipelines.datasets.interactions import Histories
-from pipelines.registry import bundle_folder, libraries, rehearsal, releases, signing
+from pipelines.registry import bundle_folder, ledger, libraries, rehearsal, releases, rollouts, signing
 from pipelines.registry.choosing import Serving
 from pipelines.serving.request import FULL, Answer, Ask, Release, Shown, Why
 
@@ -143,6 +143,19 @@ def until(holds: Callable[[], object], seconds: float = 60) -> float:
         assert time.perf_counter() - begun < seconds, "it did not happen"
         time.sleep(0.01)
     return time.perf_counter() - begun
+
+
+def digests(home: Home) -> dict[int, str]:
+    """Return the digests of the marked bundles by version."""
+    return dict(enumerate((home.root / "digests").read_text().splitlines(), 1))
+
+
+def canary(home: Home, version: int, share: float, kind: str = ledger.CANARY) -> rollouts.Rollout:
+    """Begin a rollout of a marked bundle against what serves."""
+    return rollouts.begin(
+        home, releases.pointer(home), key=f"rollout of {version}", kind=kind, share=share, version=version, digest=digests(home)[version],
+        as_of="2025-02-17", body={"reasons": ["asked for"], "author": "ada"},
+    )  # fmt: skip
 
 
 def versions(home: Home) -> list[str]:

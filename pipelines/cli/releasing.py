@@ -28,7 +28,8 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why, in words; goes
 VersionArgument = Annotated[str, typer.Argument(help="Model version, as the ledger and MLflow show it.")]
 
 
-def _who(author: str | None) -> str:
+def who(author: str | None) -> str:
+    """Return who says so: as named, else the account that runs the command."""
     return author or getpass.getuser()
 
 
@@ -102,14 +103,14 @@ def _verified(home: Home) -> dict[str, Any]:
     entries, known = ledger.verify(home), ledger.anchor(home)
     found = {"entries": entries, "anchor": "none" if known is None else f"entry {known.seq}, as in {ledger.anchor_file(home)}"}
     try:
-        outside = _briefly(home, "anchored")
+        outside = briefly(home, "anchored")
     except Exception as gone:  # noqa: BLE001 - MLflow raises its own errors and those of its driver
         return {**found, "MLflow": f"not asked: {type(gone).__name__}"}
     ledger.verify(home, [] if outside is None else [outside])
     return {**found, "MLflow": "no anchor yet" if outside is None else f"entry {outside.seq}, as in the registered model's tags"}
 
 
-def _briefly(home: Home, what: str) -> Any:
+def briefly(home: Home, what: str) -> Any:
     """Ask MLflow for something without waiting for a server that is down."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
@@ -157,7 +158,7 @@ def recover(reason: ReasonOption, author: AuthorOption = None, as_json: JsonOpti
     """Let a ledger stand that is older than its anchor: a backup was restored, and nothing newer is left."""
     from pipelines.registry import ledger
 
-    answer(as_json, "ledger", ledger.recover(home_at(home), reason=reason, author=_who(author)))
+    answer(as_json, "ledger", ledger.recover(home_at(home), reason=reason, author=who(author)))
 
 
 def rollback(
@@ -173,10 +174,10 @@ def rollback(
     from pipelines.registry import rollback as back
 
     state = home_at(home)
-    record = back.roll_back(state, to, reason=reason, author=_who(author))
+    record = back.roll_back(state, to, reason=reason, author=who(author))
     answer(as_json, "rollback", record)
     try:
-        _briefly(state, "sync")
+        briefly(state, "sync")
     except Exception as gone:  # noqa: BLE001 - the release has moved; MLflow only shows it
         typer.echo(f"MLflow was not told ({type(gone).__name__}); the next cycle or `reloop releases sync` does", err=True)
 
@@ -203,7 +204,7 @@ def open_reviews(context: typer.Context, as_json: JsonOption = False, home: Home
 def _answer(home: Home, version: str, author: str | None, reason: str, *, approved: bool, as_json: bool) -> None:
     from pipelines.registry import promotion
 
-    decision = promotion.answer(home, version, approved=approved, author=_who(author), words=reason)
+    decision = promotion.answer(home, version, approved=approved, author=who(author), words=reason)
     record = {name: value for name, value in decision.items() if name != "figures"}
     answer(as_json, "review", record, yes=not approved or decision["outcome"] in {"promoted", "canary", "shadow"})
 

@@ -13,7 +13,7 @@ All of it loads without pickle, and nothing is parsed before its digest was foun
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -237,8 +237,11 @@ class TwoStage:
                 rankers.save(out / "ranker", self.ranker)
 
     @classmethod
-    def load(cls, path: Path) -> TwoStage:
+    def load(cls, path: Path, arrays: Callable[[Path], dict[str, npt.NDArray[Any]]] = lineup.unpacked) -> TwoStage:
         """Read what `save` published, every byte checked before anything is parsed.
+
+        Args:
+            arrays: reads the npz of a source.
 
         Raises:
             StateError: a file is missing, damaged or of another shape.
@@ -247,7 +250,7 @@ class TwoStage:
         facts: dict[str, Any] = json.loads((path / "two_stage.json").read_text(encoding="utf-8"))
         return cls(
             item_ids=strings(pq.read_table(path / "items.parquet")[c.ITEM_ID]),
-            retrievers={name: lineup.load(path / "retrieval" / name) for name in facts["sources"]},
+            retrievers={name: lineup.load(path / "retrieval" / name, arrays) for name in facts["sources"]},
             ranker=rankers.load(path / "ranker") if facts["ranker"] else None,
             k_per_source=facts["k_per_source"],
             k_blend=facts["k_blend"],

@@ -8,6 +8,7 @@ stands in the manifest's facts and the model version's tags, so that the same in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.registry import assembling, bundle_folder, compatibility, librari
 from pipelines.registry.assembling import git_commit
 from pipelines.registry.bundle_folder import FACTS_FILE, MODEL_FOLDER, REFERENCE_FILE, checked, checked_folder, folder
 from pipelines.registry.rehearsal import rehearse
+from pipelines.retrieval import lineup
 from pipelines.window import utc
 
 __all__ = [
@@ -30,22 +32,25 @@ __all__ = [
 ]  # fmt: skip
 
 
-def load(home: Home, digest: str) -> TwoStage:
+def load(home: Home, digest: str, arrays: Callable[[Path], dict[str, Any]] = lineup.unpacked) -> TwoStage:
     """Return the model of a bundle, whole or not at all.
+
+    Args:
+        arrays: reads the npz of a source, its bytes checked.
 
     Raises:
         StateError: a byte differs from what was published, it is not signed here, it was built for other libraries or features, or
             its parts do not fit each other.
     """
-    return load_folder(home, folder(home, digest), digest)
+    return load_folder(home, folder(home, digest), digest, arrays)
 
 
-def load_folder(home: Home, path: Path, digest: str | None = None) -> TwoStage:
+def load_folder(home: Home, path: Path, digest: str | None = None, arrays: Callable[[Path], dict[str, Any]] = lineup.unpacked) -> TwoStage:
     """Return the model of a bundle wherever it lies; as `load`."""
     checked_folder(home, path, digest)
     libraries.check(home, path, digest)
     compatibility.check_weights(path / MODEL_FOLDER / "ranker")
-    model = TwoStage.load(path / MODEL_FOLDER)
+    model = TwoStage.load(path / MODEL_FOLDER, arrays)
     said = bundle_folder.read(path)
     if "parts" in said:  # bundles of before were held to less
         compatibility.check_parts(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.registry import bundle, ledger, rehearsal, releases, rollback
+from pipelines.retrieval import lineup
 
 LOG: Final = logging.getLogger(__name__)
 MOST: Final = 3  # releases that are tried before it is said that none is sound
@@ -64,15 +65,30 @@ def serving(home: Home, *, rehearse: bool = True) -> Serving | None:
     )
 
 
-def loaded(home: Home, version: int, digest: str, *, rehearse: bool = True) -> Serving:
+def loaded(
+    home: Home, version: int, digest: str, *, rehearse: bool = True, arrays: Callable[[Path], dict[str, Any]] = lineup.unpacked
+) -> Serving:
     """Return one release, loaded.
+
+    Args:
+        arrays: reads the npz of a source, its bytes checked.
 
     Raises:
         StateError: it is damaged, does not fit here, or crashes, hangs or answers otherwise in its rehearsal.
     """
     if rehearse:
         rehearsal.rehearse(home, digest)
-    return Serving(version, digest, bundle.load(home, digest), bundle.facts(home, digest).get("parts", {}))
+    return Serving(version, digest, bundle.load(home, digest, arrays), bundle.facts(home, digest).get("parts", {}))
+
+
+def digests(home: Home) -> dict[int, str]:
+    """Return the bundle of every version that was ever judged or released, as the ledger names them."""
+    found: dict[int, str] = {}
+    for entry in ledger.history(home):
+        for version, digest in ((entry.get("challenger"), entry.get("challenger_digest")), (entry.get("version"), entry.get("digest"))):
+            if version is not None and digest is not None:
+                found[int(version)] = str(digest)
+    return found
 
 
 def _candidates(home: Home, reasons: list[str]) -> Iterator[tuple[int, str]]:

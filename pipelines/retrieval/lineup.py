@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -136,10 +136,19 @@ def save(folder: Path, name: str, retriever: Retriever) -> None:
         np.savez(file, allow_pickle=False, **{key: retriever.state[key] for key in sorted(retriever.state)})
 
 
-def load(folder: Path) -> Retriever:
+def unpacked(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of an npz, in memory of one's own."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def load(folder: Path, arrays: Callable[[Path], dict[str, npt.NDArray[Any]]] = unpacked) -> Retriever:
     """Return the fitted source that `save` wrote.
 
     The caller has verified the folder's manifest; what is checked here is what a digest cannot say.
+
+    Args:
+        arrays: reads an npz; whoever shares memory with other processes has another way.
 
     Raises:
         StateError: a file is missing, an array holds NaN or infinity, or the index beside it is damaged or another model's.
@@ -148,8 +157,7 @@ def load(folder: Path) -> Retriever:
         if not (folder / file).is_file():
             raise StateError(str(folder / file), found="missing", allowed="a saved source")
     saved = json.loads((folder / "knobs.json").read_text(encoding="utf-8"))
-    with np.load(folder / "state.npz", allow_pickle=False) as arrays:
-        state = {key: arrays[key] for key in arrays.files}
+    state = arrays(folder / "state.npz")
     _check_finite(str(folder / "state.npz"), state)
     model = cast("Retriever", replace(cast("Any", make(saved["source"], saved["knobs"])), state=state))
     return keeping.load(folder, model) if (folder / keeping.FACTS).is_file() else model

@@ -27,6 +27,7 @@ from pipelines.errors import StateError
 from pipelines.registry import choosing, ledger, rehearsal, rollback
 from pipelines.registry.choosing import Serving
 from pipelines.registry.rollouts import Follower, Rollout, Seen
+from pipelines.serving import mapped
 from pipelines.serving.assignment import fraction
 from pipelines.serving.request import Answer, Ask, Release
 from pipelines.serving.tally import ROLLOUT
@@ -240,7 +241,7 @@ class Holder:
             with _timed(phases, "rehearse"):
                 rehearsal.rehearse(self.home, digest)
             with _timed(phases, "load"):
-                serving = choosing.loaded(self.home, version, digest, rehearse=False)
+                serving = choosing.loaded(self.home, version, digest, rehearse=False, arrays=mapped.arrays_of(self.home, digest))
             with _timed(phases, "bind"):
                 engine = self.bind(serving)
             with _timed(phases, "warm"):

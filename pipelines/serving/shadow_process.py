@@ -78,9 +78,8 @@ def answered(made: Engine, ask: Ask) -> dict[str, Any]:
     }
 
 
-def yielding() -> None:
-    """Run only when nobody else wants the processor."""
-    os.nice(19)
+def _yielding() -> None:
+    """Run only when nobody else wants the processor; not sooner, for loading must end some time on a busy machine."""
     with suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
@@ -100,13 +99,14 @@ def _orphaned(parent: int) -> None:
 def main(arguments: list[str], asks: TextIO, answers: TextIO) -> None:
     """Load, say that it is ready, and answer until there is nothing more to read."""
     root, version, digest, megabytes, named = arguments
-    yielding()
+    os.nice(19)
     threading.Thread(target=_orphaned, args=(os.getppid(),), daemon=True).start()
     module, _, function = named.partition(":")
     bind: Callable[[Home, Serving], Engine] = getattr(importlib.import_module(module), function)
     home = Home(Path(root))
     made = bind(home, choosing.loaded(home, int(version), digest))
     _bounded(int(megabytes))
+    _yielding()
     answers.write(json.dumps({"ready": int(version)}) + "\n")
     answers.flush()
     for line in asks:

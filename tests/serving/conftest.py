@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,3 +41,24 @@ def open_house(served: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     home = served_shop.copied(served, tmp_path_factory.mktemp("open") / "var")
     with served_shop.environment(home), assembly.house(home, clock.starting(home, "data")) as made:
         yield home, made
+
+
+@pytest.fixture(scope="session")
+def stable(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Return bundles of versions 1 to 4, marked in every part (`swap_lab`); not to be changed."""
+    import swap_lab
+
+    home = swap_lab.emptied(trained, tmp_path_factory.mktemp("stable") / "var")
+    first, second = swap_lab.versions(home)
+    found = [swap_lab.marked(home, first if version % 2 else second, version) for version in range(1, 5)]
+    (home.root / "digests").write_text("\n".join(found))
+    return home
+
+
+@pytest.fixture
+def shop(stable: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Return a state folder with four bundles to swap (`swap_lab.digests`), nothing released."""
+    home = Home(tmp_path / "var")
+    shutil.copytree(stable.root, home.root)
+    monkeypatch.setenv("RELOOP_HOME", str(home.root))
+    return home

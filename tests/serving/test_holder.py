@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
-import swap_lab
-from swap_lab import Load, Telling, ask, marked, promoted, until, whole
+from swap_lab import Load, Telling, ask, digests, promoted, until, whole
 
 from pipelines.config import Home
 from pipelines.registry import bundle, choosing, ledger, releases, rollback, rollouts
@@ -15,28 +11,6 @@ from pipelines.serving.holder import Holder, gets_challenger
 from pipelines.serving_policies import RolloutPolicy
 
 FAST = RolloutPolicy(poll_seconds=0.02, retry_seconds=0.2)
-
-
-@pytest.fixture(scope="session")
-def stable(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Return bundles 1 to 4, marked in every part; not to be changed."""
-    home = swap_lab.emptied(trained, tmp_path_factory.mktemp("stable") / "var")
-    first, second = swap_lab.versions(home)
-    digests = [marked(home, first if version % 2 else second, version) for version in range(1, 5)]
-    (home.root / "digests").write_text("\n".join(digests))
-    return home
-
-
-@pytest.fixture
-def shop(stable: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    home = Home(tmp_path / "var")
-    shutil.copytree(stable.root, home.root)
-    monkeypatch.setenv("RELOOP_HOME", str(home.root))
-    return home
-
-
-def digests(home: Home) -> dict[int, str]:
-    return dict(enumerate((home.root / "digests").read_text().splitlines(), 1))
 
 
 def holding(home: Home) -> Holder:

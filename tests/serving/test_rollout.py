@@ -1,0 +1,177 @@
+"""The steward: rollouts go on by themselves while the guard finds nothing, and back where it does; one process of a machine does it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import pytest
+from swap_lab import NOW, Telling, canary, digests, promoted
+
+from pipelines.config import Home
+from pipelines.errors import StateError
+from pipelines.registry import ledger, releases, rollback, rollouts
+from pipelines.registry.choosing import Serving
+from pipelines.serving import tally
+from pipelines.serving.holder import Holder, workers
+from pipelines.serving.request import FULL, POPULAR, Answer, Ask, Release, Shown, Why
+from pipelines.serving.rollout import Steward
+from pipelines.serving.tally import Tally
+from pipelines.serving_policies import RolloutPolicy
+
+POLICY = RolloutPolicy(
+    poll_seconds=0.02, shares=(0.1, 0.5), step_seconds=0.5, step_requests=100, false_alarm_rate=0.5, look_seconds=0.1, window_seconds=5, most_step_seconds=60,
+    watch_seconds=60,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let periods and units pass within a test."""
+    monkeypatch.setattr(tally, "PERIOD_SECONDS", 0.1)
+    monkeypatch.setattr(tally, "UNIT_SECONDS", 0.2)
+
+
+@dataclass(frozen=True)
+class Faulty(Telling):
+    """A real release that fails at some users' requests."""
+
+    fails: float = 0.0
+
+    def answer(self, ask: Ask) -> Answer:
+        if int((ask.user_id or "u0")[1:]) % 100 < 100 * self.fails:
+            raise StateError("list", found="5 of 5 scores are no numbers", allowed="finite scores")
+        return super().answer(ask)
+
+
+class Shop:
+    """One process: holder, tally, steward, and a ladder of two rungs."""
+
+    def __init__(self, home: Home, fails: dict[int, float] | None = None) -> None:
+        def bind(serving: Serving) -> Faulty:
+            return Faulty(serving, (fails or {}).get(serving.version, 0.0))
+
+        self.home, self.holder = home, Holder(home, bind, POLICY)
+        self.holder.follow()
+        self.tally = Tally(home, lambda: self.holder.held.champion.release.version if self.holder.held.champion else None)
+        self.steward = Steward(home, POLICY)
+        self.user = 0
+
+    def serve(self, requests: int = 100) -> None:
+        """Answer some users' requests, follow, look."""
+        for _ in range(requests):
+            self.user += 1
+            ask = Ask("home", f"r{self.user}", NOW, 5, f"u{self.user}")
+            engine, variant = self.holder.pick(ask)
+            assert engine is not None
+            try:
+                answer = replace(engine.answer(ask), degraded=())
+            except StateError as error:
+                shown = (Shown("best", 1, 1.0, Why("popular", "")),)
+                answer = Answer(ask, shown, POPULAR, Release(None, None), degraded=(f"full: {error}",))
+            self.tally(replace(answer, variant=variant, stage_ms={FULL: 5.0}))
+        self.holder.follow()
+        self.steward.look()
+
+    def until(self, holds: object) -> None:
+        begun = time.perf_counter()
+        while not holds():  # type: ignore[operator]
+            assert time.perf_counter() - begun < 60
+            self.serve()
+            time.sleep(0.02)
+
+
+def test_a_sound_challenger_goes_up_step_by_step_and_all_get_it(shop: Home) -> None:
+    promoted(shop, 1, digests(shop)[1])
+    one = Shop(shop)
+    canary(shop, 2, POLICY.shares[0])
+    one.until(lambda: releases.pointer(shop).version == 2)
+    history = ledger.history(shop)
+    assert [(entry["kind"], entry.get("share")) for entry in history[1:]] == [("canary", 0.1), ("canary", 0.5), ("promoted", 1.0)]
+    assert all("no bound broken" in entry["reasons"][0] for entry in history[2:])
+    assert {entry["author"] for entry in history[2:]} == {rollback.MACHINE}
+    ledger.verify(shop)
+
+
+def test_a_challenger_that_fails_goes_back_with_what_was_measured(shop: Home) -> None:
+    promoted(shop, 1, digests(shop)[1])
+    one = Shop(shop, {2: 0.4})
+    canary(shop, 2, 0.5)
+    one.until(lambda: rollouts.current(shop) is None)
+    ended = ledger.history(shop)[-1]
+    assert (ended["kind"], ended["champion_after"], releases.pointer(shop).version) == (ledger.ENDED, 1, 1)
+    assert ended["reasons"][0].startswith("failed: ")
+    assert ended["figures"]["challenger"]["failed"] > 0.1
+    one.serve(1)
+    assert one.holder.held.challenger is None
+
+
+def test_a_champion_that_was_promoted_at_once_is_watched_and_rolled_back_once(shop: Home) -> None:
+    promoted(shop, 1, digests(shop)[1])
+    one = Shop(shop, {2: 0.6})
+    one.until(lambda: tally.between(shop, 1, 0, 1e12).requests > 300)
+    promoted(shop, 2, digests(shop)[2])
+    one.until(lambda: releases.pointer(shop).version == 1)
+    last = ledger.history(shop)[-1]
+    assert (last["kind"], last["author"]) == (ledger.ROLLED_BACK, rollback.MACHINE)
+    assert last["reasons"][0].startswith("failed: ")
+    one.serve()
+    assert one.steward._watched is None, "what was rolled back to is not rolled back from by a machine"
+
+
+def test_blue_green_is_loaded_everywhere_and_then_one_switch(shop: Home) -> None:
+    promoted(shop, 1, digests(shop)[1])
+    one = Shop(shop)
+    canary(shop, 2, 0.0)
+    one.steward.look()
+    assert releases.pointer(shop).version == 1, "no process has said that it is loaded"
+    one.holder.follow()
+    assert {found["challenger"]["version"] for found in workers(shop).values()} == {2}
+    one.steward.look()
+    assert releases.pointer(shop).version == 2
+    one.holder.follow()
+    assert one.holder.swaps[-1].was_loaded
+
+
+def test_a_challenger_that_no_process_can_load_ends_its_rollout(shop: Home) -> None:
+    promoted(shop, 1, digests(shop)[1])
+    (shop.bundles / digests(shop)[2] / "model" / "items.parquet").write_bytes(b"")
+    one = Shop(shop)
+    canary(shop, 2, 0.1)
+    one.holder.follow()
+    one.steward.look()
+    assert rollouts.current(shop) is None
+    assert "bytes that differ" in ledger.history(shop)[-1]["reasons"][0]
+
+
+def test_one_process_of_a_machine_looks_after_rollouts_and_another_takes_over(shop: Home) -> None:
+    promoted(shop, 1, digests(shop)[1])
+    (shop.bundles / digests(shop)[2] / "manifest.json").write_bytes(b"")
+    first, second = Steward(shop, POLICY), Steward(shop, POLICY)
+    first.look()
+    second.look()
+    assert (first._lock is None, second._lock is None) == (False, True)
+    first.stop()
+    second.look()
+    assert second._lock is not None
+    second.stop()
+
+
+def test_counts_of_all_processes_are_added_up_and_a_user_counts_once_a_minute(shop: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "UNIT_SECONDS", 60.0)
+    begun = time.perf_counter()
+    tallies = [Tally(shop, lambda: 1), Tally(shop, lambda: 1)]
+    items = tuple(Shown(f"i{at}", at, float(at), Why("for_you", "")) for at in range(1, 6))
+    for counted in tallies:
+        for user in (*range(10), *range(10)):
+            counted(Answer(Ask("home", "r", NOW, 5, f"u{user}"), items, FULL, Release(1, "d"), stage_ms={FULL: 8.0}))
+        counted(Answer(Ask("home", "r", NOW, 5, "u11"), items, "cached", Release(1, "d")))
+        counted(Answer(Ask("home", "r", NOW, 5, "u12"), (), "empty", Release(None, None), ("full: late",), "rollout-2:canary"))
+    found, failed = (tally.between(shop, version, begun - 1, begun + 60) for version in (1, 2))
+    minutes = 2 if found.requests > 20 else 1  # a minute may end meanwhile
+    assert 20 <= found.requests <= 40 * minutes
+    assert (found.pairs, found.same) == (found.requests - 2, found.requests - 2), "the same list for everybody"
+    assert found.quantile_ms(0.5) == pytest.approx(8.0, rel=0.1)
+    assert (failed.requests, failed.failed, failed.empty, failed.lower) == (2, 2, 2, 2)
+    for counted in tallies:
+        counted.close()
