@@ -31,7 +31,7 @@ from pipelines.lake.segments import COUNTRY, DEVICE
 from pipelines.ranking.features import assemble
 from pipelines.ranking.rerank import chain
 from pipelines.ranking.two_stage import TwoStage, chosen
-from pipelines.registry import choosing, ledger
+from pipelines.registry import choosing
 from pipelines.window import Window, micros, stamp, utc
 
 DAYS: Final = 7
@@ -138,9 +138,7 @@ def measure(home: Home, window: Window, policy: ImpressionPolicy) -> Skew:
     """Compare a sample of a window's requests."""
     sample = list(logged(home, window, policy.skew_requests)) if policy.skew_requests else []
     total, wrong_of = Skew(), Counter[str]()
-    digests = {
-        int(entry["version"]): str(entry["digest"]) for entry in ledger.history(home) if entry.get("version") and entry.get("digest")
-    }
+    digests = choosing.digests(home)
     for version in sorted({one.version for one in sample}):
         some = [one for one in sample if one.version == version]
         if (model := _model(home, version, digests.get(version))) is None:

@@ -22,13 +22,14 @@ from pydantic_core import to_json
 from pipelines import config
 from pipelines.config import Home, Settings
 from pipelines.errors import StateError
-from pipelines.registry import ledger
+from pipelines.registry import choosing, ledger
 from pipelines.serving import api, api_gate, engine, from_session, remembered
 from pipelines.serving.auth import Keyring
 from pipelines.serving.batch_lists import BatchLists
 from pipelines.serving.blocked import Blocked
 from pipelines.serving.breaker import CODES, Breaker
 from pipelines.serving.caches import Caches
+from pipelines.serving.experimenting import Experimenting
 from pipelines.serving.holder import Holder
 from pipelines.serving.journal import Journal
 from pipelines.serving.knowledge import Knowledge
@@ -164,9 +165,10 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
         shared = SharedCache(serving.cache, serving.ladder.breaker) if serving.cache.redis else None
         news, recent = News(home), Recent(serving.events)
         caches = Caches(serving.cache, news, shared=shared, precomputed=BatchLists(home, serving))
+        trials = Experimenting(home, holder.pick, lambda version: _version(knowledge, version), serving.rollout.poll_seconds)
         ladder = Ladder(
             serving,
-            holder.pick,
+            trials.pick,
             lambda: knowledge,
             Blocked(home),
             cached=caches,
@@ -187,7 +189,21 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
         made.breakers = [knowledge.breaker, *([shared.breaker] if shared is not None else [])]
         made.service = Service(ladder.answer, _watchers(made, settings, ending))
         _start(made, settings, ending)
+        trials.start()
+        ending.callback(trials.stop)
         yield made
+
+
+def _version(knowledge: Knowledge, version: int) -> engine.Engine:
+    """Return an engine of a model version, for an arm of an experiment.
+
+    Raises:
+        StateError: no such version was ever judged, or its bundle is gone or damaged.
+    """
+    digest = choosing.digests(knowledge.home).get(version)
+    if digest is None:
+        raise StateError(f"version {version}", found="no entry of the ledger", allowed="a version that was judged or released")
+    return engine.bound(knowledge, choosing.loaded(knowledge.home, version, digest))
 
 
 def _watchers(made: House, settings: Settings, ending: ExitStack) -> tuple[Watcher, ...]:
@@ -275,4 +291,6 @@ def gated(
     """Return the application of a house behind its gate."""
     settings = config.load(home).serving
     buckets = Buckets(rates, salt)
-    return api_gate.Gate(api.app(made), settings.limits, settings.log, made.metrics, buckets, keyring, hosts, traces)
+    return api_gate.Gate(
+        api.app(made, keys=keyring is not None), settings.limits, settings.log, made.metrics, buckets, keyring, hosts, traces
+    )

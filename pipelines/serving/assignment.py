@@ -13,7 +13,7 @@ new experiment touches no setting of a training run:
     [shorter-memory.arms.control]          # the first arm is control
     [shorter-memory.arms.shorter]
     weight = 1.0
-    version = 12                           # what the arm changes: a model version, settings, or `interleave`
+    version = 12                           # what the arm changes: a model version, the rules of re-ranking, or `interleave`
 
 A unit's place in a layer is a hash of (layer, unit), so growing a slice moves nobody who is in it. Its arm is the one with the largest
 of w-weighted draws -ln(u) / w, smallest first, u a hash of (salt, arm, unit): weighted rendezvous hashing (Thaler, Ravishankar, IEEE/ACM
@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -38,6 +38,7 @@ from pipelines import misfit
 from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.frozen import Policy
+from pipelines.rerank_policies import RerankSettings
 
 FILE: Final = "experiments.toml"
 NAME: Final = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -50,13 +51,13 @@ class Arm(Policy):
 
     weight: float = Field(default=1.0, gt=0, le=1e6)
     version: int | None = Field(default=None, ge=1)  # model version that answers
-    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)  # sections and knobs laid over those of the release
+    rerank: RerankSettings | None = None  # rules of re-ranking, instead of those of the release
     interleave: tuple[Name, Name] | None = None  # two arms whose lists are drafted into one, team a and team b
 
     @model_validator(mode="after")
     def _one_change(self) -> Self:
         """Refuse an arm that interleaves and changes something itself."""
-        if self.interleave and (self.version is not None or self.settings):
+        if self.interleave and (self.version is not None or self.rerank is not None):
             raise ValueError("an arm with `interleave` changes nothing itself")
         return self
 

@@ -38,7 +38,7 @@ layer = "ranking"
 slice = [0.5, 0.8]
 [exploring.arms.control]
 [exploring.arms.more]
-settings = { exploration = { share = 0.2 } }
+rerank = { depth = 30 }
 
 [looks]
 layer = "page"

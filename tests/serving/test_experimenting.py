@@ -1,0 +1,147 @@
+"""Who gets which engine, under which label; and what happens while something of an experiment is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import scripted
+
+from pipelines.config import Home
+from pipelines.errors import StateError
+from pipelines.serving import assignment
+from pipelines.serving.experimenting import Drafting, Experimenting
+from pipelines.serving.request import BLEND, FULL, Answer, Ask, Release
+
+DECLARED = """
+[models]
+[models.arms.control]
+[models.arms.new]
+version = 7
+[models.arms.both]
+interleave = ["control", "new"]
+"""
+BASE = scripted.Engine()
+
+
+def numbered(version: int) -> scripted.Engine:
+    """Return an engine of a version that lists j0, i0, j1, i1, ..."""
+
+    def does(asked: Ask) -> Answer:
+        names = [f"{letter}{n}" for n in range(9) for letter in "ji"]
+        return Answer(asked, scripted.shown(*names[: asked.k]), FULL, Release(version, "e" * 64))
+
+    return scripted.Engine(does, Release(version, "e" * 64))
+
+
+def experimenting(home: Home, text: str = DECLARED, load=numbered, side: str = "") -> Experimenting:
+    home.root.mkdir(parents=True, exist_ok=True)
+    (home.root / assignment.FILE).write_text(text, encoding="utf-8")
+    made = Experimenting(home, lambda ask: (BASE, side), load)
+    made.follow()
+    return made
+
+
+def picked(made: Experimenting) -> dict[str, tuple[object, str]]:
+    """Return what one user of each arm gets."""
+    found = {}
+    for number in range(60):
+        engine, label = made.pick(scripted.ask(user_id=f"u{number}"))
+        found.setdefault(label.rpartition(":")[2], (engine, label))
+    return found
+
+
+def test_each_arm_answers_from_its_release_and_is_logged_as_itself(home: Home):
+    found = picked(experimenting(home))
+    assert set(found) == {"control", "new", "both"}
+    assert found["control"] == (BASE, "models:control")
+    assert found["new"][0].release.version == 7
+    assert isinstance(found["both"][0], Drafting)
+
+
+def test_an_experiment_stands_beside_the_rollout(home: Home):
+    found = picked(experimenting(home, side="rollout-3:canary"))
+    assert found["control"][1] == "rollout-3:canary|models:control"
+    assert assignment.arm_in(found["new"][1], "models") == "new"
+
+
+def test_nobody_in_particular_and_no_release_take_no_part(home: Home):
+    made = experimenting(home)
+    assert made.pick(scripted.ask(user_id=None)) == (BASE, "")
+    assert Experimenting(home, lambda ask: (None, ""), numbered).pick(scripted.ask()) == (None, "")
+
+
+def test_until_an_arms_release_is_loaded_nobody_is_in_the_experiment(home: Home):
+    def missing(version: int) -> scripted.Engine:
+        if not there:
+            raise StateError(f"version {version}", found="no bundle")
+        return numbered(version)
+
+    there: list[int] = []
+    made = experimenting(home, load=missing)
+    assert set(picked(made)) == {""}
+    assert "experiment models waits" in made.trouble
+    there.append(1)
+    made.follow()
+    assert set(picked(made)) == {"control", "new", "both"}
+    assert made.trouble == ""
+
+
+def test_a_file_that_cannot_be_read_leaves_what_was_and_a_corrected_one_counts(home: Home):
+    made = experimenting(home)
+    before = {label: one[1] for label, one in picked(made).items()}
+    (home.root / assignment.FILE).write_text("[models", encoding="utf-8")
+    made.follow()
+    assert {label: one[1] for label, one in picked(made).items()} == before
+    assert "experiments.toml" in made.trouble
+    (home.root / assignment.FILE).unlink()
+    made.follow()
+    assert set(picked(made)) == {""}
+
+
+def test_a_draft_holds_both_and_names_whose_pick_each_item_was(home: Home):
+    engine = picked(experimenting(home))["both"][0]
+    answer = engine.answer(scripted.ask(k=6))
+    assert [one.rank for one in answer.items] == [1, 2, 3, 4, 5, 6]
+    assert len({one.item_id for one in answer.items}) == 6
+    teams = [one.sources[-1] for one in answer.items]
+    assert set(teams) == {"team:control", "team:new"}
+    assert abs(teams.count("team:new") - 3) <= 1
+    assert all(one.item_id[0] == "i" for one, team in zip(answer.items, teams, strict=True) if team == "team:control")
+    assert answer == engine.answer(scripted.ask(k=6))
+    others = {tuple(one.item_id for one in engine.answer(scripted.ask(k=6, request_id=f"q{n}")).items) for n in range(20)}
+    assert len(others) > 1
+
+
+def test_a_draft_stands_on_the_lower_of_two_rungs(home: Home):
+    lower = scripted.Engine(lambda asked: replace(numbered(7).answer(asked), rung=BLEND, degraded=("ranker: late",)))
+    answer = Drafting(BASE, lower, ("control", "new"), "x").answer(scripted.ask())
+    assert (answer.rung, answer.degraded) == (BLEND, ("ranker: late",))
+
+
+def test_a_release_is_loaded_once(home: Home):
+    loads: list[int] = []
+
+    def load(version: int) -> scripted.Engine:
+        loads.append(version)
+        return numbered(version)
+
+    made = experimenting(home, load=load)
+    (home.root / assignment.FILE).write_text(
+        DECLARED + '\n[other]\nlayer = "page"\n[other.arms.control]\n[other.arms.b]\nversion = 7\n', encoding="utf-8"
+    )
+    made.follow()
+    assert loads == [7]
+    engines = {id(made.pick(scripted.ask(user_id=f"u{n}"))[0]) for n in range(40)}
+    assert len(engines) >= 2
+
+
+@pytest.mark.parametrize("times", [2])
+def test_looking_again_changes_nothing(home: Home, times: int):
+    made = experimenting(home)
+    states = []
+    for _ in range(times):
+        made.follow()
+        states.append(made._ready)
+    assert all(a is b for a, b in pairwise(states))
