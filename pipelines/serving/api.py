@@ -160,16 +160,16 @@ class StrictRoute(APIRoute):
         return strictly
 
 
-def app(room: Room, version: str = "1") -> FastAPI:
-    """Return the web application; it stands behind `api_gate.Gate`."""
-    api = FastAPI(title="Reloop", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
+def app(room: Room, *, keys: bool = True) -> FastAPI:
+    """Return the web application; it stands behind `api_gate.Gate`, which asks for keys or does not."""
+    api = FastAPI(title="Reloop", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     desk = Desk(room)
     api.include_router(_lists(desk))
     api.include_router(_bodies(desk))
     api.include_router(_state(desk))
     api.include_router(window.routes())
     api_errors.install(api)
-    describe(api)
+    describe(api, keys=keys)
     return api
 
 

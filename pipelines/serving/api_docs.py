@@ -25,6 +25,7 @@ _REFUSED: Final[dict[str, Any]] = {
     **_error("403", "The key does not cover this.", error="scope", field="header.x-api-key", found="a key for events", allowed="the scope recommend", hint="`reloop key create`"),
     **_error("422", "A value breaks its bound; `field` names it."),
     **_error("429", "Too many requests of this client; Retry-After says when again.", error="rate", field=None, found="more than 200 requests a second", allowed="again in 1 s", hint="spread requests out, or run more workers"),
+    **_error("431", "URL and headers are too long.", error="too_long", field="header", found="more than 16384 bytes", allowed="at most 16384 bytes of URL and headers", hint="ask with a body"),
     **_error("503", "More requests than can be answered in time; Retry-After says when again.", error="overloaded", field=None, found="more requests than can be answered in time", allowed="again in 1 s", hint="spread requests out, or run more workers"),
 }  # fmt: skip
 _BODY: Final[dict[str, Any]] = {
@@ -93,29 +94,30 @@ PARAMETERS: Final[dict[str, Any]] = {
 }
 
 
-def describe(api: FastAPI) -> None:
+def describe(api: FastAPI, *, keys: bool) -> None:
     """Give an application its OpenAPI page."""
     make = api.openapi
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
             page = make()
-            page["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+            if keys:
+                page["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
             page["info"]["description"] = (
                 "Lists for users and items, and how they came about. Every answer says on which rung of the ladder it stands."
             )
             for route in api.routes:
                 if isinstance(route, APIRoute) and route.include_in_schema:
                     for method in route.methods:
-                        _describe(route, method, page["paths"][route.path_format][method.lower()])
+                        _describe(route, method, page["paths"][route.path_format][method.lower()], keys=keys)
         return api.openapi_schema or page
 
     api.openapi = openapi  # type: ignore[method-assign]
 
 
-def _describe(route: APIRoute, method: str, said: dict[str, Any]) -> None:
+def _describe(route: APIRoute, method: str, said: dict[str, Any], *, keys: bool) -> None:
     scope = needs(method, route.path_format)
-    if scope is not None:
+    if keys and scope is not None:
         said["security"] = [{"key": []}]
         said["description"] = f"{said.get('description', '')}\n\nScope: `{scope}`."
     for parameter in said.get("parameters", ()):

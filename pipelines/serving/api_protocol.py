@@ -7,6 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pipelines.serving.api_errors import Refusal
 from pipelines.serving_policies import LimitPolicy
 
 
@@ -64,8 +65,13 @@ class Impatient(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def send_431(self) -> None:
-        """Refuse headers that are too long, and close."""
-        self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        """Refuse a line and headers that are too long, and close."""
+        most = f"{self.policy.max_header_bytes} bytes"
+        refusal = Refusal(431, "too_long", f"more than {most}", f"at most {most} of URL and headers", "ask with a body", "header")
+        answer = refusal.response()
+        lines = [f"{name}: {value}" for name, value in answer.headers.items()]
+        head = "\r\n".join(["HTTP/1.1 431 Request Header Fields Too Large", *lines, "connection: close", "", ""])
+        self.transport.write(head.encode("latin-1") + bytes(answer.body))
         self.transport.close()
 
     def _counted(self, size: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
 from pipelines import columns as c
 from pipelines.serving.request import Change, Surface
@@ -37,13 +37,21 @@ def _text_of_time(value: object) -> object:
     return value
 
 
+def _number(value: object) -> object:
+    """Refuse what only looks like a number; 3.0 is 3, as JSON has it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic reads ValueError
+    return value
+
+
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=PRINTABLE), AfterValidator(_utf8)]
 Text = Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID, pattern=PRINTABLE), AfterValidator(_utf8)]
 Word = Annotated[StrictStr, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 Price = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Moment = Annotated[AwareDatetime, BeforeValidator(_text_of_time)]
-K = Annotated[StrictInt, Field(ge=1, le=MAX_K, description="Items wanted.")]
+Amount = Annotated[Price, BeforeValidator(_number)]
+K = Annotated[int, Field(ge=1, le=MAX_K, description="Items wanted."), BeforeValidator(_number)]
 
 
 class Said(BaseModel):
@@ -57,8 +65,8 @@ class FiltersIn(Said):
 
     categories: list[Text] = Field(default=[], max_length=MAX_VALUES, description="Any of these categories.")
     brands: list[Text] = Field(default=[], max_length=MAX_VALUES, description="Any of these brands.")
-    min_price: Price | None = Field(default=None, strict=False, description="Shop currency; an item without a price is left out.")
-    max_price: Price | None = Field(default=None, strict=False, description="Shop currency; an item without a price is left out.")
+    min_price: Amount | None = Field(default=None, description="Shop currency; an item without a price is left out.")
+    max_price: Amount | None = Field(default=None, description="Shop currency; an item without a price is left out.")
     exclude: list[Text] = Field(default=[], max_length=MAX_IDS, description="Items never to show.")
     available_only: StrictBool = Field(default=True, description="Leave out what cannot be bought.")
 
@@ -76,10 +84,8 @@ class UserEventIn(EventIn):
     """Something a known user did, to be kept and learnt from."""
 
     user_id: Text
-    value: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
-        default=None, description="Amount paid, or the rating given."
-    )
-    quantity: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    value: Amount | None = Field(default=None, description="Amount paid, or the rating given.")
+    quantity: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_number)] | None = None
     session_id: Text | None = None
     device: Word | None = None
     request_id: Text | None = Field(default=None, description="The answer that the item was shown in.")

@@ -65,8 +65,8 @@ def listed(engine: Engine, found: Found) -> tuple[tuple[Shown, ...], Mapping[str
     ask, binding, model = found.ask, found.binding, engine.model
     candidates, score, rows = found.candidates, found.score, np.arange(len(found.candidates))
     good = permitted(ask.filters, candidates.item, binding)
-    if out := places(model.item_ids, list(ask.filters.exclude)) if ask.filters.exclude else ():
-        good &= ~np.isin(candidates.item, out)
+    if ask.filters.exclude:
+        good &= ~np.isin(candidates.item, places(model.item_ids, list(ask.filters.exclude)))
     if not good.all():
         candidates, score, rows = candidates[good], score[good], rows[good]
     lists = model.listed(np.array([ask.user_id or ""]), candidates, score, ask.k, users=found.users, goods=binding.goods)

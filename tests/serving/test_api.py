@@ -264,6 +264,14 @@ def test_every_route_has_a_scope_and_an_unknown_one_needs_all(client: TestClient
     assert needs("GET", "/not/yet/thought/of") == "admin"
 
 
+def test_what_is_excluded_is_not_shown_and_the_best_rung_still_answers(client: TestClient) -> None:
+    path = "/v1/users/u00000007/recommendations?k=8"
+    first = [item["item_id"] for item in client.get(path).json()["items"]]
+    answer = client.get(path + "".join(f"&exclude={item}" for item in first[:3])).json()
+    assert (answer["rung"], answer["degraded"]) == ("full", [])
+    assert not set(first[:3]) & {item["item_id"] for item in answer["items"]}
+
+
 def test_answers_hold_no_number_that_json_lacks(client: TestClient) -> None:
     for path in LISTS.values():
         json.loads(client.get(path).content, parse_constant=pytest.fail)
