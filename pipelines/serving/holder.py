@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -281,6 +281,7 @@ class Holder:
             "fence": held.fence,
             "refused": dict(self.refused),
             "trouble": self.trouble,
+            "swap": asdict(self.swaps[-1]) if self.swaps else None,
         }
 
 

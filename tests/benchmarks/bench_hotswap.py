@@ -1,0 +1,275 @@
+"""Releases that change under load: what each phase of a swap takes, what requests feel of it, and how soon the guard finds a fault.
+
+    swap        `reloop serve` with two workers answers at a steady rate (open loop) while releases are promoted one after the other
+    rollback    from the flip until every worker answers from the release of before
+    memory      of a worker (proportional set size), after the first and after the last swap
+    detection   canaries of known faults through the service's own decision, in simulated time (`tests/canary_lab.py`)
+
+The peer of a latency is the same service in the same run while nothing changes. `--trained FOLDER` takes a shop that was trained before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+import canary_lab
+import one_run
+import served_shop
+import swap_lab
+import trained_shop
+
+from pipelines import publish
+from pipelines.config import REPOSITORY, Home
+from pipelines.registry import releases, rollback
+from pipelines.serving.holder import workers
+from pipelines.serving_policies import RolloutPolicy
+
+WORKERS = 2
+SETTINGS = """
+[serving.log]
+access = false
+[serving.limits]
+requests_per_second = 100000.0
+[serving.cache]
+list_seconds = 0.0
+"""
+
+
+class Clients:
+    """Asks at a steady rate over connections that stay open; a request's time runs from when it was due."""
+
+    def __init__(self, port: int, rate: float, threads: int = 6) -> None:
+        self.port, self.rate, self.threads = port, rate, threads
+        self.done: list[tuple[float, float, int, str, int]] = []  # due, seconds, status, rung, version
+        self._stop, self._next, self._turn = threading.Event(), 0, threading.Lock()
+
+    def _run(self, begun: float) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        while not self._stop.is_set():
+            with self._turn:
+                at, self._next = self._next, self._next + 1
+            due = begun + at / self.rate
+            time.sleep(max(0.0, due - time.perf_counter()))
+            try:
+                connection.request("GET", f"/v1/users/u{at % 768:08d}/recommendations?k=10")
+                got = connection.getresponse()
+                body, status = json.loads(got.read()), got.status
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                body, status = {"error": repr(error)}, 0
+                connection.close()
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            model = body.get("model") or {}
+            self.done.append((due, time.perf_counter() - due, status, str(body.get("rung")), int(model.get("version") or 0)))
+        connection.close()
+
+    def __enter__(self) -> Clients:
+        begun = time.perf_counter()
+        self._threads = [threading.Thread(target=self._run, args=(begun,)) for _ in range(self.threads)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def pss_mb(pid: int) -> float:
+    """Return the memory of a process, pages that are shared counted by their share."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def vitals(pid: int) -> tuple[float, int, int]:
+    """Return memory, open files and threads of a process."""
+    return pss_mb(pid), len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def taken(home: Home, version: int, since: float) -> tuple[float, list[dict[str, Any]]]:
+    """Wait until every worker serves a version; return the seconds since a moment, and what each said of its swap."""
+    while True:
+        held = workers(home)
+        if len(held) == WORKERS and all((one["champion"] or {}).get("version") == version for one in held.values()):
+            return time.perf_counter() - since, [one["swap"] for one in held.values()]
+        if time.perf_counter() - since > 600:
+            raise SystemExit(f"version {version} does not serve after ten minutes: {held}")
+        time.sleep(0.02)
+
+
+def ms(values: list[float], q: float) -> float:
+    """Return a percentile in milliseconds."""
+    return float(np.percentile(values, q)) * 1e3 if values else float("nan")
+
+
+def swapping(home: Home, digests: dict[int, str], port: int, rate: float, swaps: int) -> dict[str, Any]:
+    """Promote under load, then roll back under load; return what was measured."""
+    found: dict[str, Any] = {"phases": [], "to_all": [], "back": [], "at": []}
+    with Clients(port, rate) as clients:
+        time.sleep(5)
+        found["before"] = {pid: vitals(pid) for pid in workers(home)}
+        quiet_from = time.perf_counter()
+        time.sleep(20)
+        quiet_to = time.perf_counter()
+        for at in range(swaps):
+            version = at % 4 + 2
+            if releases.pointer(home).version == version:
+                continue
+            begun = time.perf_counter()
+            swap_lab.promoted(home, version, digests[version])
+            seconds, said = taken(home, version, begun)
+            found["to_all"].append(seconds)
+            found["at"].append(begun)
+            found["phases"] += [one["seconds"] for one in said if not one["was_loaded"]]
+            time.sleep(1.0)
+        for _ in range(3):  # back, and forth again, so that there is something to go back to
+            begun = time.perf_counter()
+            left = releases.pointer(home).version
+            back = rollback.roll_back(home, reason="the benchmark")
+            found["back"].append(taken(home, back["champion_after"], begun)[0])
+            swap_lab.promoted(home, left or 0, digests[left or 0])
+            taken(home, left or 0, begun)
+        time.sleep(1.0)
+        found["after"] = {pid: vitals(pid) for pid in workers(home)}
+    quiet = [one[1] for one in clients.done if quiet_from <= one[0] < quiet_to]
+    near = [
+        one[1]
+        for one in clients.done
+        if any(begun - 0.2 <= one[0] <= begun + took + 0.2 for begun, took in zip(found["at"], found["to_all"], strict=True))
+    ]
+    found |= {"quiet": quiet, "near": near, "requests": len(clients.done), "failed": sum(one[2] != 200 for one in clients.done)}
+    found["full"] = sum(one[3] == "full" for one in clients.done) / max(len(clients.done), 1)
+    found["seen"] = sorted({one[4] for one in clients.done})
+    return found
+
+
+def detection(runs: int) -> list[dict[str, Any]]:
+    """Return how soon each fault is found."""
+    faults = [
+        canary_lab.Fault("5% of answers fail", failed=0.05),
+        canary_lab.Fault("50 ms slower", slower_ms=50),
+        canary_lab.Fault("NaN scores", lower=1.0),
+        canary_lab.Fault("the same list for all", same=0.98),
+        canary_lab.Fault("scores all alike", flat=True),
+        canary_lab.Fault("5% empty", empty=0.05),
+    ]
+    rows = []
+    for fault in faults:
+        for share, rate in ((0.01, 100.0), (0.1, 20.0), (0.1, 100.0), (0.5, 20.0)):
+            ended = [canary_lab.rolled_out(RolloutPolicy(), rate, 500 + seed, fault, share) for seed in range(runs)]
+            back = sorted(one.detected for one in ended if not one.promoted)
+            rows.append(
+                {
+                    "fault": fault.name,
+                    "share": share,
+                    "requests_per_second": rate,
+                    "rolled_back": f"{len(back)} of {runs}",
+                    "median_seconds": float(np.median(back)) if back else None,
+                    "longest_seconds": back[-1] if back else None,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trained", type=Path, help="folder of a shop that was trained twice")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    parser.add_argument("--swaps", type=int, default=24)
+    parser.add_argument("--runs", type=int, default=20, help="canaries a fault")
+    asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    work = Path(tempfile.mkdtemp(prefix="reloop-hotswap-"))
+    trained = Home(asked.trained) if asked.trained else trained_shop.twice(work / "trained")
+    home = served_shop.released(trained, work / "served")
+    with (home.root / "reloop.toml").open("a", encoding="utf-8") as file:
+        file.write(SETTINGS)
+    first, second = swap_lab.versions(home)
+    digests = {version: swap_lab.marked(home, first if version % 2 else second, version) for version in range(2, 6)}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "serve",
+        "--home",
+        str(home.root),
+        "--port",
+        str(port),
+        "--workers",
+        str(WORKERS),
+        "--now",
+        "data",
+    ]
+    environment = {**os.environ, "RELOOP_HOME": str(home.root)}
+    with (work / "serve.log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+    try:
+        taken(home, 1, time.perf_counter())
+        found = swapping(home, digests, port, asked.rate, asked.swaps)
+    finally:
+        server.terminate()
+        server.wait(60)
+    rows = report(found, asked)
+    faults = detection(asked.runs)
+    for line in faults:
+        print(line)
+    one_run.publish_page(
+        "hotswap", rows, f"reloop serve, {WORKERS} workers, {asked.rate:g} requests a second, open loop; {found['requests']} requests"
+    )
+    publish.write_json(Home.from_environment().reports / "bench" / "hotswap-detection.json", faults)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def report(found: dict[str, Any], asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return, and print, the lines of figures."""
+    rows = []
+    for name in ("rehearse", "load", "bind", "warm", "switch"):
+        values = [one[name] for one in found["phases"]]
+        rows.append(one_run.row(f"{name}, median", ms(values, 50), ms(values, 50), "ms", "told", met=True))
+    rows += [
+        one_run.row("flip until all workers serve, median", ms(found["to_all"], 50), 1000.0, "ms", "told", met=True),
+        one_run.row("rollback until all workers serve, longest", max(found["back"]) * 1e3, 5000.0, "ms", "<= 5 s", met=max(found["back"]) <= 5),
+        one_run.row("p50 around a swap, against quiet", ms(found["near"], 50), ms(found["quiet"], 50), "ms", "told", met=True),
+        one_run.row(
+            "p99 around a swap, against quiet", ms(found["near"], 99), ms(found["quiet"], 99), "ms", "+10 ms",
+            met=ms(found["near"], 99) <= ms(found["quiet"], 99) + 10,
+        ),
+        one_run.row("switch, p99", ms([one["switch"] for one in found["phases"]], 99), 10.0, "ms", "< 10 ms", met=True),
+        one_run.row(f"failed of {found['requests']} requests", found["failed"], 1, "requests", "0", met=found["failed"] == 0),
+        one_run.row("answers on the rung full", 100 * found["full"], 100, "%", "told", met=True),
+    ]  # fmt: skip
+    for pid, (memory, files, threads) in found["before"].items():
+        after = found["after"].get(pid, (float("nan"), 0, 0))
+        rows.append(
+            one_run.row(f"worker memory after {len(found['to_all'])} swaps, against before", after[0], memory, "MB", "told", met=True)
+        )
+        rows.append(one_run.row("files open, against before", after[1], files, "files", "as before", met=after[1] <= files))
+        rows.append(one_run.row("threads, against before", after[2], threads, "threads", "as before", met=after[2] <= threads))
+    for line in rows:
+        print(line)
+    print("versions seen", found["seen"], "rate", asked.rate)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
