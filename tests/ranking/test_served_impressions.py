@@ -17,6 +17,8 @@ from pipelines.serving.journal import Journal
 from pipelines.serving.request import FULL, Answer, Ask, Release, Shown, Why
 from pipelines.window import DAY
 
+pytestmark = pytest.mark.slow  # a training set of its own
+
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Home:
