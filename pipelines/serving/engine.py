@@ -33,7 +33,7 @@ from pipelines.serving.alike import Alike
 from pipelines.serving.binding import Binding, Placed, bind, placed
 from pipelines.serving.deadline import Watch
 from pipelines.serving.knowledge import Knowledge, Known, needed
-from pipelines.serving.request import BLEND, FULL, Answer, Ask, Release
+from pipelines.serving.request import BLEND, EMPTY, FULL, Answer, Ask, Release
 from pipelines.serving.shown import Features
 from pipelines.serving_policies import DeadlinePolicy
 
@@ -121,7 +121,12 @@ class Engine:
         found = self.found(ask, watch, deeper=DEEPER if ask.filters.narrow() else 1)
         with watch.stage("rerank"):
             items, features = shown.listed(self, found)
-        rung = BLEND if found.matrix is None and self.model.serves == RANKED else FULL
+            rung = BLEND if found.matrix is None and self.model.serves == RANKED else FULL
+            if ask.filters and len(items) < ask.k:
+                items, rung = surfaces.filled(self, found, items, rung)
+                if isinstance(features, Features):
+                    features.n = len(items)
+        rung = rung if items else EMPTY
         return Answer(ask, items, rung, self.release, tuple(watch.degraded), stage_ms=watch.ms, features=features)
 
     def found(self, ask: Ask, watch: Watch, *, deeper: int = 1) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,21 @@ class Features(Mapping[str, tuple[float, ...]]):
 
     Args:
         rows: float32 [n shown, n_features]; kept, so a copy of the whole.
+
+    Attributes:
+        n: places of the list; those behind `rows` were put there by no ranker, and have NaN.
     """
 
     def __init__(self, names: tuple[str, ...], rows: Floats) -> None:
-        self._names, self._rows = names, rows
+        self._names, self._rows, self.n = names, rows, len(rows)
 
     def __getitem__(self, name: str) -> tuple[float, ...]:
         try:
             at = self._names.index(name)
         except ValueError:
             raise KeyError(name) from None
-        return tuple(self._rows[:, at].tolist())
+        told = self._rows[:, at].tolist()
+        return (*told, *[math.nan] * (self.n - len(told)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -31,7 +31,7 @@ from pipelines.serving.knowledge import described
 from pipelines.serving.request import EMPTY, FULL, POPULAR, SEGMENT, Answer, Ask, Filters, Shown, Why
 
 if TYPE_CHECKING:
-    from pipelines.serving.engine import Engine
+    from pipelines.serving.engine import Engine, Found
 
 ANCHORS: Final = 5  # lists that `because_you_viewed` has at most
 SHORTEST: Final = 3  # items of one of them, where there are so many
@@ -149,6 +149,17 @@ def _viewed(engine: Engine, ask: Ask, alike: Alike, watch: Watch) -> tuple[Shown
     return tuple(replace(item, rank=rank) for rank, item in enumerate(shown, 1))
 
 
+def filled(engine: Engine, found: Found, items: tuple[Shown, ...], rung: str) -> tuple[tuple[Shown, ...], str]:
+    """Return a list that filters left short, going on with what is popular and meets them; where nothing was left, its own rung."""
+    binding = found.binding
+    used = set(binding.row[found.users.item].tolist()) if engine.model.exclude_seen else set()
+    used |= {binding.requests.catalogue.place(item.item_id) for item in items}
+    rest, popular = _popular(engine, replace(found.ask, k=found.ask.k - len(items)), binding, used)
+    least = items[-1].score if items else np.inf
+    more = (replace(item, rank=len(items) + at, score=min(item.score, least)) for at, item in enumerate(rest, 1))
+    return (*items, *more), rung if items else popular
+
+
 def _trending(engine: Engine, ask: Ask, binding: Binding) -> tuple[tuple[Shown, ...], str]:
     segment = engine.knowledge.segment(ask)
     where = segment.partition("=")[2]
@@ -156,21 +167,20 @@ def _trending(engine: Engine, ask: Ask, binding: Binding) -> tuple[tuple[Shown, 
     return _standing(ask, binding, TRENDING, [*told, ("", Why("trending", "Trending now"))]), FULL
 
 
-def _popular(engine: Engine, ask: Ask, binding: Binding) -> tuple[tuple[Shown, ...], str]:
+def _popular(engine: Engine, ask: Ask, binding: Binding, used: Iterable[int] = ()) -> tuple[tuple[Shown, ...], str]:
     """Return what is popular where the surface has nothing to say."""
     segment = engine.knowledge.segment(ask)
     told = [(segment, Why("popular", f"Popular in {segment.partition('=')[2]}"))] if segment else []
-    found = _standing(ask, binding, POPULAR_LIST, [*told, ("", Why("popular", "Popular now"))])
+    found = _standing(ask, binding, POPULAR_LIST, [*told, ("", Why("popular", "Popular now"))], used)
     return found, SEGMENT if segment else POPULAR
 
 
-def _standing(ask: Ask, binding: Binding, kind: str, segments: Sequence[tuple[str, Why]]) -> tuple[Shown, ...]:
+def _standing(
+    ask: Ask, binding: Binding, kind: str, segments: Sequence[tuple[str, Why]], left_out: Iterable[int] = ()
+) -> tuple[Shown, ...]:
     """Return standing lists one after the other, each item once; then whatever is permitted, the most met first."""
-    shop, shown, used = (
-        binding.requests.catalogue,
-        list[Shown](),
-        {shop_place for item in ask.item_ids if (shop_place := binding.requests.catalogue.place(item)) >= 0},
-    )
+    shop, shown = binding.requests.catalogue, list[Shown]()
+    used = {*left_out, *(place for item in ask.item_ids if (place := shop.place(item)) >= 0)}
     rest = np.argsort(-shop.items["n_events"].to_numpy(), kind="stable")
     lists = [(*shop.lists.get((kind, segment), (np.empty(0, np.int32), np.empty(0, np.float32))), why) for segment, why in segments]
     lists.append((rest, np.zeros(len(rest), np.float32), Why("popular", "Popular")))
