@@ -129,6 +129,8 @@ class House:
         self.metrics.vitals(len(catalogue.item_ids) if catalogue is not None else 0)
         self.metrics.waiting.set(self.turnstile.waiting + self.writes.waiting)
         self.metrics.released(self.release(), self._age())
+        self.metrics.release_refused.set(len(self.holder.refused))
+        self.metrics.rollout_share.set(self.holder.held.rollout.share if self.holder.held.rollout else 0.0)
         for breaker in self._breakers():
             self.metrics.trouble(breaker.name, CODES[breaker.state])
         self.metrics.looked_up(self.caches.record())
@@ -290,7 +292,14 @@ def gated(
 ) -> api_gate.Gate:
     """Return the application of a house behind its gate."""
     settings = config.load(home).serving
-    buckets = Buckets(rates, salt)
     return api_gate.Gate(
-        api.app(made, keys=keyring is not None), settings.limits, settings.log, made.metrics, buckets, keyring, hosts, traces
+        api.app(made, keys=keyring is not None),
+        settings.limits,
+        settings.log,
+        made.metrics,
+        Buckets(rates, salt),
+        made.turnstile,
+        keyring=keyring,
+        hosts=hosts,
+        traces=traces,
     )

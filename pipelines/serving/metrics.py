@@ -65,6 +65,10 @@ class Metrics:
         self.waiting = gauge("reloop_waiting", "Requests that wait for their turn", multiprocess_mode="livesum")
         self.workers = gauge("reloop_workers", "Processes that answer", multiprocess_mode="livesum")
         self.bundle = gauge("reloop_bundle_info", "Workers that answer from a bundle", ["version", "bundle"], multiprocess_mode="livesum")
+        self.release_refused = gauge(
+            "reloop_release_refused", "Releases that should be loaded and are refused", multiprocess_mode="livemax"
+        )
+        self.rollout_share = gauge("reloop_rollout_share", "Share of the users who get a challenger", multiprocess_mode="livemax")
         self.champion_age = gauge("reloop_champion_age_seconds", "Since the cycle that built it", multiprocess_mode="livemax")
         self.feature_age = gauge("reloop_feature_age_seconds", "Of what is read", ["view"], multiprocess_mode="livemax")
         self.breaker = gauge(

@@ -163,12 +163,12 @@ class Tally:
                 cells[start + len(NAMES) + LATENCIES + at] += 1
 
     def _asked(self, answer: Answer) -> int | None:
-        """Return the version that failed to answer."""
-        for part in answer.variant.split("|"):
-            name, _, side = part.partition(":")
-            if name.startswith(ROLLOUT) and side == "canary":
-                return int(name.removeprefix(ROLLOUT))
-        return self._champion()
+        """Return the version that failed to answer; None where that cannot be told."""
+        parts = [part for part in answer.variant.split("|") if part]
+        sides = [part.removeprefix(ROLLOUT).partition(":") for part in parts if part.startswith(ROLLOUT)]
+        if len(sides) < len(parts):  # an experiment's arm, which may have a release of its own
+            return None
+        return next((int(version) for version, _, side in sides if side == "canary" and version.isdigit()), self._champion())
 
     def _row(self, version: int) -> int:
         """Return the row of a version; the newest take the place of the oldest."""

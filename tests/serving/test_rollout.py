@@ -14,14 +14,14 @@ from pipelines.registry import ledger, releases, rollback, rollouts
 from pipelines.registry.choosing import Serving
 from pipelines.serving import tally
 from pipelines.serving.holder import Holder, workers
-from pipelines.serving.request import FULL, POPULAR, Answer, Ask, Release, Shown, Why
+from pipelines.serving.request import BLEND, FULL, POPULAR, Answer, Ask, Release, Shown, Why
 from pipelines.serving.rollout import Steward
 from pipelines.serving.tally import Tally
 from pipelines.serving_policies import RolloutPolicy
 
 POLICY = RolloutPolicy(
-    poll_seconds=0.02, shares=(0.1, 0.5), step_seconds=0.5, step_requests=100, false_alarm_rate=0.5, look_seconds=0.1, window_seconds=5, most_step_seconds=60,
-    watch_seconds=60,
+    poll_seconds=0.02, shares=(0.25, 0.5), step_seconds=0.5, step_requests=100, false_alarm_rate=0.5, look_seconds=0.1, window_seconds=5, most_step_seconds=600,
+    watch_seconds=600,
 )  # fmt: skip
 
 
@@ -44,12 +44,41 @@ class Faulty(Telling):
         return super().answer(ask)
 
 
+@dataclass(frozen=True)
+class Slow(Faulty):
+    """50 ms slower."""
+
+    slower_ms: float = 50.0
+
+
+class Nothing(Faulty):
+    """No score is a number, so the blend orders the list."""
+
+    def answer(self, ask: Ask) -> Answer:
+        return replace(super().answer(ask), rung=BLEND)
+
+
+class SameForAll(Faulty):
+    """The same list for everybody."""
+
+    def answer(self, ask: Ask) -> Answer:
+        return replace(super().answer(ask), items=tuple(Shown(f"i{at}", at, 6.0 - at, Why("for_you", "")) for at in range(1, 6)))
+
+
+class Flat(Faulty):
+    """Scores that are all alike."""
+
+    def answer(self, ask: Ask) -> Answer:
+        answer = super().answer(ask)
+        return replace(answer, items=tuple(replace(shown, score=1.0) for shown in answer.items))
+
+
 class Shop:
     """One process: holder, tally, steward, and a ladder of two rungs."""
 
-    def __init__(self, home: Home, fails: dict[int, float] | None = None) -> None:
+    def __init__(self, home: Home, fails: dict[int, float] | None = None, second: type[Faulty] = Faulty) -> None:
         def bind(serving: Serving) -> Faulty:
-            return Faulty(serving, (fails or {}).get(serving.version, 0.0))
+            return (second if serving.version == 2 else Faulty)(serving, (fails or {}).get(serving.version, 0.0))
 
         self.home, self.holder = home, Holder(home, bind, POLICY)
         self.holder.follow()
@@ -69,14 +98,14 @@ class Shop:
             except StateError as error:
                 shown = (Shown("best", 1, 1.0, Why("popular", "")),)
                 answer = Answer(ask, shown, POPULAR, Release(None, None), degraded=(f"full: {error}",))
-            self.tally(replace(answer, variant=variant, stage_ms={FULL: 5.0}))
+            self.tally(replace(answer, variant=variant, stage_ms={FULL: 5.0 + getattr(engine, "slower_ms", 0.0)}))
         self.holder.follow()
         self.steward.look()
 
     def until(self, holds: object) -> None:
         begun = time.perf_counter()
         while not holds():  # type: ignore[operator]
-            assert time.perf_counter() - begun < 60
+            assert time.perf_counter() - begun < 300
             self.serve()
             time.sleep(0.02)
 
@@ -87,7 +116,7 @@ def test_a_sound_challenger_goes_up_step_by_step_and_all_get_it(shop: Home) -> N
     canary(shop, 2, POLICY.shares[0])
     one.until(lambda: releases.pointer(shop).version == 2)
     history = ledger.history(shop)
-    assert [(entry["kind"], entry.get("share")) for entry in history[1:]] == [("canary", 0.1), ("canary", 0.5), ("promoted", 1.0)]
+    assert [(entry["kind"], entry.get("share")) for entry in history[1:]] == [("canary", 0.25), ("canary", 0.5), ("promoted", 1.0)]
     assert all("no bound broken" in entry["reasons"][0] for entry in history[2:])
     assert {entry["author"] for entry in history[2:]} == {rollback.MACHINE}
     ledger.verify(shop)
@@ -104,6 +133,17 @@ def test_a_challenger_that_fails_goes_back_with_what_was_measured(shop: Home) ->
     assert ended["figures"]["challenger"]["failed"] > 0.1
     one.serve(1)
     assert one.holder.held.challenger is None
+
+
+@pytest.mark.parametrize(("second", "bound"), [(Slow, "p50 of time"), (Nothing, "lower"), (SameForAll, "same"), (Flat, "scores")])
+def test_a_canary_that_is_slow_blind_or_the_same_for_all_goes_back(shop: Home, second: type[Faulty], bound: str) -> None:
+    promoted(shop, 1, digests(shop)[1])
+    one = Shop(shop, second=second)
+    canary(shop, 2, 0.5)
+    one.until(lambda: rollouts.current(shop) is None)
+    ended = ledger.history(shop)[-1]
+    assert ended["kind"] == ledger.ENDED
+    assert [reason for reason in ended["reasons"] if reason.startswith(bound)]
 
 
 def test_a_champion_that_was_promoted_at_once_is_watched_and_rolled_back_once(shop: Home) -> None:
@@ -137,7 +177,7 @@ def test_a_challenger_that_no_process_can_load_ends_its_rollout(shop: Home) -> N
     promoted(shop, 1, digests(shop)[1])
     (shop.bundles / digests(shop)[2] / "model" / "items.parquet").write_bytes(b"")
     one = Shop(shop)
-    canary(shop, 2, 0.1)
+    canary(shop, 2, 0.25)
     one.holder.follow()
     one.steward.look()
     assert rollouts.current(shop) is None
