@@ -33,7 +33,7 @@ interleave = ["control", "better"]
 RATE = {"control": 0.10, "better": 0.2}
 
 
-def live(home: Home, n_users: int = 1800, *, lost: float = 0.0) -> None:
+def live(home: Home, n_users: int = 1200, *, lost: float = 0.0) -> None:
     """Let users ask twice, see five items and click by the arm that placed them; a share of what the better arm showed is not logged."""
     home.root.mkdir(parents=True, exist_ok=True)
     (home.root / assignment.FILE).write_text(DECLARED, encoding="utf-8")
@@ -82,7 +82,7 @@ def test_a_better_arm_is_read_from_the_lake(home: Home):
     assert code == 0
     assert found["verdicts"]["better"] == "better"
     assert found["srm"]["p"] > 0.001
-    assert sum(found["srm"]["counts"]) == 1800
+    assert sum(found["srm"]["counts"]) == 1200
     assert found["impressions"] == {
         arm: 10 * count for arm, count in zip(("better", "control", "mixed"), np.array(found["srm"]["counts"])[[1, 0, 2]], strict=True)
     }
