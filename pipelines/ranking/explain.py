@@ -9,7 +9,7 @@ A counterfactual without a source leaves its list empty and asks the same ranker
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -48,6 +48,7 @@ class Question:
         users: the history, one row.
         goods: what the rules know of the items; None where none is on.
         titles: of the model's items, in their order; None for one that the catalogue does not name.
+        context_of: what the features of some candidates are made of; as training would have them at the moment when None.
     """
 
     home: Home
@@ -57,6 +58,12 @@ class Question:
     users: Histories
     goods: Goods | None
     titles: pa.ChunkedArray | None = None
+    context_of: Callable[[Proposals], Context] | None = None
+
+    def _context(self, found: Proposals) -> Context:
+        if self.context_of is not None:
+            return self.context_of(found)
+        return self.model.context(self.home, found, self.users, np.array([self.user_id]), self.as_of)
 
     def title(self, item: int) -> str | None:
         """Return what the catalogue calls an item, None where it says nothing."""
@@ -68,10 +75,10 @@ class Question:
         Raises:
             StateError: the features that the ranker reads are not all there.
         """
-        model, user_ids = self.model, np.array([self.user_id])
+        model = self.model
         said, lists = lists, cold_users.alone(lists)
         found = proposals.of_blend(merging.merge(lists, model.k_blend, model.recipe))
-        context = model.context(self.home, found, self.users, user_ids, self.as_of) if model.serves == RANKED else None
+        context = self._context(found) if model.serves == RANKED else None
         score = model.order(found, context)
         item, best, _ = found.ranked(score, 1, model.k_blend)
         return Asked(self, said, lists, found, context, score, Ranked.ordered(item, best))
@@ -153,15 +160,23 @@ def explain(home: Home, model: TwoStage, user_id: str, as_of: datetime, *, item_
     if item_id is not None and item_id not in places:
         hint = "an item that came after the training can be in no list until the next one"
         raise ReloopError(f"item {item_id!r}", found="unknown to this release", allowed=f"one of its {len(places)} items", hint=hint)
-    asked = ask(home, model, user_id, as_of)
+    return told(ask(home, model, user_id, as_of), None if item_id is None else places[item_id], k)
+
+
+def told(asked: Asked, item: int | None, k: int) -> dict[str, Any]:
+    """Return what `explain` does of an answer that was asked for.
+
+    Args:
+        item: of the model; the first of the list when None.
+    """
     shown, fired = asked.shown()
     top = [int(item) for item in shown.item[0, :k] if item >= 0]
-    chosen = places[item_id] if item_id is not None else next(iter(top), None)
+    chosen = item if item is not None else next(iter(top), None)
     return {
-        "user": user_id,
-        "as_of": utc(as_of).isoformat(),
-        "serves": model.serves,
-        "exploration": config.load(home).exploration.method != "off",
+        "user": asked.question.user_id,
+        "as_of": utc(asked.question.as_of).isoformat(),
+        "serves": asked.model.serves,
+        "exploration": config.load(asked.question.home).exploration.method != "off",
         "history": _history(asked),
         "list": [_line(asked, shown, fired, place) for place in range(len(top))],
         "item": None if chosen is None else _about(asked, chosen),
