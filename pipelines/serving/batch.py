@@ -27,6 +27,7 @@ from pipelines.errors import StateError
 from pipelines.ranking.protocol import Lists
 from pipelines.ranking.rerank import chain
 from pipelines.registry import choosing
+from pipelines.registry.choosing import Serving
 from pipelines.serving import batch_lists
 from pipelines.serving_policies import BatchPolicy
 from pipelines.window import stamp, utc
@@ -77,23 +78,19 @@ def run(
     """
     policy = config.load(home).serving.batch
     policy = policy.model_copy(update={name: value for name, value in (("k", k), ("active_days", active_days)) if value is not None})
+    serving = choosing.serving(home)
+    if serving is None:
+        raise StateError("batch of lists", found="no release", allowed="a champion", hint="`reloop train`, `reloop promote`")
     with cycle.stage(home, as_of, "batch") as record, publish.locked(home.recommendations / ".lock"):
-        made = publish_lists(home, as_of, policy, on_block)
+        made = publish_lists(home, serving, as_of, policy, on_block)
         record |= {name: made.facts[name] for name in ("users", "version", "digest", "k", "active_days")}
         record["loaded"] = batch_lists.load(home, made.folder, made.facts)
         _tidy(home, policy.kept)
     return record
 
 
-def publish_lists(home: Home, as_of: datetime, policy: BatchPolicy, on_block: Progress | None = None) -> Batch:
-    """Publish the lists of a moment, unless the same are there.
-
-    Raises:
-        StateError: there is no release yet.
-    """
-    serving = choosing.serving(home)
-    if serving is None:
-        raise StateError("batch of lists", found="no release", allowed="a champion", hint="`reloop train`, `reloop promote`")
+def publish_lists(home: Home, serving: Serving, as_of: datetime, policy: BatchPolicy, on_block: Progress | None = None) -> Batch:
+    """Publish the lists of a moment, unless the same are there."""
     target, model = folder(home, as_of), serving.model
     wanted = {
         "as_of": utc(as_of).isoformat(),

@@ -112,7 +112,7 @@ def test_blocks_of_any_size_give_the_same_lists(made, tmp_path):
     with served_shop.environment(made):
         other = Home(tmp_path / "var")
         served_shop.shutil.copytree(made.root, other.root, ignore=served_shop.shutil.ignore_patterns("recommendations"))
-        batch.publish_lists(other, SECOND, small)
+        batch.publish_lists(other, choosing.serving(other), SECOND, small)
     assert pq.read_table(batch.folder(other, SECOND) / "lists.parquet").equals(whole)
 
 
