@@ -15,7 +15,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from pipelines import columns as c
 from pipelines.errors import ReloopError
-from pipelines.serving import api_errors
+from pipelines.serving import api_errors, explanation
 from pipelines.serving import page as window
 from pipelines.serving.api_docs import ANSWERS, EXPLAINED, LIVES, READY, TAKEN, TEXT, USERS, describe
 from pipelines.serving.api_errors import Refusal
@@ -263,9 +263,9 @@ def _state(desk: Desk) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/requests/{request_id:id}/explanation", tags=["explanations"], **EXPLAINED)
-    async def explanation(request_id: RequestId) -> Response:
+    async def explain(request_id: RequestId) -> Response:
         """Return how an answer came about, item by item."""
-        found = desk.room.remembered(request_id)
+        found = await desk.room.turnstile.through(partial(desk.room.remembered, request_id))
         return _json(found or {"request_id": request_id, "found": False, "answer": None, "parts": {}, "items": []})
 
     @routes.get("/v1/users", tags=["explanations"], **USERS)
@@ -319,7 +319,9 @@ def explained(answer: Answer) -> dict[str, Any]:
         }
         for place, shown in enumerate(answer.items)
     ]
-    return {"request_id": answer.ask.request_id, "found": True, "answer": told(answer), "parts": dict(answer.release.parts), "items": items}
+    asked = explanation.written(answer.ask)
+    whole = {"found": True, "answer": told(answer), "parts": dict(answer.release.parts), "items": items, "asked": asked}
+    return {"request_id": answer.ask.request_id, **whole}
 
 
 def _taken(room: Room, rows: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:

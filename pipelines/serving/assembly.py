@@ -23,7 +23,7 @@ from pipelines import config
 from pipelines.config import Home, Settings
 from pipelines.errors import StateError
 from pipelines.registry import choosing, ledger
-from pipelines.serving import api, api_gate, engine, from_session, remembered
+from pipelines.serving import api, api_gate, engine, explanation, from_session, remembered
 from pipelines.serving.auth import Keyring
 from pipelines.serving.batch_lists import BatchLists
 from pipelines.serving.blocked import Blocked
@@ -111,8 +111,20 @@ class House:
         return release.version is not None or catalogue is not None, reasons, release
 
     def remembered(self, request_id: str) -> Mapping[str, Any] | None:
-        """Return what is known of one of the last answers of any process."""
-        return remembered.find(self.home, request_id)
+        """Return what is known of one of the last answers of any process; and why, where its release is still held."""
+        found = remembered.find(self.home, request_id)
+        if found is None or "asked" not in found:
+            return found
+        answer = found["answer"]
+        engines = (self.holder.held.champion, self.holder.held.previous, self.holder.held.challenger)
+        try:
+            held = next(one for one in engines if isinstance(one, engine.Engine) and one.release.digest == answer["model"]["bundle"])
+            shown = [item["item_id"] for item in answer["items"]]
+            return {**found, "why": explanation.explained(held, explanation.read(found["asked"]), shown=shown)}
+        except StopIteration:
+            return {**found, "why": None, "not_told": "the release that answered is not loaded any more"}
+        except Exception as error:  # noqa: BLE001 - what is remembered is told whether or not it can be worked out again
+            return {**found, "why": None, "not_told": f"{type(error).__name__}: {error}"[:300]}
 
     def users(self, starts: str, limit: int) -> list[str]:
         """Return ids of known users that begin so, in order."""

@@ -234,6 +234,12 @@ class ExplanationOut(BaseModel):
     answer: AnswerOut | None = None
     parts: dict[str, str] = Field(default={}, description="Digest of every part of the bundle that answered.")
     items: list[dict[str, Any]] = Field(default=[], description="For each item its propensity and the feature values that the ranker read.")
+    asked: dict[str, Any] | None = Field(default=None, description="The question.")
+    why: dict[str, Any] | None = Field(
+        default=None,
+        description="The question asked again: history, list, and of its first item sources, features, rules and counterfactuals.",
+    )
+    not_told: str | None = Field(default=None, description="Why `why` is null.")
 
 
 class UsersOut(BaseModel):
