@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ SETTINGS = """
 access = false
 [serving.limits]
 requests_per_second = 100000.0
+max_waiting = 1000
+max_wait_ms = 20000.0
+[serving.deadline]
+request_ms = 20000.0
+retrieve_by_ms = 10000.0
+rank_by_ms = 10000.0
+store_ms = 5000.0
 [serving.cache]
 list_seconds = 0.0
 """
@@ -123,6 +131,10 @@ def swapping(home: Home, digests: dict[int, str], port: int, rate: float, swaps:
     found: dict[str, Any] = {"phases": [], "to_all": [], "back": [], "at": []}
     with Clients(port, rate) as clients:
         time.sleep(5)
+        for version in (2, 3):  # so that there is a release of before
+            swap_lab.promoted(home, version, digests[version])
+            taken(home, version, time.perf_counter())
+        time.sleep(1)
         found["before"] = {pid: vitals(pid) for pid in workers(home)}
         quiet_from = time.perf_counter()
         time.sleep(20)
@@ -154,6 +166,7 @@ def swapping(home: Home, digests: dict[int, str], port: int, rate: float, swaps:
         if any(begun - 0.2 <= one[0] <= begun + took + 0.2 for begun, took in zip(found["at"], found["to_all"], strict=True))
     ]
     found |= {"quiet": quiet, "near": near, "requests": len(clients.done), "failed": sum(one[2] != 200 for one in clients.done)}
+    found["statuses"] = dict(Counter(one[2] for one in clients.done))
     found["full"] = sum(one[3] == "full" for one in clients.done) / max(len(clients.done), 1)
     found["seen"] = sorted({one[4] for one in clients.done})
     return found
@@ -267,7 +280,7 @@ def report(found: dict[str, Any], asked: argparse.Namespace) -> list[dict[str, A
         rows.append(one_run.row("threads, against before", after[2], threads, "threads", "as before", met=after[2] <= threads))
     for line in rows:
         print(line)
-    print("versions seen", found["seen"], "rate", asked.rate)
+    print("versions seen", found["seen"], "rate", asked.rate, "statuses", found["statuses"])
     return rows
 
 

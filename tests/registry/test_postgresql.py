@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from pointer_lab import FORK, KILLED, forked, quality, race, release
+from pointer_lab import FORK, KILLED, bundle, forked, quality, race, release
 from postgresql import BINARIES, postgres
 
 from pipelines.config import Home
 from pipelines.errors import StaleFence, StateError
-from pipelines.registry import ledger, projection, releases, rollback, tracking
+from pipelines.registry import ledger, projection, releases, rollback, rollouts, tracking
 
 pytestmark = [pytest.mark.skipif(not BINARIES, reason="needs Debian's postgresql"), pytest.mark.timeout(3000)]
 
@@ -135,3 +135,23 @@ def test_of_eight_processes_the_best_wins_a_hundred_times_out_of_a_hundred(
         race(home, versions, dying={versions[trial % 8], versions[(trial + 3) % 8]})
         assert releases.pointer(home).version == max(versions, key=quality)
         assert releases.verify(home) == len(ledger.history(home))
+
+
+def test_a_rollout_is_followed_step_by_step_and_flips_the_pointer(shared: Home) -> None:
+    release(shared, 1)
+    follower = rollouts.Follower(shared)
+    assert follower.look().rollout is None
+    now = rollouts.begin(
+        shared, releases.pointer(shared), key="r", kind=ledger.CANARY, share=0.01, version=2, digest=bundle(shared, "v2"), as_of="2025-03-02",
+        body={"reasons": ["asked for"], "author": "ada"},
+    )  # fmt: skip
+    assert follower.look().rollout == now
+    assert rollouts.step(shared, now, kind=ledger.CANARY, share=0.1, reasons=["healthy"], author="reloop", figures={})
+    assert not rollouts.step(shared, now, kind=ledger.CANARY, share=0.5, reasons=["late"], author="reloop", figures={})
+    seen = follower.look().rollout
+    assert seen is not None
+    assert seen.share == 0.1
+    assert rollouts.promote(shared, seen, reasons=["healthy"], author="reloop", figures={})
+    assert (follower.look().rollout, follower.look().pointer.version) == (None, 2)
+    follower.close()
+    ledger.verify(shared)

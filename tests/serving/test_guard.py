@@ -124,6 +124,7 @@ def test_users_in_the_lab_differ_so_that_its_requests_are_no_independent_evidenc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_of_three_hundred_equal_challengers_one_in_a_hundred_at_most_is_rolled_back() -> None:
     """Upper bound of the share by Clopper and Pearson, 95%: nothing in 300 is below one in a hundred."""
     fast = POLICY.model_copy(update={"step_seconds": 120.0, "step_requests": 200})

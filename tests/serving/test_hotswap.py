@@ -75,6 +75,7 @@ def damaged(home: Home, named: dict[int, str], rng: random.Random) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_no_answer_of_a_hundred_thousand_is_mixed_while_publishers_are_killed_anywhere(shop: Home) -> None:
     named, parts = digests(shop), parts_of(shop)
     promoted(shop, 1, named[1])
@@ -107,6 +108,7 @@ def test_no_answer_of_a_hundred_thousand_is_mixed_while_publishers_are_killed_an
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_five_hundred_swaps_leak_neither_memory_nor_files_nor_threads(shop: Home) -> None:
     named = digests(shop)
     holder = Holder(shop, Telling, FAST)
