@@ -67,9 +67,11 @@ def asked() -> Any:
 
 @task
 def plan() -> list[list[str]]:
-    """Cut what was asked into windows, oldest first."""
+    """Take what the event bus brought, and cut what was asked into windows, oldest first."""
     from pipelines.config import Home
+    from pipelines.streaming import collecting
 
+    collecting.collect(Home.from_environment())
     windows = asked().windows(Home.from_environment())
     proceed(bool(windows), ["the source has nothing that the lake does not hold yet"])
     return [[window.start.isoformat(), window.end.isoformat()] for window in windows]
@@ -99,10 +101,10 @@ def latest(windows: list[list[str]]) -> str:
 def read(window: list[str]) -> str:
     """Stage one window of the source, and what the event bus brought in it. Hands on the batch id."""
     from pipelines.config import Home
-    from pipelines.streaming import collecting
+    from pipelines.sources import reading
     from pipelines.window import Window
 
-    return collecting.stage_batch(Home.from_environment(), asked().request(), Window.parse(*window))
+    return reading.stage_batch(Home.from_environment(), asked().request(), Window.parse(*window))
 
 
 @task(pool=DUCKDB, map_index_template="{{ task.op_kwargs['batch'] }}")
@@ -123,14 +125,14 @@ def land(batches: list[str], as_of: str) -> Iterator[Metadata]:
     yield Metadata(lake, {"as_of": as_of, "batches": len(batches)})
 
 
-@task(pool=DUCKDB)
-def impressions(as_of: str) -> None:
-    """Land what the service has shown since the last time: judged like any table, beside the events."""
+@task(pool=DUCKDB, trigger_rule="none_failed")
+def impressions(as_of: str | None) -> None:
+    """Land what the service has shown since the last time: judged like any table, beside the events; also where the source has nothing new."""
     from pipelines.config import Home
     from pipelines.serving import collecting
     from pipelines.window import utc
 
-    collecting.collect(Home.from_environment(), utc(as_of))
+    collecting.collect(Home.from_environment(), utc(as_of) if as_of else current_as_of())
 
 
 @task(pool=DUCKDB)

@@ -138,7 +138,7 @@ def ingest(
 ) -> None:
     """Read a source, judge its rows, and land what passes; the rest is in quarantine with its reasons."""
     from pipelines import lake
-    from pipelines.sources import plan
+    from pipelines.sources import plan, reading
     from pipelines.streaming import collecting
     from pipelines.validation import checkpoint
 
@@ -146,6 +146,7 @@ def ingest(
     request = Request(source=source, path=path, mapping=mapping, world=world_of(seed, users, items, events_per_day, faults, shifts))
     if start and end:
         Window.parse(start, end)  # refuses an end before the start by name
+    collecting.collect(state)
     windows = plan.windows(state, request, start=utc(start) if start else None, end=utc(end) if end else None, batch_days=batch_days)
     if not windows:
         days, asked = lake.days(state), f"{start or 'where the lake ends'}..{end or 'its end'}"
@@ -154,7 +155,7 @@ def ingest(
         answer(as_json, "ingest", {"landed": nothing}, yes=False)
     landed: dict[str, Any] = {}
     for window in windows:
-        batch = collecting.stage_batch(state, request, window)
+        batch = reading.stage_batch(state, request, window)
         checkpoint.validate_batch(state, window.end, batch)
         lake.land(state, window.end, batch)
         landed |= records_of(state, window.end, "ingest")
@@ -175,13 +176,13 @@ def validate(
     What it refuses lies in quarantine/_dry_run/ of the state folder until the next dry run of the same days.
     """
     from pipelines.errors import ValidationBlocked
-    from pipelines.streaming import collecting
+    from pipelines.sources import reading
     from pipelines.validation import checkpoint
 
     state = home_at(home)
     moment = utc(as_of)
     request = Request(source=source, path=path, mapping=mapping)
-    batch = collecting.stage_batch(state, request, Window.ending(moment, days))
+    batch = reading.stage_batch(state, request, Window.ending(moment, days))
     try:
         checkpoint.validate_batch(state, moment, batch, dry_run=True)
         passed = True

@@ -9,6 +9,7 @@ what had landed then. So every event is staged by exactly one window, however la
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config import Home
-from pipelines.window import Window, micros
+from pipelines.window import Window, micros, utc
 
 TURN: Final = "turn"
 
@@ -27,11 +28,22 @@ def folder(home: Home) -> Path:
     return home.stream / "collected"
 
 
+def newest(home: Home) -> datetime | None:
+    """Return the last turn of all, None where nothing was collected."""
+    return max((utc("1970-01-01") + timedelta(microseconds=_turns(file)[1]) for file in folder(home).glob("*.parquet")), default=None)
+
+
+def _turns(file: Path) -> tuple[int, int]:
+    """Return the first and the last turn of a segment."""
+    first, last = (int(part) for part in file.name.split("-")[:2])
+    return first, last
+
+
 def events(home: Home, window: Window) -> Iterator[pa.Table]:
     """Yield the staged events whose turn is in a window, a segment at a time, oldest first."""
     start, end = micros(window.start), micros(window.end)
     for file in sorted(folder(home).glob("*.parquet")):
-        first, last = (int(part) for part in file.name.split("-")[:2])
+        first, last = _turns(file)
         if first >= end or last < start:
             continue
         table = pq.read_table(file)

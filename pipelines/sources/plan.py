@@ -11,7 +11,7 @@ from pipelines import lake
 from pipelines.config import Home
 from pipelines.errors import SourceError
 from pipelines.lake.ledger import LANDINGS
-from pipelines.sources import normalising
+from pipelines.sources import collected, normalising
 from pipelines.sources.request import WORLD_STARTS, Request, Source
 from pipelines.window import Window, ceil_day, floor_day, utc
 
@@ -22,6 +22,8 @@ FOREVER: Final = datetime(9999, 12, 31, tzinfo=UTC)
 def span(home: Home, request: Request) -> Window:
     """Return the whole days of a source, from its first to the end of its last; a simulated shop never ends.
 
+    A source goes on beyond its files while the bus brings events.
+
     Raises:
         StateError: the lake holds another source; said before the first row of this one is read.
         SourceError: the source cannot be read, or no row of it has a readable time.
@@ -30,7 +32,8 @@ def span(home: Home, request: Request) -> Window:
     if request.source is Source.SIMULATED:
         return Window(utc(WORLD_STARTS), FOREVER)
     source = normalising.normalised(home, request)
-    return Window(floor_day(source.first), ceil_day(source.last + timedelta(microseconds=1)))
+    last = max(source.last, collected.newest(home) or source.last)
+    return Window(floor_day(source.first), ceil_day(last + timedelta(microseconds=1)))
 
 
 def windows(

@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from pipelines import columns as c
 from pipelines import publish
 from pipelines.config import Home
-from pipelines.sources import collected, plan, reading
-from pipelines.sources.request import Request
+from pipelines.sources import collected, plan
 from pipelines.streaming import bus
 from pipelines.streaming.bus import EventBus, Message
 from pipelines.streaming.reading import STAGED, decoded, taken
-from pipelines.window import Window, micros
+from pipelines.window import micros
 
 GROUP: Final = "lake"
 AT_ONCE: Final = 20_000
@@ -34,14 +33,10 @@ def expect(home: Home) -> None:
     member.close()
 
 
-def stage_batch(home: Home, request: Request, window: Window) -> str:
-    """Stage a window of a source as `reading.stage_batch` does, with everything that the bus had taken by then."""
-    collect(home)
-    return reading.stage_batch(home, request, window)
-
-
 def collect(home: Home) -> int:
     """Take everything that is on the bus now into segments; return how many events. One process at a time.
+
+    Called once, before an ingest cuts its windows: what came in between would have its turn in a window that is staged already.
 
     Raises:
         StateError: the bus cannot be reached.

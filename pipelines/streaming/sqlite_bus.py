@@ -59,7 +59,10 @@ class SqliteBus:
         """Put events on the bus in one transaction, all or none."""
         payloads = [(self.topic, encode(event)) for event in events]
         with self._writing() as db:
-            (length,) = db.execute("SELECT count(*) FROM events WHERE topic = ?", [self.topic]).fetchone()
+            # Positions are dense but for what was trimmed of other topics: the ends are enough, and cost the same however many wait.
+            (length,) = db.execute(
+                "SELECT coalesce((SELECT max(position) FROM events) - (SELECT min(position) FROM events) + 1, 0)"
+            ).fetchone()
             if length + len(payloads) > self.max_length:
                 raise StateError(
                     f"event bus {self.topic}",

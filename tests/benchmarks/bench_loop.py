@@ -40,6 +40,7 @@ from pipelines.config import Home
 from pipelines.cycle import every
 from pipelines.features import build, store
 from pipelines.registry import ledger
+from pipelines.sources import reading
 from pipelines.sources.request import Request
 from pipelines.sources.simulator import Shop
 from pipelines.sources.simulator.shoppers import Shoppers
@@ -69,7 +70,8 @@ STYLE: Final = {
 def refreshed(home: Home, request: Request, first: int, end: int) -> None:
     """Take in some days and bring the features up to date, without a training."""
     window = Window(day_of(first), day_of(end))
-    batch = collecting.stage_batch(home, request, window)
+    collecting.collect(home)
+    batch = reading.stage_batch(home, request, window)
     checkpoint.validate_batch(home, window.end, batch)
     lake.land(home, window.end, batch)
     build.build(home, window.end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,8 +13,8 @@ import pytest
 
 from pipelines import lake, publish
 from pipelines.config import Home
-from pipelines.sources import collected
-from pipelines.sources.request import Request, World
+from pipelines.sources import collected, plan, reading
+from pipelines.sources.request import Request, Source, World
 from pipelines.streaming import bus, collecting
 from pipelines.streaming.bus import EventBus
 from pipelines.validation import checkpoint
@@ -39,7 +40,8 @@ def seen(n: int, at: str = "2025-01-07T10:00:00", **other: Any) -> dict[str, Any
 
 
 def ingested(home: Home, window: Window) -> dict[str, int]:
-    batch = collecting.stage_batch(home, SHOP, window)
+    collecting.collect(home)
+    batch = reading.stage_batch(home, SHOP, window)
     checkpoint.validate_batch(home, window.end, batch)
     lake.land(home, window.end, batch)
     return {name: rows for name, rows in publish.manifest(home.landing / batch).facts["rows"].items() if name == "events"}
@@ -67,7 +69,8 @@ def test_an_event_that_comes_after_its_window_has_landed_goes_with_the_next(home
 
 def test_a_bad_event_of_the_bus_is_in_quarantine_with_its_reason(home: Home, member: EventBus):
     member.publish([seen(1), seen(2, event_type="stare"), {"event_id": "web3", "received_at": "noon"} | {"user_id": "u1"}])
-    batch = collecting.stage_batch(home, SHOP, Window.parse("2025-01-06", "2025-01-13"))
+    collecting.collect(home)
+    batch = reading.stage_batch(home, SHOP, Window.parse("2025-01-06", "2025-01-13"))
     with pq.ParquetFile(home.landing / batch / "events.parquet") as file:
         staged = {row["event_id"]: row for row in file.read().to_pylist() if str(row["event_id"]).startswith("web")}
     assert staged.keys() == {"web1", "web2"}, "what cannot be dated has its turn when the bus took it"
@@ -96,9 +99,28 @@ def test_killed_between_segment_and_acknowledgement_nothing_is_lost_or_doubled(h
 
 def test_the_same_window_staged_again_has_the_same_bytes(home: Home, member: EventBus):
     member.publish([seen(n) for n in range(5)])
-    first = publish.manifest(home.landing / collecting.stage_batch(home, SHOP, FIRST)).digest
+    collecting.collect(home)
+    first = publish.manifest(home.landing / reading.stage_batch(home, SHOP, FIRST)).digest
     member.publish([seen(8, "2025-01-09T00:00:00")])
-    assert publish.manifest(home.landing / collecting.stage_batch(home, SHOP, FIRST)).digest == first
+    collecting.collect(home)
+    assert publish.manifest(home.landing / reading.stage_batch(home, SHOP, FIRST)).digest == first
+
+
+def test_a_file_that_is_read_to_its_end_goes_on_while_the_bus_brings_events(home: Home, member: EventBus, tmp_path: Path):
+    source, mapping = tmp_path / "log.csv", tmp_path / "map.yml"
+    source.write_text("who,what,at\nu1,i1,2025-01-06T10:00:00Z\nu2,i1,2025-01-07T10:00:00Z\n")
+    mapping.write_text("events: {user_id: who, item_id: what, event_type: {constant: view}, event_at: at}\n")
+    request = Request(source=Source.TABLE, path=source, mapping=mapping)
+    assert [str(window) for window in plan.windows(home, request)] == ["2025-01-06..2025-01-08"]
+    member.publish([seen(1, "2025-01-09T10:00:00")])
+    collecting.collect(home)
+    (window,) = plan.windows(home, request)
+    assert str(window) == "2025-01-06..2025-01-10"
+    batch = reading.stage_batch(home, request, window)
+    checkpoint.validate_batch(home, window.end, batch)
+    lake.land(home, window.end, batch)
+    assert of_the_web(home) == ["web1"]
+    assert plan.windows(home, request) == []
 
 
 def test_where_nobody_publishes_no_bus_is_made(home: Home):
