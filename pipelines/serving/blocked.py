@@ -19,10 +19,11 @@ from typing import Any, Final
 
 from pipelines.config import Home
 from pipelines.errors import ReloopError, StateError
-from pipelines.serving.request import Answer
+from pipelines.serving.request import Answer, Shown, Why
 
 LOG: Final = logging.getLogger(__name__)
 FOLLOW_SECONDS: Final = 0.5
+FOR_YOU: Final = Why("for_you", "Picked for you")  # the reason where the true one would name what is blocked
 SCHEMA: Final = """CREATE TABLE IF NOT EXISTS decisions (
     number INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL, blocked INTEGER NOT NULL, reason TEXT NOT NULL,
     decided_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
@@ -141,9 +142,15 @@ class Blocked:
             self._items = frozenset(items)
 
     def without(self, answer: Answer) -> Answer:
-        """Return an answer without blocked items; those below move up, and the answer says how many were taken out."""
+        """Return an answer without blocked items, and without reasons that name one; those below move up, and it says how many were taken out."""
         blocked = self.items
-        if not blocked or all(shown.item_id not in blocked for shown in answer.items):
+        if not blocked or all(shown.item_id not in blocked and shown.why.item_id not in blocked for shown in answer.items):
             return answer
         good = [shown.item_id not in blocked for shown in answer.items]
-        return replace(answer.keeping(good), degraded=(*answer.degraded, f"blocked: {good.count(False)} taken out"))
+        if not all(good):
+            answer = replace(answer.keeping(good), degraded=(*answer.degraded, f"blocked: {good.count(False)} taken out"))
+        return replace(answer, items=tuple(_unnamed(shown, blocked) for shown in answer.items))
+
+
+def _unnamed(shown: Shown, blocked: frozenset[str]) -> Shown:
+    return replace(shown, why=FOR_YOU) if shown.why.item_id in blocked else shown

@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 from pipelines.columns import COUNTRY
 from pipelines.errors import ReloopError, StateError
-from pipelines.serving.blocked import Blocked
+from pipelines.serving.blocked import FOR_YOU, Blocked
 from pipelines.serving.breaker import Breaker, Open
 from pipelines.serving.crew import Busy, Crew, Late
 from pipelines.serving.request import CACHED, EMPTY, FULL, POPULAR, SEGMENT, SESSION, Answer, Ask, Release, Shown, Why
@@ -35,7 +35,8 @@ from pipelines.window import micros
 
 LOG: Final = logging.getLogger(__name__)
 NO_RELEASE: Final = Release(None, None)
-MOST_EXCLUDED: Final = 256  # blocked ids that are told to the engine, so that lists stay full; all of them are taken out in the end
+MOST_EXCLUDED: Final = 256  # blocked ids that are told to the engine beforehand; others that it proposes, when it did
+TURNS: Final = 3  # times that an engine is asked for one list, so that takedowns leave it full
 DEEP: Final = 200  # items of a popular list that are looked through for each one wanted
 
 
@@ -142,7 +143,10 @@ class Ladder:
         engine, variant = self._picked(ask, way)
         told = self._told(ask)
         for rung, attempt in self._rungs(ask, told, engine, variant, way):
-            if (found := self._try(way, rung, attempt)) is not None and found.items:
+            found = self._try(way, rung, attempt)
+            if found is not None and found.items and not (found := self.blocked.without(found)).items:
+                way.passed(rung, "blocked: all that there was")
+            if found is not None and found.items:
                 return replace(found, variant=found.variant or variant)
         return Answer(ask, (), EMPTY, NO_RELEASE if engine is None else engine.release, variant=variant)
 
@@ -168,7 +172,7 @@ class Ladder:
 
     def _good(self, ask: Ask, kept: Answer) -> tuple[Mapping[str, Mapping[str, object]], list[bool]]:
         """Return what the catalogue says of each item now, and whether it may be shown: filters hold, and what was sold out is left out."""
-        stock, out = self._stock(), set(ask.filters.exclude)
+        stock, out = self._stock(), self.blocked.items.union(ask.filters.exclude)
         if self.exclude_seen:
             out |= {event.item_id for event in ask.events}
         filters = replace(ask.filters, exclude=()) if ask.filters.exclude else ask.filters
@@ -231,8 +235,7 @@ class Ladder:
         breaker = self._breaker(engine.release)
         try:
             breaker.enter()
-            answer = self._crew.call(lambda: engine.answer(ask), way.left_ms() - self.settings.ladder.reserve_ms)
-            check(answer)
+            answer = self._asked(ask, engine, way)
         except (Busy, Open) as error:  # nothing was asked of the release
             way.passed(FULL, error)
             return None
@@ -243,6 +246,29 @@ class Ladder:
         breaker.succeeded()
         if not answer.items:
             way.passed(FULL, "nothing to show")
+        return answer
+
+    def _asked(self, ask: Ask, engine: Answering, way: _Way) -> Answer:
+        """Return the engine's list; one that is short for what is blocked in it is asked for again without that, while there is time.
+
+        Raises:
+            Exception: whatever the engine raised; it was late; its answer is no list.
+        """
+        answer = self._once(ask, engine, way)
+        for _ in range(TURNS - 1):
+            met = self.blocked.items.intersection(shown.item_id for shown in answer.items)
+            if not met.difference(ask.filters.exclude):
+                break
+            ask = replace(ask, filters=replace(ask.filters, exclude=(*ask.filters.exclude, *sorted(met))))
+            try:
+                answer = self._once(ask, engine, way)
+            except (Busy, Late):
+                break  # that of before is short, and it is a list
+        return answer
+
+    def _once(self, ask: Ask, engine: Answering, way: _Way) -> Answer:
+        answer = self._crew.call(lambda: engine.answer(ask), way.left_ms() - self.settings.ladder.reserve_ms)
+        check(answer)
         return answer
 
     def _breaker(self, release: Release) -> Breaker:
@@ -259,8 +285,10 @@ class Ladder:
         if not seeds or self._session is None:
             return None
         proposed = self._session(engine, ask, seeds, ask.k * 4 + len(seeds))
-        title = self._stock().about(seeds[0]).get("title")
-        why = Why("because_you_viewed", f"Because you viewed {title or seeds[0]}", seeds[0])
+        named = next((item for item in seeds if item not in self.blocked.items), None)
+        why = FOR_YOU
+        if named is not None:
+            why = Why("because_you_viewed", f"Because you viewed {self._stock().about(named).get('title') or named}", named)
         left_out = set(ask.item_ids) | ({event.item_id for event in ask.events} if self.exclude_seen else set())
         items = self._listed(ask, ((item, score, (source,), why) for item, score, source in proposed), left_out)
         return Answer(ask, items, SESSION, engine.release) if items else None
