@@ -74,7 +74,9 @@ def logged(trained: Home, served: Home, tmp_path_factory: pytest.TempPathFactory
             people = [user for (user,) in db.execute("SELECT DISTINCT user_id FROM events ORDER BY md5(user_id) LIMIT 26").fetchall()]
         for number, user in enumerate([*people, "stranger", None]):
             said = {"device": ("mobile", None)[number % 2], "country": ("SE", None)[number // 2 % 2]}
-            journal(answering.answer(Ask("home", f"r{number}", AT + timedelta(seconds=number), user_id=user, **said)))
+            answer = answering.answer(Ask("home", f"r{number}", AT + timedelta(seconds=number), user_id=user, **said))
+            assert answer.items, (user, answer.degraded)
+            journal(answer)
         journal.close()
         assert journal.counts.answers == 28
         collecting.collect(home, AS_OF)
