@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -28,7 +28,7 @@ from pipelines.registry.choosing import Serving
 from pipelines.retrieval import cold_users, merging, topk
 from pipelines.retrieval.protocol import Candidates
 from pipelines.retrieval.vectors import Vectors
-from pipelines.serving import moment, shown, surfaces
+from pipelines.serving import moment, preferences, shown, surfaces
 from pipelines.serving.alike import Alike
 from pipelines.serving.binding import Binding, Placed, bind, placed
 from pipelines.serving.deadline import Watch
@@ -145,10 +145,19 @@ class Engine:
         with watch.stage("retrieve"):
             for name in model.retrievers:
                 lists[name] = self._proposed(name, users, watch, deeper * model.k_per_source, vectors)
+        said = preferences.wanted(self.knowledge.preferences, ask.user_id, users)
         with watch.stage("blend"):
-            candidates = proposals.of_blend(merging.merge(cold_users.alone(lists), deeper * model.k_blend, model.recipe))
+            given, recipe = cold_users.alone(lists), model.recipe
+            if said is not None:
+                given[preferences.SOURCE] = preferences.proposed(
+                    said, self.alike(known), users, model.k_per_source, exclude_seen=model.exclude_seen
+                )
+                heaviest = max([1.0, *recipe.weights.values()])
+                recipe = replace(recipe, weights={**recipe.weights, preferences.SOURCE: preferences.WEIGHT * heaviest})
+            candidates = proposals.of_blend(merging.merge(given, deeper * model.k_blend, recipe))
         score, matrix = candidates.blend_score.astype(np.float64), None
-        if model.serves == RANKED and held is not None and len(candidates):
+        # The ranker never saw anybody choose: where a choice is all there is, the blend orders the list.
+        if model.serves == RANKED and held is not None and said is None and len(candidates):
             ranked = self._ranked(candidates, users, binding, (held, vectors), watch)
             if ranked is not None:
                 score, matrix = ranked

@@ -23,6 +23,7 @@ from pipelines.features.item_snapshot import ItemSnapshot
 from pipelines.features.request_snapshot import RequestSnapshot
 from pipelines.features.request_store import Held, RequestStore
 from pipelines.serving.breaker import Breaker
+from pipelines.serving.preferences import Book
 from pipelines.serving.request import Ask
 from pipelines.serving_policies import ServingSettings
 from pipelines.window import floor_day, micros
@@ -66,6 +67,7 @@ class Knowledge:
 
     def __init__(self, home: Home, settings: ServingSettings, *, ticks: Callable[[], float] = time.monotonic) -> None:
         self.home, self.settings = home, settings
+        self.preferences = Book(home)
         self.breaker = Breaker("online store", settings.ladder.breaker)
         self._ticks, self._turn = ticks, threading.Lock()
         self._store: RequestStore | None = None

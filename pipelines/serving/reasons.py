@@ -21,6 +21,7 @@ ANCHORS: Final = 10  # newest different items of a history that may be named
 DID: Final = {c.VIEW: "viewed", c.CLICK: "viewed", c.ADD_TO_CART: "put into your cart", c.PURCHASE: "bought", c.RATING: "rated"}
 KINDS: Final = {c.VIEW: "viewed", c.CLICK: "viewed", c.ADD_TO_CART: "added", c.PURCHASE: "bought", c.RATING: "rated"}
 PLAIN: Final = (
+    ("preferences", Why("chosen", "Because of what you chose")),
     ("repeat", Why("again", "You may want it again")),
     ("exploration", Why("new", "New here")),
     ("cold_items", Why("new", "New here")),

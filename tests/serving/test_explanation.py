@@ -62,3 +62,11 @@ def test_a_question_comes_back_from_json_as_it_was():
     events = (SessionEvent(5, "e", "i", "view", None),)
     question = ask("like", user_id="ann", item_ids=("i",), changes=("cheaper",), events=events, filters=filters, device="phone")
     assert explanation.read(json.loads(json.dumps(explanation.written(question)))) == question
+
+
+def test_a_process_tells_why_of_what_it_answered(open_house):
+    home, made = open_house
+    answer = made.service.answer(ask(at=made.clock(), user_id=some_users(home, 3)[1]))
+    found = made.remembered(answer.ask.request_id)
+    assert found["why"]["reproduced"] is True
+    assert [line["item"] for line in found["why"]["list"]] == [shown.item_id for shown in answer.items]
