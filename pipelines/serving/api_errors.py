@@ -53,6 +53,11 @@ def busy(seconds: float, error: str, found: str) -> Refusal:
     return Refusal(code, error, found, f"again in {wait} s", "spread requests out, or run more workers", headers=(("Retry-After", wait),))
 
 
+def overloaded(seconds: float) -> Refusal:
+    """Return the refusal of whoever comes while more is asked than can be answered in time."""
+    return busy(seconds, "overloaded", "more requests than can be answered in time")
+
+
 def install(api: FastAPI) -> None:
     """Make an application tell every error this way."""
 
@@ -61,8 +66,8 @@ def install(api: FastAPI) -> None:
         return error.response()
 
     @api.exception_handler(Overloaded)
-    async def overloaded(_: Request, error: Overloaded) -> Response:
-        return busy(error.seconds, "overloaded", "more requests than can be answered in time").response()
+    async def full(_: Request, error: Overloaded) -> Response:
+        return overloaded(error.seconds).response()
 
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -17,9 +17,9 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from pipelines.serving.api_errors import Refusal, busy
+from pipelines.serving.api_errors import Refusal, busy, overloaded
 from pipelines.serving.auth import Key, Keyring
-from pipelines.serving.limits import Buckets
+from pipelines.serving.limits import Buckets, Turnstile
 from pipelines.serving.logs import ACCESS, REQUEST
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.request import Answer
@@ -62,6 +62,7 @@ class Gate:
     """An application behind its gate.
 
     Attributes:
+        turnstile: of the lists; who would not get through it is not let in at all.
         hosts: names that may stand in `Host`; empty allows any. On loopback it keeps other sites' pages out (DNS rebinding).
         traces: None where none are wanted.
         keyring: None where everybody may ask everything.
@@ -72,6 +73,7 @@ class Gate:
     log: LogPolicy
     metrics: Metrics
     buckets: Buckets
+    turnstile: Turnstile
     keyring: Keyring | None = None
     hosts: frozenset[str] = frozenset()
     traces: Traces | None = None
@@ -135,6 +137,9 @@ class Gate:
             wait = self.buckets.take(f"key {key.key_id}" if key is not None else f"at {client}", rate, self.ticks())
             if wait > 0:
                 return busy(wait, "rate", f"more than {rate:g} requests a second")
+        # Told before anything is read or parsed: what cannot be answered should cost next to nothing.
+        if refusal is None and needs(scope["method"], scope["path"]) == "recommend" and (wait_for := self.turnstile.wait()) is not None:
+            return overloaded(wait_for)
         return refusal
 
     def _key(self, scope: Scope, headers: Headers) -> tuple[Key | None, Refusal | None]:

@@ -44,15 +44,20 @@ class Turnstile:
         self.waiting = 0
         self.mean_seconds = 0.0  # moving mean of what an answer takes
 
+    def wait(self) -> float | None:
+        """Return the seconds after which to ask again where nobody is let in now, else None."""
+        wait = self.waiting * self.mean_seconds
+        full = self.waiting >= self._policy.max_waiting or wait * 1e3 > self._policy.max_wait_ms
+        return max(1.0, wait) if full else None
+
     async def through(self, work: Callable[[], T]) -> T:
         """Return what the work returns, done on the one thread.
 
         Raises:
             Overloaded: too many wait, or waiting would take too long.
         """
-        wait = self.waiting * self.mean_seconds
-        if self.waiting >= self._policy.max_waiting or wait * 1e3 > self._policy.max_wait_ms:
-            raise Overloaded(max(1.0, wait))
+        if (wait := self.wait()) is not None:
+            raise Overloaded(wait)
         self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, work)

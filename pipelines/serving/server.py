@@ -198,7 +198,7 @@ def work(given: Orders, listening: socket.socket, said: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says when
     threading.Thread(target=_orphaned, name="parent", daemon=True).start()
     # The thread that answers gives the loop its turn soon, so that /healthz is not deaf meanwhile.
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(0.0005)
     import uvicorn
 
     from pipelines import config

@@ -39,6 +39,10 @@ def open_house(served: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     from pipelines.serving import assembly, clock
 
     home = served_shop.copied(served, tmp_path_factory.mktemp("open") / "var")
+    # A busy machine may take its time: what is late is tried elsewhere.
+    patient = "request_ms = 20000\nstore_ms = 5000\nretrieve_by_ms = 10000\nrank_by_ms = 15000\n[serving.limits]\nmax_wait_ms = 20000\n"
+    with (home.root / "reloop.toml").open("a") as settings:
+        settings.write(f"\n[serving.deadline]\n{patient}")
     with served_shop.environment(home), assembly.house(home, clock.starting(home, "data")) as made:
         yield home, made
 

@@ -222,10 +222,12 @@ def test_overload_is_told_at_once_and_a_broken_release_never(open_house: tuple[H
     async def full(_: object) -> None:
         raise Overloaded(2.4)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(made.turnstile, "through", full)
-        answer = client.get("/v1/trending")
-        assert (answer.status_code, answer.json()["error"], answer.headers["retry-after"]) == (503, "overloaded", "3")
+    for name, instead in (("through", full), ("wait", lambda: 2.4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(made.turnstile, name, instead)
+            answer = client.get("/v1/trending")
+            assert (answer.status_code, answer.json()["error"], answer.headers["retry-after"]) == (503, "overloaded", "3")
+            assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [200, 200, 200]
     with monkeypatch.context() as patch:
         patch.setattr(made, "service", Service(lambda _: 1 / 0))  # type: ignore[arg-type,return-value]
         answer = client.get("/v1/trending")
