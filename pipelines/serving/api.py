@@ -13,7 +13,6 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json, to_json
 from starlette.convertors import Convertor, register_url_convertor
 
-from pipelines import columns as c
 from pipelines.errors import ReloopError
 from pipelines.serving import api_errors, explanation
 from pipelines.serving import page as window
@@ -21,6 +20,7 @@ from pipelines.serving.api_docs import ANSWERS, EXPLAINED, LIVES, READY, TAKEN, 
 from pipelines.serving.api_errors import Refusal
 from pipelines.serving.limits import Turnstile
 from pipelines.serving.metrics import Metrics, page
+from pipelines.serving.preferences import Said
 from pipelines.serving.realtime import Verdict
 from pipelines.serving.request import Answer, Ask, Clock, Filters, Release, Shown, Surface
 from pipelines.serving.schemas import (
@@ -40,7 +40,6 @@ from pipelines.serving.service import Service
 from pipelines.streaming.session import SessionEvent
 from pipelines.window import micros
 
-LIKED: Final = 5.0  # the rating that saying "I like this" stands for
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -89,6 +88,9 @@ class Room(Protocol):
         Raises:
             StateError: they cannot be kept.
         """
+
+    def prefer(self, user_id: str, said: Said) -> None:
+        """Keep what a user chose, for the lists from now on."""
 
     def ready(self) -> tuple[bool, Sequence[str], Release]:
         """Return whether requests may be sent here, why not or what is degraded, and which release answers."""
@@ -245,16 +247,9 @@ def _bodies(desk: Desk) -> APIRouter:
     @routes.post("/users/{user_id:id}/preferences", tags=["events"], **ANSWERS)
     async def preferences(request: Request, user_id: UserId, body: PreferencesIn) -> Response:
         """Take what a new user says to like, and return the first list that knows of it."""
-        now = desk.room.clock()
-        rows = [
-            {c.USER_ID: user_id, c.ITEM_ID: item, c.EVENT_TYPE: c.RATING, c.VALUE: LIKED, c.EVENT_AT: now}
-            for item in dict.fromkeys(body.item_ids)
-        ]
-        if rows:
-            await desk.room.writes.through(partial(_taken, desk.room, rows))
-        seen = tuple(SessionEvent(micros(now), str(place), str(row[c.ITEM_ID]), c.RATING) for place, row in enumerate(rows))
-        filters = Filters(categories=tuple(body.categories))
-        return await desk.list(request, Ask("home", request.state.request_id, now, body.k, user_id, events=seen, filters=filters))
+        said = Said(tuple(body.categories), tuple(body.brands), tuple(body.item_ids))
+        await desk.room.writes.through(partial(desk.room.prefer, user_id, said))
+        return await desk.list(request, Ask("home", request.state.request_id, desk.room.clock(), body.k, user_id))
 
     return routes
 

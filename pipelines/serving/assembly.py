@@ -37,6 +37,7 @@ from pipelines.serving.ladder import Ladder
 from pipelines.serving.limits import Buckets, Turnstile
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.news import News
+from pipelines.serving.preferences import Said
 from pipelines.serving.realtime import Follower, Intake, Verdict
 from pipelines.serving.recent import Recent
 from pipelines.serving.remembered import Ring
@@ -90,6 +91,11 @@ class House:
         if self.intake is None:  # the bus was away when the service began; it may be back
             self.intake = Intake.of(self.home, self.recent, self.touched)
         return self.intake.take(events, self.clock())
+
+    def prefer(self, user_id: str, said: Said) -> None:
+        """Keep what a user chose; lists that were remembered without it hold no longer."""
+        self.knowledge.preferences.put(user_id, said)
+        self.touched([user_id])
 
     def release(self) -> Release:
         """Return what serves."""

@@ -123,6 +123,7 @@ class PreferencesIn(Said):
 
     item_ids: list[Text] = Field(default=[], max_length=MAX_VALUES, description="Items liked.")
     categories: list[Text] = Field(default=[], max_length=MAX_VALUES, description="Categories liked.")
+    brands: list[Text] = Field(default=[], max_length=MAX_VALUES, description="Brands liked.")
     k: K = 10
 
 
