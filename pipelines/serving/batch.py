@@ -3,13 +3,15 @@
     recommendations/as_of=<moment>/lists.parquet     one row a user, sorted by user_id (`LISTS`)
     recommendations/as_of=<moment>/manifest.json     facts: which release made them, of whom, how many
 
-They are what `reloop` would answer at that moment from the lake, without exploration. Where they go from here, `batch_lists` says.
+They are what `reloop` would answer at that moment from the lake, without exploration and without what is blocked when they are made;
+a takedown since then makes them anew. Where they go from here, `batch_lists` says.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +30,7 @@ from pipelines.ranking.protocol import Lists
 from pipelines.ranking.rerank import chain
 from pipelines.registry import choosing
 from pipelines.registry.choosing import Serving
-from pipelines.serving import batch_lists
+from pipelines.serving import batch_lists, blocked
 from pipelines.serving_policies import BatchPolicy
 from pipelines.window import stamp, utc
 
@@ -50,7 +52,7 @@ class Batch:
     """A published batch.
 
     Attributes:
-        facts: as_of, version, digest, parts, k, active_days, users, source_names.
+        facts: as_of, version, digest, parts, k, active_days, users, source_names, blocked (a digest of what was).
     """
 
     folder: Path
@@ -92,6 +94,7 @@ def run(
 def publish_lists(home: Home, serving: Serving, as_of: datetime, policy: BatchPolicy, on_block: Progress | None = None) -> Batch:
     """Publish the lists of a moment, unless the same are there."""
     target, model = folder(home, as_of), serving.model
+    out = sorted(entry["item_id"] for entry in blocked.standing(home))
     wanted = {
         "as_of": utc(as_of).isoformat(),
         "version": serving.version,
@@ -100,6 +103,7 @@ def publish_lists(home: Home, serving: Serving, as_of: datetime, policy: BatchPo
         "k": policy.k,
         "active_days": policy.active_days,
         "source_names": list(model.retrievers),
+        "blocked": hashlib.sha256("\0".join(out).encode("utf-8", "surrogatepass")).hexdigest(),
     }
     if (target / publish.MANIFEST).is_file():
         facts = publish.manifest(target, verify=True).facts
@@ -116,7 +120,7 @@ def publish_lists(home: Home, serving: Serving, as_of: datetime, policy: BatchPo
         for first in range(0, len(users), policy.users_at_once):
             some = users[first : first + policy.users_at_once]
             lists = model.recommend(home, some, histories(known, some), as_of, policy.k, goods=goods)
-            writer.write_table(table(lists), row_group_size=len(some))
+            writer.write_table(table(lists, out), row_group_size=len(some))
             if on_block is not None:
                 on_block(first + len(some), len(users))
     return Batch(target, facts)
@@ -129,9 +133,9 @@ def active(known: Interactions, days: int) -> Ids:
     return known.user_ids[np.unique(known.user[known.at >= known.as_of - days * DAY_US])]
 
 
-def table(lists: Lists) -> pa.Table:
-    """Return finished lists as rows of `LISTS`."""
-    listed = lists.item_ids != ""
+def table(lists: Lists, out: Sequence[str] = ()) -> pa.Table:
+    """Return finished lists as rows of `LISTS`, without some items; those below move up."""
+    listed = (lists.item_ids != "") & ~np.isin(lists.item_ids, np.array(out, np.str_))
     offsets = pa.array(np.concatenate([[0], np.cumsum(listed.sum(axis=1))]).astype(np.int32))
     columns = [
         pa.array(lists.user_ids, pa.string()),

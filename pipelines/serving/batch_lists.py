@@ -47,7 +47,7 @@ def folder(home: Home) -> Path:
 
 def name_of(facts: dict[str, Any]) -> str:
     """Return what a batch is called: its moment and what it was made by."""
-    about = json.dumps([facts[name] for name in ("digest", "k", "active_days")])
+    about = json.dumps([facts[name] for name in ("digest", "k", "active_days", "blocked")])
     return f"{utc(facts['as_of']):%Y%m%dT%H%M%S}-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
 

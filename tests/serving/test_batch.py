@@ -91,6 +91,24 @@ def test_filters_and_takedowns_hold_and_there_is_enough_to_choose_from(made):
         blocked.unblock(made, [items(first)[0]])
 
 
+def test_what_is_blocked_is_in_no_list_that_is_made_and_a_takedown_makes_them_anew(made, tmp_path):
+    home = served_shop.copied(made, tmp_path / "var")
+    first = pq.read_table(batch.folder(home, SECOND) / "lists.parquet")
+    bad = first["item_ids"].to_pylist()[0][0]
+    blocked.block(home, [bad, "unheard of"], "recalled")
+    with served_shop.environment(home):
+        batch.run(home, SECOND, k=20, active_days=0)
+    left = pq.read_table(batch.folder(home, SECOND) / "lists.parquet")
+    before, after = ([list(zip(*row.values(), strict=True)) for row in one.drop(["user_id"]).to_pylist()] for one in (first, left))
+    assert after == [[place for place in places if place[0] != bad] for places in before]
+    (db,) = (
+        path
+        for path in batch_lists.folder(home).glob("*.db")
+        if path.stem == json.loads((batch_lists.folder(home) / "current.json").read_text())["name"]
+    )
+    assert bad not in db.read_bytes().decode("utf-8", "replace")
+
+
 def test_who_has_no_list_gets_a_lower_rung(made):
     way = ladder(made)
     assert asked(way, "nobody").rung == "popular"
