@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 from pipelines import publish
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.registry import choosing, ledger, rehearsal, rollback
+from pipelines.registry import choosing, ledger, rehearsal, releases, rollback
 from pipelines.registry.choosing import Serving
 from pipelines.registry.rollouts import Follower, Rollout, Seen
 from pipelines.serving import mapped
@@ -167,7 +167,8 @@ class Holder:
         challenger = self._challenger(seen)
         kept = {seen.pointer.digest, seen.rollout.digest if seen.rollout else None}
         for digest in set(self.refused) - kept:
-            del self.refused[digest], self._retry_at[digest]
+            del self.refused[digest]
+            self._retry_at.pop(digest, None)
         begun = time.perf_counter()
         self.held = Held(champion, previous, challenger, seen.rollout if challenger is not None else None, fence)
         if champion is not held.champion and champion is not None:
@@ -189,8 +190,9 @@ class Holder:
         found = None
         if wrong is None:
             found = self._engine(pointer.version, pointer.digest)
-        else:
+        elif releases.pointer(self.home) == pointer:  # else it moved between the two looks, and the next one sees both
             self._refuse(pointer.version, pointer.digest, wrong)
+            self._retry_at.pop(pointer.digest)  # the bundle may be sound, and a pointer that is mended is seen
         if found is not None:
             choosing.report_file(self.home).unlink(missing_ok=True)
             return found, pointer.fence

@@ -38,6 +38,7 @@ import trained_shop
 from pipelines import publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.registry import releases, rollback
+from pipelines.serving import holder
 from pipelines.serving.holder import workers
 from pipelines.serving_policies import RolloutPolicy
 
@@ -65,6 +66,7 @@ class Clients:
     def __init__(self, port: int, rate: float, threads: int = 6) -> None:
         self.port, self.rate, self.threads = port, rate, threads
         self.done: list[tuple[float, float, int, str, int]] = []  # due, seconds, status, rung, version
+        self.closed: list[str] = []
         self._stop, self._next, self._turn = threading.Event(), 0, threading.Lock()
 
     def _run(self, begun: float) -> None:
@@ -74,14 +76,17 @@ class Clients:
                 at, self._next = self._next, self._next + 1
             due = begun + at / self.rate
             time.sleep(max(0.0, due - time.perf_counter()))
-            try:
-                connection.request("GET", f"/v1/users/u{at % 768:08d}/recommendations?k=10")
-                got = connection.getresponse()
-                body, status = json.loads(got.read()), got.status
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                body, status = {"error": repr(error)}, 0
-                connection.close()
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            path, body, status = f"/v1/users/u{at % 768:08d}/recommendations?k=10", {}, 0
+            for _ in range(2):  # a connection that was idle may be closed by the server at that very moment: clients ask again
+                try:
+                    connection.request("GET", path)
+                    got = connection.getresponse()
+                    body, status = json.loads(got.read()), got.status
+                    break
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    self.closed.append(repr(error))
+                    connection.close()
+                    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
             model = body.get("model") or {}
             self.done.append((due, time.perf_counter() - due, status, str(body.get("rung")), int(model.get("version") or 0)))
         connection.close()
@@ -166,9 +171,33 @@ def swapping(home: Home, digests: dict[int, str], port: int, rate: float, swaps:
         if any(begun - 0.2 <= one[0] <= begun + took + 0.2 for begun, took in zip(found["at"], found["to_all"], strict=True))
     ]
     found |= {"quiet": quiet, "near": near, "requests": len(clients.done), "failed": sum(one[2] != 200 for one in clients.done)}
+    found["closed"] = dict(Counter(clients.closed))
     found["statuses"] = dict(Counter(one[2] for one in clients.done))
     found["full"] = sum(one[3] == "full" for one in clients.done) / max(len(clients.done), 1)
     found["seen"] = sorted({one[4] for one in clients.done})
+    return found
+
+
+def pause(home: Home, digests: dict[int, str], seconds: float = 6.0) -> dict[str, list[float]]:
+    """Return what answers take in one process, at rest and while releases are loaded one after the other, with threads in short and in Python's own turns."""
+    found: dict[str, list[float]] = {}
+    for name, turn, swaps in (("at rest", holder.LIVELY, False), ("short turns", holder.LIVELY, True), ("Python's turns", 0.005, True)):
+        holder.LIVELY = turn  # type: ignore[misc]
+        mine = holder.Holder(home, swap_lab.Telling, RolloutPolicy(poll_seconds=0.01))
+        mine.follow()
+        mine.start()
+        took, begun, version = found.setdefault(name, []), time.perf_counter(), 2
+        while (now := time.perf_counter()) - begun < seconds:
+            if swaps and mine.held.fence == releases.pointer(home).fence:
+                version = version % 4 + 2
+                swap_lab.promoted(home, version, digests[version])
+            for at in range(20):
+                now = time.perf_counter()
+                engine, _ = mine.pick(swap_lab.ask(f"u{at}"))
+                engine.answer(swap_lab.ask(f"u{at}"))  # type: ignore[union-attr]
+                took.append(time.perf_counter() - now)
+                time.sleep(0.002)
+        mine.stop()
     return found
 
 
@@ -242,7 +271,19 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait(60)
+    alone = pause(home, digests)
     rows = report(found, asked)
+    for name, values in alone.items():
+        rows.append(
+            one_run.row(
+                f"one process, {name}: p99",
+                ms(values, 99),
+                ms(alone["at rest"], 99),
+                "ms",
+                "+10 ms",
+                met=ms(values, 99) <= ms(alone["at rest"], 99) + 10,
+            )
+        )
     faults = detection(asked.runs)
     for line in faults:
         print(line)
@@ -280,7 +321,7 @@ def report(found: dict[str, Any], asked: argparse.Namespace) -> list[dict[str, A
         rows.append(one_run.row("threads, against before", after[2], threads, "threads", "as before", met=after[2] <= threads))
     for line in rows:
         print(line)
-    print("versions seen", found["seen"], "rate", asked.rate, "statuses", found["statuses"])
+    print("versions seen", found["seen"], "rate", asked.rate, "statuses", found["statuses"], "connections closed", found["closed"])
     return rows
 
 

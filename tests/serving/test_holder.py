@@ -106,6 +106,25 @@ def test_a_pointer_that_the_ledger_did_not_set_is_not_followed(shop: Home) -> No
     assert "no entry of the ledger set" in holder.refused[named[2]]
 
 
+def test_a_pointer_that_moves_between_two_looks_is_not_taken_for_a_forged_one(shop: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = digests(shop)
+    promoted(shop, 1, named[1])
+    holder = holding(shop)
+    promoted(shop, 2, named[2])
+    history = ledger.history
+
+    def later(home: Home) -> list[dict[str, object]]:
+        monkeypatch.setattr(ledger, "history", history)
+        promoted(shop, 3, named[3])
+        return history(home)
+
+    monkeypatch.setattr(ledger, "history", later)
+    holder.follow()
+    assert (serves(holder), holder.refused) == (1, {})
+    holder.follow()
+    assert serves(holder) == 3
+
+
 def test_a_database_that_is_away_leaves_what_serves(shop: Home) -> None:
     promoted(shop, 1, digests(shop)[1])
     holder = holding(shop)
