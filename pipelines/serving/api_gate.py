@@ -31,6 +31,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+PREFERENCES: Final = re.compile(r"/v1/users/.*/preferences")
+LISTS: Final = re.compile(  # ids may hold slashes
+    r"/v1/(users/.*/(recommendations|because-you-viewed)|items/.*/(similar|bought-together|like)|trending|(baskets|sessions)/recommendations)"
+)
 OPEN: Final = frozenset({"/", "/healthz", "/readyz", "/openapi.json", "/shop.css", "/shop.js", "/favicon.ico"})
 ALWAYS: Final = frozenset({"/healthz", "/readyz", "/metrics"})  # answered whatever the rate
 SECURE: Final = (
@@ -43,18 +48,18 @@ POLICY: Final = (b"content-security-policy", b"default-src 'none'; frame-ancesto
 
 
 def needs(method: str, path: str) -> str | None:
-    """Return the scope that a request needs, None where everybody may ask; what is not known needs `admin`."""
+    """Return the scope that a request needs, None where everybody may ask; what is not known, or not written plainly, needs `admin`."""
     if path in OPEN:
         return None
+    if CONTROL.search(path):
+        return "admin"
     if path == "/metrics":
         return "metrics"
     if path.startswith("/v1/requests/"):
         return "explain"
-    if path == "/v1/events" or (method == "POST" and path.endswith("/preferences")):
+    if path == "/v1/events" or (method == "POST" and PREFERENCES.fullmatch(path)):
         return "events"
-    if path == "/v1/users":
-        return "admin"
-    return "recommend" if path.startswith("/v1/") else "admin"
+    return "recommend" if LISTS.fullmatch(path) else "admin"
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,10 @@ class Gate:
         host = headers.get("host", "").rsplit(":", 1)[0] if not headers.get("host", "").endswith("]") else headers["host"]
         if self.hosts and host.lower() not in self.hosts:
             return Refusal(400, "host", host[:80], "a name this service answers to", "`reloop serve --allowed-host NAME`", "header.host")
+        if CONTROL.search(
+            scope["path"]
+        ):  # routes end in `$`, which also stands before a last line end: what is read here might be another there
+            return Refusal(422, "invalid", ascii(scope["path"])[1:81], "a path without control characters", "leave them out", "path")
         client = (scope.get("client") or ("unknown", 0))[0]
         key, refusal = self._key(scope, headers)
         scope["state"]["key"] = key.key_id if key is not None else ""

@@ -104,8 +104,9 @@ def test_who_and_what_is_unknown_gets_a_list_and_a_label(client: TestClient, pat
         (f"/v1/items/{ITEM}/like", "query.change"),
         (f"/v1/items/{ITEM}/like?change=better", "query.change.0"),
         (f"/v1/users/{'x' * 257}/recommendations", "path.user_id"),
-        ("/v1/users/a%00b/recommendations", "path.user_id"),
-        ("/v1/items/%0A/similar", "path.item_id"),
+        ("/v1/users/a%00b/recommendations", "path"),
+        ("/v1/items/%0A/similar", "path"),
+        ("/v1/trending%0A", "path"),
         ("/v1/users?limit=51", "query.limit"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from pipelines.config import Home
 from pipelines.serving import assembly, auth
-from pipelines.serving.api_gate import Gate
+from pipelines.serving.api_gate import Gate, needs
 from pipelines.serving.auth import Keyring
 from pipelines.serving.clock import wall
 from pipelines.serving.limits import Buckets
@@ -72,6 +72,25 @@ def test_a_key_opens_what_its_scopes_cover_and_nothing_else(
     assert opened == allowed
     refusals = [asked(client, method, path, text, body) for scope, text in texts.items() if scope not in allowed]
     assert {answer.status_code for answer in refusals} <= {403}
+
+
+@pytest.mark.parametrize("tail", ["%0A", "%0D", "%00", "%7F", "%0A/recommendations"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/users"), ("GET", "/metrics"), ("POST", "/v1/events"), ("POST", "/v1/users/u1/preferences")]
+)
+def test_a_control_character_in_the_path_opens_nothing(
+    locked: tuple[TestClient, dict[str, str]], method: str, path: str, tail: str
+) -> None:
+    client, texts = locked
+    assert {asked(client, method, path + tail, text, EVENTS).status_code for text in texts.values()} == {422}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/users\n", "/v1/users/u1/preferences\n", "/v1/users/u1/\nrecommendations", "/v1/users/", "/v1/thought-of-later"]
+)
+def test_a_path_that_is_not_plainly_one_of_the_lists_needs_all_scopes(path: str) -> None:
+    assert needs("GET", path) == "admin"
+    assert needs("POST", path) == "admin"
 
 
 @pytest.mark.parametrize("key", ["", "rl_x_y", "rl__", "Bearer", "rl_" + "0" * 8 + "_" + "a" * 43, "é"])
