@@ -78,12 +78,14 @@ class Knowledge:
 
     @property
     def known(self) -> Known:
-        """The newest snapshots, looked for once a second; what cannot be opened leaves those of before."""
+        """The newest snapshots, looked for once a second; where they are taken away, those of before stay."""
         now = self._ticks()
         if now - self._looked >= LOOK_SECONDS and self._turn.acquire(blocking=False):
             try:
                 self._looked = now
-                if self._pointers() != self._known.pointers:
+                before, pointers = self._known.pointers, self._pointers()
+                gone = any(was and not now for was, now in zip(before, pointers, strict=True))  # a folder that is being made anew
+                if pointers != before and not gone:
                     self._known = self._opened()
             finally:
                 self._turn.release()

@@ -57,7 +57,7 @@ def make(folder: Path, users: int) -> None:
 def run(folder: Path, users: int, *, only: str = "") -> dict[str, float]:
     """Make the lists of some of the users, or those of a few one at a time."""
     home, model = Home(folder / "var"), TwoStage.load(folder / "model")
-    serving, policy = Serving(1, "0" * 64, model, {}), config.load(home).serving.batch.model_copy(update={"k": K, "active_days": 0})
+    serving, policy = Serving(1, "0" * 64, model, {}), config.load(home).serving.batch.model_copy(update={"k": K, "active_days": users})
     known = load(home, world.NOW, config.load(home).training, item_ids=model.item_ids)
     chosen = known.user_ids[: users if not only else ALONE]
     del known

@@ -180,6 +180,17 @@ def test_a_bundle_that_is_taken_away_under_a_running_service_changes_nothing(ser
     assert (seen.errors, seen.rungs, seen.labels) == ([], {"full": 5}, {})
 
 
+def test_snapshots_that_are_taken_away_leave_those_of_before(served, tmp_path, model):
+    home = lab.shop(served, tmp_path / "var", PATIENT)
+    with house(home, ranked=model) as made:
+        requests(made, users(2))
+        shutil.rmtree(home.feast)
+        time.sleep(1.1)
+        seen = requests(made, users(5, 10))
+    assert seen.errors == []
+    assert set(seen.rungs) <= {"full", "blend"}
+
+
 def test_a_release_of_nothing_but_nan_shows_none_of_it(served, tmp_path, model):
     home = lab.shop(served, tmp_path / "var", PATIENT)
     with house(home, ranked=model) as made:

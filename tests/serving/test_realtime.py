@@ -30,7 +30,7 @@ from pipelines.streaming.sqlite_bus import SqliteBus
 from pipelines.window import micros
 
 NOW = SECOND + timedelta(hours=1)
-PATIENT = "\n[serving.deadline]\nrequest_ms = 20000\nstore_ms = 5000\nrank_by_ms = 20000\n[serving.rollout]\nwarm_asks = 0\n"
+PATIENT = "\n[serving.deadline]\nrequest_ms = 20000\nstore_ms = 5000\nretrieve_by_ms = 20000\nrank_by_ms = 20000\n[serving.rollout]\nwarm_asks = 0\n"
 
 
 class Moving:
