@@ -227,7 +227,7 @@ def _bodies(desk: Desk) -> APIRouter:
     async def session(request: Request, body: SessionIn) -> Response:
         """Return what an anonymous visitor may like, by the events of the session alone; none of it is kept."""
         now = desk.room.clock()
-        events = tuple(sorted((_seen(event, micros(now)) for event in body.events), reverse=True))
+        events = tuple(sorted((_seen(event, micros(now), place) for place, event in enumerate(body.events)), reverse=True))
         ask = Ask("session", request.state.request_id, now, body.k, events=events, filters=_filters(body.filters))
         return await desk.list(request, _with(ask, {"device": body.device, "country": body.country}))
 
@@ -352,9 +352,12 @@ def _with(ask: Ask, about: Mapping[str, Any]) -> Ask:
     return Ask(**{**{name: getattr(ask, name) for name in ask.__dataclass_fields__}, **about})
 
 
-def _seen(event: EventIn, now_us: int) -> SessionEvent:
-    at = now_us if event.event_at is None else min(micros(event.event_at), now_us)
-    return SessionEvent(at, event.event_id or "", event.item_id, event.event_type)
+def _seen(event: EventIn, now_us: int, place: int) -> SessionEvent:
+    """Return an event of a session as known before the question: one without a time, or with one to come, has just happened, the first last."""
+    latest = now_us - 1 - place
+    at = latest if event.event_at is None else min(micros(event.event_at), latest)
+    # A name that no client can have given: ids hold no control characters.
+    return SessionEvent(at, event.event_id or f"\x00{place}", event.item_id, event.event_type)
 
 
 def _json(value: Any, code: int = 200) -> Response:

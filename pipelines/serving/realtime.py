@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from pipelines import columns as c
@@ -35,6 +35,7 @@ from pipelines.window import micros
 
 LOG: Final = logging.getLogger(__name__)
 GROUP: Final = "sessions"  # as `reloop stream` calls it: both share the work
+MICROSECOND: Final = timedelta(microseconds=1)
 RETRY_SECONDS: Final = 1.0
 WAIT_SECONDS: Final = 0.25
 
@@ -81,7 +82,9 @@ class Intake:
 
     def __init__(self, home: Home, bus: EventBus, recent: Recent, touched: Touched) -> None:
         self._bus, self._recent, self._touched = bus, recent, touched
-        self._judge, self._turn = Judge(config.load(home).validation), threading.Lock()  # its engine serves one thread at a time
+        settings = config.load(home).validation
+        self._ahead = timedelta(minutes=settings.max_future_minutes)
+        self._judge, self._turn = Judge(settings), threading.Lock()  # its engine serves one thread at a time
 
     @classmethod
     def of(cls, home: Home, recent: Recent, touched: Touched) -> Intake:
@@ -97,14 +100,15 @@ class Intake:
         """Return the fate of each row; once this returns, the bus keeps them all.
 
         A row without `event_at` happened now; one without `event_id` is named by its content, so that sending it twice counts once
-        where it says when it happened. All rows were received now, whatever they say.
+        where it says when it happened. All rows were received now, whatever they say; what a clock that is ahead by no more than the
+        rules allow says to come has happened now, so that the next answer knows it.
 
         Raises:
             StateError: the bus cannot be reached, or is full: nothing was taken, send the batch again.
         """
         if not rows:
             return []
-        sent = [_completed(row, now) for row in rows]
+        sent = _by_receipt([_completed(row, now) for row in rows], now, self._ahead)
         messages = [Message("", micros(now), encode(row)) for row in sent]
         with self._turn:
             judged = self._judge.judge(messages)
@@ -136,6 +140,24 @@ def _completed(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
         filled = {"unreadable": ascii(dict(row))[:10_000], c.EVENT_AT: now, c.RECEIVED_AT: now}
         content = encode(filled)
     return {c.EVENT_ID: hashlib.blake2b(content, digest_size=16).hexdigest(), **filled}
+
+
+def _by_receipt(rows: list[dict[str, Any]], now: datetime, ahead: timedelta) -> list[dict[str, Any]]:
+    """Return rows of which none happened after it was received, but those that the rules refuse for it; their order stays."""
+    early = [at for at, row in enumerate(rows) if (moment := _moment(row[c.EVENT_AT])) is not None and now <= moment <= now + ahead]
+    early.sort(key=lambda at: _moment(rows[at][c.EVENT_AT]) or now)
+    for left, at in enumerate(reversed(early), 1):
+        rows[at] = {**rows[at], c.EVENT_AT: now - left * MICROSECOND}
+    return rows
+
+
+def _moment(value: object) -> datetime | None:
+    """Return a time with its offset, as rows and their JSON have it; None of anything else."""
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return found if isinstance(found, datetime) and found.tzinfo is not None else None
 
 
 class Follower:

@@ -76,7 +76,7 @@ class EventIn(Said):
 
     item_id: Text
     event_type: Literal["view", "click", "add_to_cart", "purchase", "rating"]
-    event_at: Moment | None = Field(default=None, description="When it happened; default: now.")
+    event_at: Moment | None = Field(default=None, description="When it happened; default, and at the latest: when it is received.")
     event_id: Text | None = Field(default=None, description="Names the event, so that sending it twice counts once; default: made here.")
 
 
@@ -109,7 +109,7 @@ class BasketIn(Said):
 
 
 class SessionIn(Said):
-    """What an anonymous visitor did in this session, in any order."""
+    """What an anonymous visitor did in this session: in the order of `event_at`; what has none has just happened, the first in the list last."""
 
     events: list[EventIn] = Field(default=[], max_length=MAX_IDS)
     k: K = 10

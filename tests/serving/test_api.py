@@ -194,6 +194,19 @@ def test_an_event_is_in_the_next_answer(client: TestClient) -> None:
     assert any(item["reason"]["item_id"] == ITEM for item in after["items"])
 
 
+@pytest.mark.parametrize("said", [{}, {"event_at": "2099-01-01T00:00:00Z"}], ids=["no time", "a time to come"])
+def test_every_event_of_a_session_counts_though_none_has_a_name_or_a_time(client: TestClient, said: dict[str, str]) -> None:
+    items = ["i00000004", "i00000009", "i00000011"]
+    body = {"events": [{"item_id": item, "event_type": "view", **said} for item in items], "k": 50}
+    answer = client.post("/v1/sessions/recommendations", json=body).json()
+    asked = client.get(f"/v1/requests/{answer['request_id']}/explanation").json()["asked"]
+    assert [event[2] for event in asked["events"]] == items, "the first is the newest"
+    assert len({event[1] for event in asked["events"]}) == 3
+    assert {item["reason"]["item_id"] for item in answer["items"]} >= set(items[:2])
+    nothing = client.post("/v1/sessions/recommendations", json={"events": [], "k": 50}).json()
+    assert [item["item_id"] for item in answer["items"]] != [item["item_id"] for item in nothing["items"]]
+
+
 def test_an_answer_can_be_explained_until_it_is_forgotten(client: TestClient) -> None:
     answer = client.get(with_k(LISTS["home"], 3)).json()
     told = client.get(f"/v1/requests/{answer['request_id']}/explanation").json()

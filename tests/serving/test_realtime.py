@@ -18,7 +18,7 @@ from pipelines import publish
 from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.features import repository
-from pipelines.serving import assembly, engine
+from pipelines.serving import assembly, engine, realtime
 from pipelines.serving.assembly import House
 from pipelines.serving.realtime import Follower, Intake
 from pipelines.serving.recent import Recent
@@ -131,6 +131,29 @@ def test_who_is_not_known_at_all_is_after_one_event(shop, process):
     after = asked(here, "newcomer")
     assert items(after) != items(before)
     assert after.degraded == ()
+
+
+def test_a_clock_that_is_ahead_delays_nothing(shop, process):
+    here, there = process(shop), process(shop)
+    before = asked(here)
+    item = next(item for item in shelf(here, "kitchen", 30) or here.knowledge.catalogue.item_ids.to_pylist() if item not in items(before))
+    ahead = {**viewed("u00000005", [item])[0], c.EVENT_AT: here.clock() + timedelta(minutes=4), c.EVENT_ID: "ahead"}
+    far = {**ahead, c.EVENT_AT: here.clock() + timedelta(days=4), c.EVENT_ID: "far"}
+    assert [verdict.accepted for verdict in here.take([ahead, far])] == [True, False]
+    assert any(shown.why.item_id == item for shown in asked(here).items)
+    waited(lambda: any(shown.why.item_id == item for shown in asked(there).items))
+
+
+def test_what_happened_at_once_keeps_its_order():
+    rows = [{c.EVENT_AT: NOW + timedelta(seconds=ahead)} for ahead in (3, 0, 1, -5, 400)]
+    stamped = [row[c.EVENT_AT] - NOW for row in realtime._by_receipt(rows, NOW, timedelta(minutes=5))]
+    assert stamped == [
+        timedelta(microseconds=-1),
+        timedelta(microseconds=-3),
+        timedelta(microseconds=-2),
+        timedelta(seconds=-5),
+        timedelta(seconds=400),
+    ]
 
 
 def test_what_was_just_seen_is_left_out_where_seen_items_are(shop, process):
