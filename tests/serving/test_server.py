@@ -103,7 +103,7 @@ def workers_of(pid: int) -> list[int]:
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def until(true: Any, seconds: float = 90.0) -> None:
+def until(true: Any, seconds: float = 200.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -117,9 +117,11 @@ def processes(served: Home, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[b
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", "0", "--workers", "2", "--now", "data"]
     environment = {**os.environ, "RELOOP_HOME": str(home.root), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=REPOSITORY) as process:
-        until(lambda: b"2 of 2 processes answer" in log.read_bytes())
-        yield process, int(log.read_text().split("http://127.0.0.1:", 1)[1].split("/", 1)[0]), log
-        process.kill()
+        try:
+            until(lambda: b"2 of 2 processes answer" in log.read_bytes(), 300)
+            yield process, int(log.read_text().split("http://127.0.0.1:", 1)[1].split("/", 1)[0]), log
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
