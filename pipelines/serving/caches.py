@@ -167,7 +167,7 @@ class Caches:
         old = self._kept.get(wanted.key)
         if old is not None and old.holds(wanted, micros(ask.as_of), 2 * self.policy.list_seconds) and sound(old.answer):
             self._count("stale")
-            return _again(old.answer, f"cached: of {(micros(ask.as_of) - old.at_us) / SECOND_US:.0f} s ago, a new one is being made")
+            return _stale(old.answer, f"cached: of {(micros(ask.as_of) - old.at_us) / SECOND_US:.0f} s ago, a new one is being made")
         if flight.landed.wait(min(wait_ms, self.policy.wait_ms) / 1000) and flight.answer is not None and sound(flight.answer):
             self._count("hits", "waited")
             return _again(flight.answer)
@@ -199,7 +199,7 @@ class Caches:
         if kept is not None and 0 <= (age := micros(ask.as_of) - kept.at_us) <= self.policy.stale_seconds * SECOND_US:
             self._count("stale")
             since = "" if kept.wanted.news == self.news.of(ask.user_id) else ", and something has happened since"
-            return _again(kept.answer, f"cached: of {age / SECOND_US:.0f} s ago{since}")
+            return _stale(kept.answer, f"cached: of {age / SECOND_US:.0f} s ago{since}")
         if self._precomputed is not None and (answer := self._precomputed.answer(ask)) is not None:
             self._count("precomputed")
             return answer
@@ -243,6 +243,11 @@ def key_of(ask: Ask) -> tuple[Hashable, ...]:
     return (ask.surface, ask.user_id, ask.item_ids, ask.events, ask.k, ask.filters, ask.device, ask.country, ask.changes)
 
 
-def _again(answer: Answer, *why: str) -> Answer:
-    """Return an answer as it is given another time."""
-    return replace(answer, rung=CACHED, degraded=why, stage_ms={})
+def _again(answer: Answer) -> Answer:
+    """Return an answer as it is given another time, as good as new."""
+    return replace(answer, remembered=True, stage_ms={})
+
+
+def _stale(answer: Answer, why: str) -> Answer:
+    """Return an answer of before as it is given for want of a better one."""
+    return replace(answer, rung=CACHED, degraded=(why,), stage_ms={})

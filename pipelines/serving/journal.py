@@ -118,7 +118,7 @@ class Journal:
     def _samples(self, answer: Answer) -> bool:
         """Tell whether a request's feature values are logged: it was ranked now, of what is stored and told of its user alone."""
         ask, policy = answer.ask, self.policy
-        made_now = answer.rung == FULL and not answer.degraded and ask.surface == "home"
+        made_now = answer.rung == FULL and not answer.remembered and not answer.degraded and ask.surface == "home"
         plain = ask.user_id is not None and not ask.events and not ask.filters  # what the caller tells is in no lake
         return made_now and plain and bool(answer.features) and fraction("sample", policy.salt, ask.request_id) < policy.feature_share
 

@@ -17,7 +17,7 @@ Change = Literal["cheaper", "dearer", "other_brand", "same_brand", "other_catego
 # The fallback ladder, best first. An answer stands on exactly one rung and says on which.
 FULL: Final = "full"  # retrieved, ranked, re-ranked for this user now
 BLEND: Final = "blend"  # retrieved now, in the order of the blend: the ranker was skipped
-CACHED: Final = "cached"  # the user's list of before, precomputed or remembered
+CACHED: Final = "cached"  # a list of before, for want of a better one; one that is as good as new stands on the rung it was made on
 SESSION: Final = "session"  # from the events of the session alone
 SEGMENT: Final = "segment_popular"
 POPULAR: Final = "popular"
@@ -141,6 +141,7 @@ class Answer:
         variant: of the experiments that the user is in, and of the rollout; empty where there is none.
         stage_ms: milliseconds of each stage that ran, by name.
         features: the values the ranker read, by feature, float per shown item in the order of `items`; empty where none were kept.
+        remembered: it was made for a question of before, and is as good as a new one.
     """
 
     ask: Ask
@@ -151,6 +152,7 @@ class Answer:
     variant: str = ""
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     features: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    remembered: bool = False
 
     def keeping(self, good: Sequence[bool]) -> Answer:
         """Return the answer with the items for which `good` holds; those below move up."""

@@ -118,7 +118,7 @@ class Shadow:
 
     def __call__(self, answer: Answer) -> None:
         """Take an answer that was shown, if it is one of the sample and there is room; a watcher of the service."""
-        if self.rollout is None or answer.rung not in {FULL, BLEND}:
+        if self.rollout is None or answer.remembered or answer.rung not in {FULL, BLEND}:
             return
         if fraction("shadow", answer.ask.request_id) >= self.policy.shadow_share:
             return

@@ -128,7 +128,7 @@ class Tally:
         """Count an answer; a watcher of the service."""
         failed = any(line.startswith(FULL) for line in answer.degraded)
         version = self._asked(answer) if failed else answer.release.version
-        if not (failed or answer.rung in {FULL, BLEND}) or version is None:
+        if not (failed or answer.rung in {FULL, BLEND}) or answer.remembered or version is None:
             return
         minute = int(time.perf_counter() / UNIT_SECONDS)
         if minute != self._minute:

@@ -48,7 +48,7 @@ def later(seconds: float):
 
 def test_the_second_answer_is_remembered_and_is_its_own(shop):
     first, second = shop.answer(request_id="a"), shop.answer(request_id="b", as_of=later(29))
-    assert (first.rung, second.rung) == (FULL, CACHED)
+    assert [(answer.rung, answer.remembered) for answer in (first, second)] == [(FULL, False), (FULL, True)]
     assert (items(second), second.ask.request_id, second.degraded, second.release) == (items(first), "b", (), RELEASE)
     assert len(shop.engine.asked) == 1
     assert (shop.caches.counts.hits, shop.caches.counts.misses) == (1, 1)
@@ -64,7 +64,7 @@ def test_the_second_answer_is_remembered_and_is_its_own(shop):
 )  # fmt: skip
 def test_whoever_asks_something_else_gets_something_else(shop, other):
     shop.answer()
-    assert shop.answer(**other).rung == FULL
+    assert not shop.answer(**other).remembered
     assert len(shop.engine.asked) == 2
 
 
@@ -72,14 +72,14 @@ def test_an_event_of_the_user_ends_what_was_remembered_and_nobody_elses(shop):
     shop.answer(user_id="bo")
     shop.answer(user_id="eve")
     shop.news.touch(["bo"])
-    assert [shop.answer(user_id="bo").rung, shop.answer(user_id="eve").rung] == [FULL, CACHED]
+    assert [shop.answer(user_id="bo").remembered, shop.answer(user_id="eve").remembered] == [False, True]
 
 
 def test_an_event_that_another_process_was_told_ends_it_too(shop, home):
     shop.answer()
     code = f"from pathlib import Path; from pipelines.config import Home; from pipelines.serving.news import News; News(Home(Path({str(home.root)!r}))).touch(['bo'])"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert shop.answer().rung == FULL
+    assert not shop.answer().remembered
 
 
 def test_an_event_while_the_list_is_made_ends_it(shop):
@@ -90,13 +90,13 @@ def test_an_event_while_the_list_is_made_ends_it(shop):
     shop.engine.does = slow
     shop.answer()
     shop.engine.does = None
-    assert shop.answer().rung == FULL
+    assert not shop.answer().remembered
 
 
 def test_a_release_and_a_variant_end_it(shop):
     shop.answer()
     shop.variant = "shorter-memory:arm"
-    assert shop.answer().rung == FULL
+    assert not shop.answer().remembered
     shop.engine = Engine(release=Release(4, "e" * 64))
     answer = shop.answer()
     assert (answer.rung, answer.release.version) == (FULL, 4)
@@ -125,7 +125,7 @@ def test_where_the_release_fails_the_list_of_before_answers_and_says_its_age(sho
     shop.answer()
     shop.engine.does = raising
     answer = shop.answer(as_of=later(600))
-    assert (answer.rung, items(answer)) == (CACHED, ["i0", "i1", "i2"])
+    assert (answer.rung, items(answer), answer.remembered) == (CACHED, ["i0", "i1", "i2"], False)
     assert answer.degraded == ("full: ValueError: the ranker is broken", "cached: of 600 s ago")
     shop.news.touch(["bo"])
     assert shop.answer(as_of=later(600)).degraded[-1] == "cached: of 600 s ago, and something has happened since"
@@ -134,7 +134,7 @@ def test_where_the_release_fails_the_list_of_before_answers_and_says_its_age(sho
 
 def test_an_answer_that_was_not_as_it_should_be_is_not_given_for_one_that_is(shop):
     shop.engine.does = lambda asked: Answer(asked, shown("i1"), "blend", RELEASE, degraded=("ranker: late",))
-    assert [shop.answer().rung, shop.answer().rung] == ["blend", "blend"]
+    assert [(answer.rung, answer.remembered) for answer in (shop.answer(), shop.answer())] == [("blend", False)] * 2
 
 
 def test_of_thirty_threads_that_lack_a_list_one_computes_it(shop):
@@ -157,7 +157,7 @@ def test_of_thirty_threads_that_lack_a_list_one_computes_it(shop):
     for thread in threads:
         thread.join()
     assert len(shop.engine.asked) == 1
-    assert sorted(answer.rung for answer in found) == [CACHED] * 29 + [FULL]
+    assert sorted(answer.remembered for answer in found) == [False] + [True] * 29
     assert len({answer.ask.request_id for answer in found}) == 30
 
 
@@ -165,7 +165,7 @@ def test_who_waits_too_long_for_another_thread_computes_for_itself(shop):
     shop.caches.policy = CachePolicy(wait_ms=1.0)
     wanted = Wanted(key_of(ask()), RELEASE.digest, "", 0)
     shop.caches._boarded(wanted)  # a thread that never lands
-    assert shop.answer().rung == FULL
+    assert not shop.answer().remembered
 
 
 def test_while_a_new_one_is_made_the_others_get_the_old_one(shop):
@@ -180,8 +180,8 @@ def test_it_stays_within_its_bounds(home):
     for n in range(50):
         few.answer(user_id=str(n))
     assert few.caches.record()["entries"] == 10
-    assert few.answer(user_id="49").rung == CACHED
-    assert few.answer(user_id="0").rung == FULL
+    assert few.answer(user_id="49").remembered
+    assert not few.answer(user_id="0").remembered
     small = Shop(home, Engine(), CachePolicy(max_bytes=10_000))
     for n in range(50):
         small.answer(user_id=str(n))
@@ -190,7 +190,7 @@ def test_it_stays_within_its_bounds(home):
 
 def test_nothing_is_remembered_where_it_is_switched_off(home):
     shop = Shop(home, Engine(), CachePolicy(list_seconds=0))
-    assert [shop.answer().rung, shop.answer().rung] == [FULL, FULL]
+    assert [shop.answer().remembered, shop.answer().remembered] == [False, False]
 
 
 class TestShared:
@@ -204,15 +204,16 @@ class TestShared:
 
     def test_what_one_remembered_the_other_gives(self, two):
         first, second = two[0].answer(), two[1].answer(request_id="b")
-        assert (second.rung, items(second), second.items[0], second.release) == (CACHED, items(first), first.items[0], first.release)
+        assert (second.remembered, second.rung, items(second)) == (True, FULL, items(first))
+        assert (second.items[0], second.release) == (first.items[0], first.release)
         assert two[1].caches.counts.shared == 1
-        assert two[1].answer().rung == CACHED
+        assert two[1].answer().remembered
         assert two[1].engine.asked == []
 
     def test_an_event_at_one_ends_it_for_the_other(self, two):
         two[0].answer()
         two[0].caches._shared.touch(["bo"])
-        assert two[1].answer().rung == FULL
+        assert not two[1].answer().remembered
 
     def test_an_event_while_one_computes_ends_it_for_the_other(self, two):
         def slow(asked):
@@ -221,19 +222,19 @@ class TestShared:
 
         two[0].engine.does = slow
         two[0].answer()
-        assert two[1].answer().rung == FULL
+        assert not two[1].answer().remembered
 
     def test_another_release_does_not_take_it(self, two):
         two[0].answer()
         two[1].engine = Engine(release=Release(4, "e" * 64))
-        assert two[1].answer().rung == FULL
+        assert not two[1].answer().remembered
 
     def test_damage_in_it_is_passed_over(self, two):
         two[0].answer()
         client = two[0].caches._shared._redis
         (key,) = client.keys("reloop:list:*")
         client.set(key, b"{")
-        assert two[1].answer().rung == FULL
+        assert not two[1].answer().remembered
 
     def test_a_redis_that_is_gone_costs_nothing_but_its_lists(self, two):
         two[1].caches._shared._redis.shutdown(nosave=True)
