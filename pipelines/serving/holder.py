@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -34,7 +33,6 @@ from pipelines.serving.tally import ROLLOUT
 from pipelines.serving_policies import RolloutPolicy
 
 LOG: Final = logging.getLogger(__name__)
-LIVELY: Final = 0.0005  # seconds after which a thread that loads lets a request run; Python's own 5 ms would be paid at every turn
 
 
 class Engine(Protocol):
@@ -239,15 +237,14 @@ class Holder:
     def _made(self, version: int, digest: str) -> Engine:
         """Rehearse, load, bind and warm a release."""
         phases: dict[str, float] = {}
-        with lively():
-            with _timed(phases, "rehearse"):
-                rehearsal.rehearse(self.home, digest)
-            with _timed(phases, "load"):
-                serving = choosing.loaded(self.home, version, digest, rehearse=False, arrays=mapped.arrays_of(self.home, digest))
-            with _timed(phases, "bind"):
-                engine = self.bind(serving)
-            with _timed(phases, "warm"):
-                self._warm(engine, version)
+        with _timed(phases, "rehearse"):
+            rehearsal.rehearse(self.home, digest)
+        with _timed(phases, "load"):
+            serving = choosing.loaded(self.home, version, digest, rehearse=False, arrays=mapped.arrays_of(self.home, digest))
+        with _timed(phases, "bind"):
+            engine = self.bind(serving)
+        with _timed(phases, "warm"):
+            self._warm(engine, version)
         self._phases[digest] = phases
         return engine
 
@@ -310,17 +307,6 @@ def gets_challenger(rollout: Rollout, user_id: str | None) -> bool:
     A request without a user stays with the champion: it could not be dealt the same side again.
     """
     return user_id is not None and fraction("rollout", rollout.key, user_id) < rollout.share
-
-
-@contextmanager
-def lively() -> Iterator[None]:
-    """Let other threads run at once while this one works in Python."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(LIVELY)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 @contextmanager

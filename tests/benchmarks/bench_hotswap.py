@@ -38,8 +38,7 @@ import trained_shop
 from pipelines import publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.registry import releases, rollback
-from pipelines.serving import holder
-from pipelines.serving.holder import workers
+from pipelines.serving.holder import Holder, workers
 from pipelines.serving_policies import RolloutPolicy
 
 WORKERS = 2
@@ -179,11 +178,10 @@ def swapping(home: Home, digests: dict[int, str], port: int, rate: float, swaps:
 
 
 def pause(home: Home, digests: dict[int, str], seconds: float = 6.0) -> dict[str, list[float]]:
-    """Return what answers take in one process, at rest and while releases are loaded one after the other, with threads in short and in Python's own turns."""
+    """Return what answers take in one process, at rest and while releases are loaded one after the other."""
     found: dict[str, list[float]] = {}
-    for name, turn, swaps in (("at rest", holder.LIVELY, False), ("short turns", holder.LIVELY, True), ("Python's turns", 0.005, True)):
-        holder.LIVELY = turn  # type: ignore[misc]
-        mine = holder.Holder(home, swap_lab.Telling, RolloutPolicy(poll_seconds=0.01))
+    for name, swaps in (("at rest", False), ("while releases change", True)):
+        mine = Holder(home, swap_lab.Telling, RolloutPolicy(poll_seconds=0.01))
         mine.follow()
         mine.start()
         took, begun, version = found.setdefault(name, []), time.perf_counter(), 2
