@@ -115,13 +115,13 @@ def test_an_event_counts_in_the_users_next_answer_in_every_process_and_in_nobody
 
     assert all(verdict.accepted for verdict in verdicts)
     after = asked(here)
-    assert after.rung == "full", "what was remembered is out of date"
+    assert not after.remembered, "what was remembered is out of date"
     assert items(after) != items(before)
     share = [sum(shown.about["category"] == category for shown in answer.items) for answer in (before, after)]
     assert share[1] > share[0], "the category of the moment comes to the fore"
     waited(lambda: items(asked(there)) == items(after))
     assert items(asked(here, "u00000007")) == items(others)
-    assert asked(here, "u00000007").rung == "cached", "what was remembered of others still holds"
+    assert asked(here, "u00000007").remembered, "what was remembered of others still holds"
 
 
 def test_who_is_not_known_at_all_is_after_one_event(shop, process):
