@@ -107,6 +107,8 @@ class House:
         reasons = [f"version of {digest[:12]} refused: {why}" for digest, why in self.holder.refused.items()]
         if self.holder.trouble:
             reasons.append(f"releases: {self.holder.trouble}")
+        if self.knowledge.trouble:
+            reasons.append(f"snapshots: {self.knowledge.trouble}")
         reasons += [f"{breaker.name} is left alone" for breaker in self._breakers() if breaker.state == "open"]
         catalogue = self.knowledge.catalogue
         if catalogue is None:
@@ -147,6 +149,7 @@ class House:
         self.metrics.vitals(len(catalogue.item_ids) if catalogue is not None else 0)
         self.metrics.waiting.set(self.turnstile.waiting + self.writes.waiting)
         self.metrics.released(self.release(), self._age())
+        self.metrics.snapshots_refused.set(bool(self.knowledge.trouble))
         self.metrics.release_refused.set(len(self.holder.refused))
         self.metrics.rollout_share.set(self.holder.held.rollout.share if self.holder.held.rollout else 0.0)
         for breaker in self._breakers():
@@ -247,6 +250,8 @@ def _start(made: House, settings: Settings, ending: ExitStack) -> None:
     """Load what serves and warm it, then let events in."""
     made.holder.start()
     ending.callback(made.holder.stop)
+    made.knowledge.start()
+    ending.callback(made.knowledge.stop)
     warm(made)
     try:
         made.intake = Intake.of(made.home, made.recent, made.touched)

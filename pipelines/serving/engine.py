@@ -6,6 +6,7 @@ or goes wrong is told in `degraded`: a retriever is left out, without features o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,11 @@ class Engine:
     placed: Mapping[str, Placed]
     bindings: dict[tuple[int, ...], Binding] = field(default_factory=dict)
     beside: dict[tuple[int, ...], Alike] = field(default_factory=dict)
+    turn: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Be told of snapshots before they answer."""
+        self.knowledge.engines[id(self)] = self
 
     @property
     def release(self) -> Release:
@@ -95,19 +101,40 @@ class Engine:
             StateError: no snapshots were published.
         """
         if (found := self.bindings.get(known.name)) is None:
-            found = self.bindings[known.name] = bind(self.model, *needed(known))
-            for old in sorted(self.bindings)[:-KEPT]:
-                self.bindings.pop(old, None)
+            with self.turn:
+                if (found := self.bindings.get(known.name)) is None:
+                    found = self.bindings[known.name] = bind(self.model, *needed(known))
+                    for old in sorted(self.bindings)[:-KEPT]:
+                        self.bindings.pop(old, None)
         return found
 
     def alike(self, known: Known) -> Alike:
         """Return what answers for items, of a release and some snapshots."""
         binding = self.binding(known)
         if (found := self.beside.get(known.name)) is None:
-            found = self.beside[known.name] = Alike(binding, self.model, dict(self.placed))
-            for old in sorted(self.beside)[:-KEPT]:
-                self.beside.pop(old, None)
+            with self.turn:
+                if (found := self.beside.get(known.name)) is None:
+                    found = self.beside[known.name] = Alike(binding, self.model, dict(self.placed))
+                    for old in sorted(self.beside)[:-KEPT]:
+                        self.beside.pop(old, None)
         return found
+
+    def follows(self, known: Known) -> bool:
+        """Return whether it is bound to some snapshots."""
+        return known.name in self.bindings
+
+    def prepare(self, known: Known) -> None:
+        """Bind it to snapshots, and work out what models work out at their first question: nobody waits for it here, so nothing is late.
+
+        Raises:
+            StateError: one of them was never published.
+        """
+        requests, _ = needed(known)
+        self.alike(known)
+        patient = Watch(DeadlinePolicy(retrieve_by_ms=PATIENT_MS, rank_by_ms=PATIENT_MS))
+        users = requests.histories.users
+        with suppress(Exception):  # a release in trouble says so when it is asked in earnest
+            self.found(Ask("home", "", requests.as_of, 1, users[0].as_py() if len(users) else None), patient, known=known)
 
     def answer(self, ask: Ask) -> Answer:
         """Return the list for a question, on the rung `full` or `blend`.
@@ -129,13 +156,14 @@ class Engine:
         rung = rung if items else EMPTY
         return Answer(ask, items, rung, self.release, tuple(watch.degraded), stage_ms=watch.ms, features=features)
 
-    def found(self, ask: Ask, watch: Watch, *, deeper: int = 1) -> Found:
+    def found(self, ask: Ask, watch: Watch, *, deeper: int = 1, known: Known | None = None) -> Found:
         """Return the candidates of a question with their scores.
 
         Args:
             deeper: times as many candidates as usual: filters will leave few of them.
+            known: None is what is known now.
         """
-        known = self.knowledge.known
+        known = known or self.knowledge.known
         binding, model = self.binding(known), self.model
         held = self.held(ask, known, watch)
         with watch.stage("histories"):
@@ -223,12 +251,7 @@ def bound(knowledge: Knowledge, serving: Serving) -> Engine:
     engine = Engine(knowledge, serving, config.load(knowledge.home), placed(serving.model))
     known = knowledge.known
     if known.requests is not None and known.items is not None:
-        engine.alike(known)
-        # What models work out at their first question is worked out here; nobody waits for it, so nothing is late.
-        patient = Watch(DeadlinePolicy(retrieve_by_ms=PATIENT_MS, rank_by_ms=PATIENT_MS))
-        users = known.requests.histories.users
-        with suppress(Exception):  # a release in trouble says so when it is asked in earnest
-            engine.found(Ask("home", "", known.requests.as_of, 1, users[0].as_py() if len(users) else None), patient)
+        engine.prepare(known)
     return engine
 
 

@@ -6,13 +6,15 @@ them. It is also the stock of the rungs that need no release (`standing.Stock`).
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 from pipelines import columns as c
 from pipelines.config import Home
@@ -30,6 +32,10 @@ from pipelines.window import floor_day, micros
 
 WEEK_US: Final = 7 * 86_400_000_000
 LOOK_SECONDS: Final = 1.0  # a pointer is looked at so often
+RETRY_SECONDS: Final = 5.0  # snapshots that were refused are tried again after so long
+SETTLE_SECONDS: Final = 60.0  # longest wait for the second of two snapshots that are published one after the other
+NOTHING: Final[tuple[int, ...]] = (0, 0)
+LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,18 @@ class Known:
         return bool(len(past.at)) and int(past.at[-1]) >= midnight - WEEK_US
 
 
+class Bound(Protocol):
+    """An engine, as it follows snapshots."""
+
+    def follows(self, known: Known) -> bool:
+        """Return whether it is bound to some snapshots."""
+        ...
+
+    def prepare(self, known: Known) -> None:
+        """Bind it to snapshots, and warm it. May raise."""
+        ...
+
+
 class Knowledge:
     """Holds and follows; any number of threads.
 
@@ -69,27 +87,94 @@ class Knowledge:
         self.home, self.settings = home, settings
         self.preferences = Book(home)
         self.breaker = Breaker("online store", settings.ladder.breaker)
-        self._ticks, self._turn = ticks, threading.Lock()
+        self.engines: WeakValueDictionary[int, Bound] = WeakValueDictionary()  # by id; they enter themselves
+        self.trouble = ""  # why the newest snapshots do not answer
+        self._ticks, self._turn, self._opening = ticks, threading.Lock(), threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
         self._store: RequestStore | None = None
         with suppress(Exception):  # it is tried again by whoever needs it, who is told
             self.store()
-        self._looked = ticks()
-        self._known = self._opened()
+        self._known = Known(None, None, NOTHING)
+        self._refused: tuple[tuple[int, ...], float] = (NOTHING, 0.0)
+        self._halfway_since: float | None = None
+        self.follow()
 
     @property
     def known(self) -> Known:
-        """The newest snapshots, looked for once a second; where they are taken away, those of before stay."""
-        now = self._ticks()
-        if now - self._looked >= LOOK_SECONDS and self._turn.acquire(blocking=False):
+        """The newest snapshots that could be opened; looked for by a thread (`start`), or else by whoever asks, once a second."""
+        if self._thread is None and self._ticks() - self._looked >= LOOK_SECONDS and self._turn.acquire(blocking=False):
             try:
-                self._looked = now
-                before, pointers = self._known.pointers, self._pointers()
-                gone = any(was and not now for was, now in zip(before, pointers, strict=True))  # a folder that is being made anew
-                if pointers != before and not gone:
-                    self._known = self._opened()
+                self.follow()
             finally:
                 self._turn.release()
         return self._known
+
+    def start(self) -> None:
+        """Look in a thread from now on: a request never waits for a snapshot to be opened and bound."""
+        self._thread = threading.Thread(target=self._run, name="reloop-knowledge", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is known stays."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(60)
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            self.follow()
+
+    def follow(self) -> None:
+        """Look once: open what is new, bind every engine to it, then let it answer. Whatever goes wrong is told (`trouble`), and what was known stays.
+
+        Called by one thread at a time.
+        """
+        self._looked = self._ticks()
+        pointers = NOTHING
+        try:
+            before, pointers = self._known.pointers, self._pointers()
+            gone = any(was and not now for was, now in zip(before, pointers, strict=True))  # a folder that is being made anew
+            if pointers == before:
+                self.trouble = ""
+            if pointers == before or gone or (pointers == self._refused[0] and self._looked < self._refused[1]):
+                return
+            found = self._opened()
+            if not self._halfway(found):
+                self._bind(found)
+                self._known, self.trouble = found, ""
+        except Exception as error:  # noqa: BLE001 - a snapshot that cannot be read must not take the service with it
+            self._refused = pointers, self._ticks() + RETRY_SECONDS
+            trouble = f"{type(error).__name__}: {error}"
+            if trouble != self.trouble:
+                LOG.error("the newest snapshots are refused, those of before answer: %s", trouble)  # noqa: TRY400 - said once, without a trace
+            self.trouble = trouble
+
+    def _halfway(self, found: Known) -> bool:
+        """Tell whether one of the two is still of another day, because its turn to be published comes; that is waited for, not for ever."""
+        known = self._known
+        if not _whole(found) or not _whole(known) or _one_day(found):
+            self._halfway_since = None
+            return False
+        if self._halfway_since is None:
+            self._halfway_since = self._looked
+        return self._looked - self._halfway_since < SETTLE_SECONDS
+
+    def _bind(self, found: Known) -> None:
+        """Bind the engines to snapshots before those answer.
+
+        Raises:
+            Exception: one that answers from the snapshots of before cannot be bound to these.
+        """
+        if found.requests is None or found.items is None:
+            return
+        for engine in [one for reference in self.engines.valuerefs() if (one := reference()) is not None]:
+            try:
+                engine.prepare(found)
+            except Exception:
+                if engine.follows(self._known):
+                    raise
+                LOG.exception("an engine cannot be bound")
 
     def _pointers(self) -> tuple[int, ...]:
         files = [module.folder(self.home) / module.POINTER for module in (request_snapshot, item_snapshot)]
@@ -110,7 +195,7 @@ class Knowledge:
             StateError: no store was made here.
         """
         if self._store is None:
-            with self._turn:
+            with self._opening:
                 if self._store is None:
                     self._store = RequestStore(self.home, self.settings.deadline.store_ms)
         return self._store
@@ -163,6 +248,14 @@ class Knowledge:
         place = requests.histories.place(ask.user_id) if ask.user_id is not None else -1
         found: list[dict[str, Any]] = requests.histories.profiles.slice(place, 1).to_pylist() if place >= 0 else []
         return found[0] if found else {}
+
+
+def _whole(known: Known) -> bool:
+    return known.requests is not None and known.items is not None
+
+
+def _one_day(known: Known) -> bool:
+    return known.requests is not None and known.items is not None and floor_day(known.requests.as_of) == floor_day(known.items.day)
 
 
 def described(catalogue: CatalogueSnapshot, place: int) -> Mapping[str, object]:

@@ -68,6 +68,9 @@ class Metrics:
         self.release_refused = gauge(
             "reloop_release_refused", "Releases that should be loaded and are refused", multiprocess_mode="livemax"
         )
+        self.snapshots_refused = gauge(
+            "reloop_snapshots_refused", "1 where the newest snapshots cannot be used, and older ones answer", multiprocess_mode="livemax"
+        )
         self.rollout_share = gauge("reloop_rollout_share", "Share of the users who get a challenger", multiprocess_mode="livemax")
         self.champion_age = gauge("reloop_champion_age_seconds", "Since the cycle that built it", multiprocess_mode="livemax")
         self.feature_age = gauge("reloop_feature_age_seconds", "Of what is read", ["view"], multiprocess_mode="livemax")
