@@ -23,6 +23,20 @@ def candidates(history: list[dict[str, Any]], serving: int | None) -> list[dict[
     (a rollback, or an alias set by hand) and what a person rejected, unless it has served since or a person approved it: going
     back twice goes further back and never forth.
     """
+    reigns, order, spoiled = _reigns(history)
+    last = len(order) if serving is None else order.get(serving, len(order))
+    return [entry for version, entry in reversed(reigns.items()) if order[version] < last and version not in spoiled]
+
+
+def withdrawn(history: list[dict[str, Any]]) -> frozenset[str]:
+    """Return the digests of releases that were left for an earlier one, or rejected, and have not served since."""
+    reigns, _, spoiled = _reigns(history)
+    good = {entry["digest"] for version, entry in reigns.items() if version not in spoiled}
+    return frozenset(reigns[version]["digest"] for version in spoiled if version in reigns) - good
+
+
+def _reigns(history: list[dict[str, Any]]) -> tuple[dict[int, dict[str, Any]], dict[int, int], set[int]]:
+    """Return the newest reign of each version, the order in which versions were first released, and which are no way back."""
     reigns: dict[int, dict[str, Any]] = {}
     order: dict[int, int] = {}  # of first releases: numbers of versions may have another
     spoiled: set[int] = set()
@@ -39,8 +53,7 @@ def candidates(history: list[dict[str, Any]], serving: int | None) -> list[dict[
             spoiled.add(int(entry["challenger"]))
         elif entry["kind"] == ledger.APPROVED and entry.get("challenger") is not None:
             spoiled.discard(int(entry["challenger"]))
-    last = len(order) if serving is None else order.get(serving, len(order))
-    return [entry for version, entry in reversed(reigns.items()) if order[version] < last and version not in spoiled]
+    return reigns, order, spoiled
 
 
 def check(home: Home, entry: dict[str, Any]) -> None:

@@ -187,7 +187,7 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
         holder = Holder(home, lambda loaded: engine.bound(knowledge, loaded), serving.rollout)
         shared = SharedCache(serving.cache, serving.ladder.breaker) if serving.cache.redis else None
         news, recent = News(home), Recent(serving.events)
-        caches = Caches(serving.cache, news, shared=shared, precomputed=BatchLists(home, serving))
+        caches = Caches(serving.cache, news, shared=shared, precomputed=BatchLists(home, serving), withdrawn=lambda: holder.withdrawn)
         trials = Experimenting(home, holder.pick, lambda version: _version(knowledge, version), serving.rollout.poll_seconds)
         ladder = Ladder(
             serving,

@@ -118,7 +118,21 @@ class _Flight:
 class Caches:
     """The caches of a process; any number of threads."""
 
-    def __init__(self, policy: CachePolicy, news: News, *, shared: Shared | None = None, precomputed: Precomputed | None = None) -> None:
+    def __init__(
+        self,
+        policy: CachePolicy,
+        news: News,
+        *,
+        shared: Shared | None = None,
+        precomputed: Precomputed | None = None,
+        withdrawn: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
+        """Remember nothing yet.
+
+        Args:
+            withdrawn: digests of releases that were rolled back from; what they made is given to nobody any more.
+        """
+        self._withdrawn = withdrawn
         self.policy, self.news, self.counts = policy, news, Counts()
         self._shared, self._precomputed = shared, precomputed
         self._turn = threading.Lock()
@@ -196,11 +210,18 @@ class Caches:
     def before(self, ask: Ask) -> Answer | None:
         """Return the list of before that is still to be had: this very one, or that which was made for everybody."""
         kept = self._kept.get(key_of(ask))
-        if kept is not None and 0 <= (age := micros(ask.as_of) - kept.at_us) <= self.policy.stale_seconds * SECOND_US:
+        withdrawn = self._withdrawn()
+        if (
+            kept is not None
+            and kept.answer.release.digest not in withdrawn
+            and 0 <= (age := micros(ask.as_of) - kept.at_us) <= self.policy.stale_seconds * SECOND_US
+        ):
             self._count("stale")
             since = "" if kept.wanted.news == self.news.of(ask.user_id) else ", and something has happened since"
             return _stale(kept.answer, f"cached: of {age / SECOND_US:.0f} s ago{since}")
         if self._precomputed is not None and (answer := self._precomputed.answer(ask)) is not None:
+            if answer.release.digest in withdrawn:
+                return None
             self._count("precomputed")
             return answer
         return None

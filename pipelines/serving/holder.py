@@ -95,6 +95,7 @@ class Holder:
         self.held = Held()
         self.swaps: deque[Swap] = deque(maxlen=64)
         self.refused: dict[str, str] = {}  # digest -> why, of what should be loaded and is not
+        self.withdrawn: frozenset[str] = frozenset()  # digests that were rolled back from: what they made is not shown any more
         self.trouble = ""  # why the release database cannot be read
         self._retry_at: dict[str, float] = {}
         self._phases: dict[str, dict[str, float]] = {}
@@ -158,6 +159,7 @@ class Holder:
 
     def _take(self, seen: Seen) -> None:
         held, loaded = self.held, self._loaded()
+        self.withdrawn = rollback.withdrawn(ledger.history(self.home))
         champion, fence = self._champion(seen)
         previous = held.previous
         if champion is not held.champion:

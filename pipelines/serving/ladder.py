@@ -164,6 +164,7 @@ class Ladder:
         """Return what of a list of before may be shown now, the first k of it, with what the catalogue says now; None of an empty one."""
         if kept is None:
             return None
+        check(kept)
         about, good = self._good(ask, kept)
         left = kept if all(good) else kept.keeping(good)
         if len(left.items) > ask.k:
@@ -210,7 +211,7 @@ class Ladder:
             return self._full(told, engine, way)
 
         def sound(kept: Answer) -> bool:
-            return all(self._good(told, kept)[1])
+            return is_list(kept) and all(self._good(told, kept)[1])
 
         if self._cached is None:
             return full()
@@ -330,6 +331,15 @@ def check(answer: Answer) -> None:
     names = {shown.item_id for shown in answer.items}
     if len(names) != len(answer.items) or "" in names:
         raise StateError("list", found="an item twice, or one without a name", allowed="each item once")
+
+
+def is_list(answer: Answer) -> bool:
+    """Tell whether an answer is what `check` takes."""
+    try:
+        check(answer)
+    except StateError:
+        return False
+    return True
 
 
 def _said(error: object) -> str:

@@ -41,6 +41,16 @@ def test_rolling_back_twice_goes_further_back_and_never_to_what_was_left(home: H
     assert rollback.roll_back(home)["champion_after"] == 1
 
 
+def test_what_was_left_is_withdrawn_until_it_serves_again(home: Home) -> None:
+    digests = {version: release(home, version).digest for version in (1, 2, 3)}
+    rollback.roll_back(home)
+    assert rollback.withdrawn(ledger.history(home)) == {digests[3]}
+    rollback.roll_back(home)
+    assert rollback.withdrawn(ledger.history(home)) == {digests[2], digests[3]}
+    rollback.roll_back(home, 3)
+    assert digests[3] not in rollback.withdrawn(ledger.history(home))
+
+
 def back_to(home: Home, serving: int) -> list[int]:
     return [entry["version"] for entry in rollback.candidates(releases.history(home), serving)]
 

@@ -29,7 +29,8 @@ class Shop:
     ) -> None:
         self.engine, self.variant, self.stock = engine, "", stock
         self.news = News(home)
-        self.caches = Caches(policy or CachePolicy(), self.news, shared=shared)
+        self.withdrawn: frozenset[str] = frozenset()
+        self.caches = Caches(policy or CachePolicy(), self.news, shared=shared, withdrawn=lambda: self.withdrawn)
         pick = lambda asked: (self.engine, self.variant)  # noqa: E731 - what it picks changes
         self.ladder = Ladder(PATIENT, pick, lambda: self.stock, Blocked(home, follow_seconds=0), cached=self.caches)
 
@@ -130,6 +131,27 @@ def test_where_the_release_fails_the_list_of_before_answers_and_says_its_age(sho
     shop.news.touch(["bo"])
     assert shop.answer(as_of=later(600)).degraded[-1] == "cached: of 600 s ago, and something has happened since"
     assert shop.answer(as_of=later(3601)).rung == "popular"
+
+
+def test_what_a_release_made_that_was_rolled_back_from_is_shown_to_nobody_any_more(shop):
+    shop.answer()
+    shop.engine = Engine(raising, release=Release(2, "c" * 64))
+    assert shop.answer(as_of=later(600)).rung == CACHED
+    shop.withdrawn = frozenset({RELEASE.digest})
+    answer = shop.answer(as_of=later(600))
+    assert (answer.rung, answer.degraded[-1]) == ("popular", "cached: nothing kept")
+
+
+def test_a_list_of_before_that_is_none_is_shown_on_no_rung(shop):
+    shop.answer()
+    (kept,) = shop.caches._kept.values()
+    shop.caches._kept[kept.wanted.key] = replace(kept, answer=replace(kept.answer, items=shown("i1", score=float("nan"))))
+    assert not shop.answer().remembered
+    (kept,) = shop.caches._kept.values()
+    shop.caches._kept[kept.wanted.key] = replace(kept, answer=replace(kept.answer, items=shown("i1", "i1")))
+    shop.engine.does = raising
+    answer = shop.answer(as_of=later(600))
+    assert (answer.rung, answer.degraded[-1]) == ("popular", "cached: list: an item twice, or one without a name")
 
 
 def test_an_answer_that_was_not_as_it_should_be_is_not_given_for_one_that_is(shop):
