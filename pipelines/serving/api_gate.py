@@ -199,7 +199,7 @@ class Gate:
         seconds = time.perf_counter() - begun
         route = getattr(scope.get("route"), "path_format", "none")
         answer: Answer | None = state.get("answer")
-        rung, variant = (answer.rung, answer.variant) if answer is not None else ("none", "")
+        rung, variant = (answer.rung, answer.assigned) if answer is not None else ("none", "")
         self.metrics.requests.labels(route, code, rung, self.metrics.arm(variant)).inc()
         self.metrics.http_seconds.labels(route).observe(seconds)
         if self.traces is not None and scope["path"] not in ALWAYS:

@@ -200,7 +200,7 @@ class Caches:
         self._count("misses")
         answer = compute()
         if answer is not None and answer.items:
-            self._put(kept := Kept(answer, wanted, micros(ask.as_of)))
+            self._put(kept := Kept(replace(answer, variant=answer.variant or wanted.variant), wanted, micros(ask.as_of)))
             if not answer.degraded:
                 flight.answer = answer
                 if self._shared is not None and word is not None:

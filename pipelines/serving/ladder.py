@@ -147,8 +147,8 @@ class Ladder:
             if found is not None and found.items and not (found := self.blocked.without(found)).items:
                 way.passed(rung, "blocked: all that there was")
             if found is not None and found.items:
-                return replace(found, variant=found.variant or variant)
-        return Answer(ask, (), EMPTY, NO_RELEASE if engine is None else engine.release, variant=variant)
+                return replace(found, variant=_label(rung, found, variant), assigned=variant)
+        return Answer(ask, (), EMPTY, NO_RELEASE if engine is None else engine.release, assigned=variant)
 
     def _picked(self, ask: Ask, way: _Way) -> tuple[Answering | None, str]:
         try:
@@ -340,6 +340,13 @@ def is_list(answer: Answer) -> bool:
     except StateError:
         return False
     return True
+
+
+def _label(rung: str, found: Answer, variant: str) -> str:
+    """Return the variant of a list: only what an arm's own engine made, now or before, is the arm's."""
+    if rung == FULL:
+        return found.variant or variant
+    return variant if rung == CACHED and found.variant == variant else ""
 
 
 def _said(error: object) -> str:

@@ -138,7 +138,8 @@ class Answer:
     Attributes:
         rung: of `RUNGS`.
         degraded: one line for each thing that did not go as it should ("ranker: 12 ms were left, it takes 20"); empty when all is well.
-        variant: of the experiments that the user is in, and of the rollout; empty where there is none.
+        variant: of the experiments that the user is in, and of the rollout, where the list is their own engine's; else empty.
+        assigned: the same, whoever's the list is.
         stage_ms: milliseconds of each stage that ran, by name.
         features: the values the ranker read, by feature, float per shown item in the order of `items`; empty where none were kept.
         remembered: it was made for a question of before, and is as good as a new one.
@@ -153,6 +154,7 @@ class Answer:
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     features: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     remembered: bool = False
+    assigned: str = ""
 
     def keeping(self, good: Sequence[bool]) -> Answer:
         """Return the answer with the items for which `good` holds; those below move up."""

@@ -164,7 +164,7 @@ class Tally:
 
     def _asked(self, answer: Answer) -> int | None:
         """Return the version that failed to answer; None where that cannot be told."""
-        parts = [part for part in answer.variant.split("|") if part]
+        parts = [part for part in answer.assigned.split("|") if part]
         sides = [part.removeprefix(ROLLOUT).partition(":") for part in parts if part.startswith(ROLLOUT)]
         if len(sides) < len(parts):  # an experiment's arm, which may have a release of its own
             return None

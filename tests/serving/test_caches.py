@@ -133,6 +133,17 @@ def test_where_the_release_fails_the_list_of_before_answers_and_says_its_age(sho
     assert shop.answer(as_of=later(3601)).rung == "popular"
 
 
+def test_a_list_is_labelled_with_an_arm_only_where_the_arms_own_engine_made_it(shop):
+    shop.variant = "x:a"
+    assert [shop.answer().variant, shop.answer().variant] == ["x:a", "x:a"]
+    shop.engine.does = raising
+    before = shop.answer(as_of=later(600))
+    assert (before.rung, before.variant, before.assigned) == (CACHED, "x:a", "x:a")
+    shop.variant = "x:b"
+    other, lower = shop.answer(as_of=later(600)), shop.answer(user_id="eve")
+    assert [(answer.rung, answer.variant, answer.assigned) for answer in (other, lower)] == [(CACHED, "", "x:b"), ("popular", "", "x:b")]
+
+
 def test_what_a_release_made_that_was_rolled_back_from_is_shown_to_nobody_any_more(shop):
     shop.answer()
     shop.engine = Engine(raising, release=Release(2, "c" * 64))

@@ -207,7 +207,7 @@ def test_counts_of_all_processes_are_added_up_and_a_user_counts_once_a_minute(sh
             counted(Answer(Ask("home", "r", NOW, 5, f"u{user}"), items, FULL, Release(1, "d"), stage_ms={FULL: 8.0}))
         counted(Answer(Ask("home", "r", NOW, 5, "u11"), items, "cached", Release(1, "d")))
         counted(Answer(Ask("home", "r", NOW, 5, "u13"), items, FULL, Release(1, "d"), remembered=True))
-        counted(Answer(Ask("home", "r", NOW, 5, "u12"), (), "empty", Release(None, None), ("full: late",), "rollout-2:canary"))
+        counted(Answer(Ask("home", "r", NOW, 5, "u12"), (), "empty", Release(None, None), ("full: late",), assigned="rollout-2:canary"))
     found, failed = (tally.between(shop, version, begun - 1, begun + 60) for version in (1, 2))
     minutes = 2 if found.requests > 20 else 1  # a minute may end meanwhile
     assert 20 <= found.requests <= 40 * minutes
