@@ -9,6 +9,7 @@ stop (SIGTERM, SIGINT) lets requests that were begun end. Workers end when their
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import ipaddress
 import logging
@@ -21,7 +22,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -118,6 +120,32 @@ def bound(host: str, port: int) -> socket.socket:
     return listening
 
 
+@contextmanager
+def alone(home: Home) -> Iterator[None]:
+    """Hold a state folder for one service: its processes share files there that a second one would empty. The kernel drops it at death.
+
+    Raises:
+        StateError: another holds it.
+    """
+    home.serving.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(home.serving / "service.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(
+                f"state folder {home.root}",
+                found=f"process {os.pread(descriptor, 32, 0).decode()} serves it already",
+                allowed="one service",
+                hint="stop that one, give it more --workers, or name another --home",
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Supervisor:
     """Keeps a number of workers alive until told to stop."""
 
@@ -134,7 +162,14 @@ class Supervisor:
 
         Args:
             on_ready: told the number of workers that answer, each time one more does.
+
+        Raises:
+            StateError: another service answers from this state folder.
         """
+        with alone(Home(self._given.root)):
+            self._run(on_ready)
+
+    def _run(self, on_ready: Callable[[int], None]) -> None:
         shared = Home(self._given.root).serving
         metrics = shared / "metrics"
         for left in (metrics, shared / "answers"):

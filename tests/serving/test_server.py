@@ -92,6 +92,21 @@ def test_an_address_that_is_taken_is_said_so() -> None:
     taken.close()
 
 
+def test_a_second_service_of_a_state_folder_is_refused_and_leaves_the_files_of_the_first(home: Home) -> None:
+    kept = [home.serving / "metrics" / "counter_1.db", home.serving / "answers" / "1"]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    listening = server.bound("127.0.0.1", 0)
+    second = server.Supervisor(server.orders(home, "127.0.0.1"), listening, 1)
+    with server.alone(home), pytest.raises(StateError, match=f"process {os.getpid()} serves it already"):
+        second.run(lambda _: None)
+    assert all(path.is_file() for path in kept)
+    with server.alone(home):
+        pass
+    listening.close()
+
+
 def get(port: int, path: str) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
         body: bytes = answer.read()
