@@ -57,7 +57,7 @@ def explored(
     *,
     item_ids: Ids,
     users: Histories,
-    known: Interactions,
+    fresh: Bools,
     retrievers: dict[str, Retriever],
     policy: ExplorationPolicy,
     request_ids: Sequence[str],
@@ -74,15 +74,14 @@ def explored(
     of the item replaced.
 
     Args:
-        item_ids: of the model; lists, histories and interactions index it.
+        item_ids: of the model; lists and histories index it.
         users: row r belongs to row r of the lists.
-        known: what happened and was received before the request.
+        fresh: bool [n_items], what counts as new (`new_items`) and may be drawn.
         request_ids: one a list.
         rerank, goods: the rules of the lists and what they know of the items; what a filter would take out is not drawn either.
         impressions, clicks: float64 [n_items] so far; none where they are not logged yet.
     """
     n_items = len(item_ids)
-    fresh = new_items(known, policy)
     model = retrievers.get("cold_items")
     inner = model.model if isinstance(model, Indexed) else model
     cold_items = inner if isinstance(inner, ColdItems) else None

@@ -342,7 +342,7 @@ def rank_users(home: Home, model: TwoStage, user_ids: Ids, as_of: datetime, k: i
         lists,
         item_ids=model.item_ids,
         users=users,
-        known=known,
+        fresh=newcomers.new_items(known, settings.exploration),
         retrievers=model.retrievers,
         policy=settings.exploration,
         request_ids=[utc(as_of).isoformat()] * len(user_ids),

@@ -12,11 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines import columns as c
+from pipelines.datasets import newness
 from pipelines.datasets.interactions import Bools, Floats, Histories, Ids, Interactions, Ints, Longs
 from pipelines.features import store
 from pipelines.features.catalogue_snapshot import ITEMS, CatalogueSnapshot
 from pipelines.features.item_snapshot import ItemSnapshot
 from pipelines.features.request_snapshot import RequestSnapshot
+from pipelines.model_settings import ExplorationPolicy
 from pipelines.ranking.context import Catalogue
 from pipelines.ranking.rerank import chain
 from pipelines.ranking.rerank import goods as shops
@@ -28,6 +30,7 @@ from pipelines.retrieval.vectors import Vectors
 from pipelines.window import micros
 
 FEW: Final = 1 << 12
+UNKNOWN: Final = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Binding:
         goods: what the rules know; None where none is on.
         encoded: what items were worth; None where the ranker does not read it.
         moments: of the item snapshot's views that expire: (columns of `names`, int64 event times [+1], ttl); see `item_features`.
+        born: int64 [n_items], microseconds when each item was first met or made, whichever was earlier; `UNKNOWN` where neither is known.
+        met: int64 [n_items], events so far.
     """
 
     requests: RequestSnapshot
@@ -86,6 +91,13 @@ class Binding:
     goods: Goods | None
     encoded: Floats | None
     moments: tuple[tuple[npt.NDArray[np.intp], Longs, int], ...]
+    born: Longs
+    met: Longs
+
+    def new_items(self, policy: ExplorationPolicy, as_of: int) -> Bools:
+        """Return bool [n_items], what `newcomers.new_items` returns of the lake, at a moment."""
+        days = np.where(self.born == UNKNOWN, np.nan, (as_of - np.where(self.born == UNKNOWN, 0, self.born)) / newness.DAY_US)
+        return np.asarray(~(days > policy.max_age_days) & (self.met <= policy.max_events) & self.available)
 
     def item_features(self, item: Ints, as_of: int) -> Floats:
         """Return float32 [n, n_names], the stored features of some items; NaN where unknown, or past their ttl at a moment."""
@@ -139,7 +151,19 @@ def bind(model: TwoStage, requests: RequestSnapshot, items: ItemSnapshot) -> Bin
         goods=_goods(model, requests, row) if chain.active(model.rerank) else None,
         encoded=model.memory.encoding.of("item", model.item_ids) if model.memory is not None and "encoding" in model.groups else None,
         moments=tuple(moments),
+        born=_born(shop, row),
+        met=np.where(seen, shop.items["n_events"].to_numpy()[np.maximum(row, 0)], 0).astype(np.int64)
+        if len(shop.item_ids)
+        else np.zeros(len(row), np.int64),
     )
+
+
+def _born(shop: CatalogueSnapshot, row: Ints) -> Longs:
+    """Return int64 [n_items], when each was first known."""
+    taken = shop.items.take(pa.array(row, mask=row < 0))
+    made = taken[c.CREATED_AT].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    first, created = (pa.compute.fill_null(column, UNKNOWN).to_numpy() for column in (taken["first_us"], made))
+    return np.asarray(np.minimum(first, created), np.int64)
 
 
 def _found(wanted: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> Ints:

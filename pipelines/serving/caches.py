@@ -75,7 +75,9 @@ class Kept:
 
     def holds(self, wanted: Wanted, now_us: int, seconds: float) -> bool:
         """Whether it is as good as a new one."""
-        return not self.answer.degraded and self.wanted == wanted and 0 <= now_us - self.at_us <= seconds * SECOND_US
+        return (
+            not self.answer.degraded and not self.answer.drawn and self.wanted == wanted and 0 <= now_us - self.at_us <= seconds * SECOND_US
+        )
 
     def size(self) -> int:
         """Return about how many bytes it takes."""
@@ -201,7 +203,7 @@ class Caches:
         answer = compute()
         if answer is not None and answer.items:
             self._put(kept := Kept(replace(answer, variant=answer.variant or wanted.variant), wanted, micros(ask.as_of)))
-            if not answer.degraded:
+            if not answer.degraded and not answer.drawn:
                 flight.answer = answer
                 if self._shared is not None and word is not None:
                     self._shared.put(kept, word)
@@ -271,4 +273,4 @@ def _again(answer: Answer) -> Answer:
 
 def _stale(answer: Answer, why: str) -> Answer:
     """Return an answer of before as it is given for want of a better one."""
-    return replace(answer, rung=CACHED, degraded=(why,), stage_ms={})
+    return replace(answer.given_again(), rung=CACHED, degraded=(why,), stage_ms={})

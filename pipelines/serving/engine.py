@@ -147,7 +147,7 @@ class Engine:
         watch = Watch(self.settings.serving.deadline)
         found = self.found(ask, watch, deeper=DEEPER if ask.filters.narrow() else 1)
         with watch.stage("rerank"):
-            items, features = shown.listed(self, found)
+            items, features = shown.listed(self, found, watch)
             rung = BLEND if found.matrix is None and self.model.serves == RANKED else FULL
             if ask.filters and len(items) < ask.k:
                 items, rung = surfaces.filled(self, found, items, rung)

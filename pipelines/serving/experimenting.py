@@ -7,6 +7,7 @@ its arms need is loaded, so that nobody is logged in an arm that he did not get;
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ Load = Callable[[int], Answering]
 class Drafting:
     """Answers with a draft of what two others answer; each item says among its sources whose pick it was.
 
+    How likely a draft is to show an item at a place nobody has worked out: propensities are unknown.
+
     Attributes:
         sides: the arms' names.
     """
@@ -72,7 +75,7 @@ class Drafting:
         seed = int(fraction("draft", self.salt, ask.request_id) * (1 << 53))
         drafted = team_draft(list(orders[0]), list(orders[1]), ask.k, seed)
         items = tuple(
-            replace(one, rank=rank, sources=(*one.sources, TEAM + self.sides[side]))
+            replace(one, rank=rank, sources=(*one.sources, TEAM + self.sides[side]), propensity=math.nan)
             for rank, (item, side) in enumerate(zip(drafted.items, drafted.sides, strict=True), 1)
             for one in (orders[side][item],)
         )

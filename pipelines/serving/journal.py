@@ -27,6 +27,7 @@ from pipelines.config import Home
 from pipelines.decision_policies import ImpressionPolicy
 from pipelines.lake import segments
 from pipelines.lake.codes import device_code
+from pipelines.ranking.newcomers import SOURCE
 from pipelines.serving.assignment import fraction
 from pipelines.serving.request import FULL, Answer
 from pipelines.window import micros
@@ -120,7 +121,14 @@ class Journal:
         ask, policy = answer.ask, self.policy
         made_now = answer.rung == FULL and not answer.remembered and not answer.degraded and ask.surface == "home"
         plain = ask.user_id is not None and not ask.events and not ask.filters  # what the caller tells is in no lake
-        return made_now and plain and bool(answer.features) and fraction("sample", policy.salt, ask.request_id) < policy.feature_share
+        ranked = not any(SOURCE in one.sources for one in answer.items)  # of what a draw put there, no ranker read anything
+        return (
+            made_now
+            and plain
+            and ranked
+            and bool(answer.features)
+            and fraction("sample", policy.salt, ask.request_id) < policy.feature_share
+        )
 
     def _write(self, lines: bytes) -> None:
         if self._file is None:

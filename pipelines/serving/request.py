@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -103,7 +104,7 @@ class Shown:
         score: what it was ordered by; comparable within the answer alone.
         sources: the retrievers that proposed it.
         rules: the rules of re-ranking that moved it.
-        propensity: probability with which the policy shows this item at this place; 1 where nothing is drawn.
+        propensity: probability with which the policy shows this item at this place; 1 where nothing is drawn, NaN where it is not known.
         about: what the catalogue says: title, category, brand, price, available; what is unknown is left out.
     """
 
@@ -157,7 +158,10 @@ class Answer:
     assigned: str = ""
 
     def keeping(self, good: Sequence[bool]) -> Answer:
-        """Return the answer with the items for which `good` holds; those below move up."""
-        kept = [place for place, stays in enumerate(good) if stays]
-        items = tuple(replace(self.items[place], rank=rank) for rank, place in enumerate(kept, 1))
+        """Return the answer with the items for which `good` holds; those below move up, to places that nothing was drawn for."""
+        kept, drawn = [place for place, stays in enumerate(good) if stays], self.drawn
+        items = tuple(
+            replace(self.items[place], rank=rank, propensity=math.nan if drawn and rank <= place else self.items[place].propensity)
+            for rank, place in enumerate(kept, 1)
+        )
         return replace(self, items=items, features={name: tuple(values[at] for at in kept) for name, values in self.features.items()})

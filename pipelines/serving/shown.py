@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.datasets.interactions import Bools, Floats, Ints, Longs
+from pipelines.datasets.interactions import Bools, Floats, Ints
+from pipelines.ranking import newcomers
 from pipelines.ranking.proposals import Proposals
 from pipelines.ranking.protocol import Lists
 from pipelines.serving import reasons
 from pipelines.serving.binding import Binding, places
+from pipelines.serving.deadline import Watch
 from pipelines.serving.knowledge import described
 from pipelines.serving.request import Filters, Shown
+from pipelines.window import micros
 
 if TYPE_CHECKING:
     from pipelines.serving.engine import Engine, Found
@@ -65,7 +69,7 @@ def permitted(filters: Filters, items: Ints, binding: Binding) -> Bools:
     return good
 
 
-def listed(engine: Engine, found: Found) -> tuple[tuple[Shown, ...], Mapping[str, tuple[float, ...]]]:
+def listed(engine: Engine, found: Found, watch: Watch) -> tuple[tuple[Shown, ...], Mapping[str, tuple[float, ...]]]:
     """Return the k best that may be shown, and what the ranker read of them."""
     ask, binding, model = found.ask, found.binding, engine.model
     candidates, score, rows = found.candidates, found.score, np.arange(len(found.candidates))
@@ -75,14 +79,47 @@ def listed(engine: Engine, found: Found) -> tuple[tuple[Shown, ...], Mapping[str
     if not good.all():
         candidates, score, rows = candidates[good], score[good], rows[good]
     lists = model.listed(np.array([ask.user_id or ""]), candidates, score, ask.k, users=found.users, goods=binding.goods)
+    if ask.surface == "home" and engine.settings.exploration.method != "off":
+        lists = _explored(engine, found, lists, watch)
     items = shown_of(engine, found, lists)
     features: Mapping[str, tuple[float, ...]] = {}
     if found.matrix is not None and model.ranker is not None and items:
         at = places(model.item_ids, [item.item_id for item in items])
         order = np.argsort(candidates.item, kind="stable")
-        row: Longs = rows[order[np.searchsorted(candidates.item, at, sorter=order)]]
-        features = Features(model.ranker.features, found.matrix[row])
+        place = order[np.minimum(np.searchsorted(candidates.item, at, sorter=order), max(len(order) - 1, 0))]
+        read = found.matrix[rows[place]]
+        read[candidates.item[place] != at] = np.nan  # drawn: no ranker ever read it
+        features = Features(model.ranker.features, read)
     return items, features
+
+
+def _explored(engine: Engine, found: Found, lists: Lists, watch: Watch) -> Lists:
+    """Return a list with new items where a draw puts them, as `two_stage.rank_users` draws: named by the request, so that it can be made again.
+
+    What may not be shown to who asks is not drawn either. Where drawing fails, nobody knows how likely the list was.
+    """
+    ask, binding, model, policy = found.ask, found.binding, engine.model, engine.settings.exploration
+    try:
+        fresh = binding.new_items(policy, micros(ask.as_of)) & permitted(
+            ask.filters, np.arange(len(model.item_ids), dtype=np.int32), binding
+        )
+        out = places(model.item_ids, list(ask.filters.exclude))
+        fresh[out[out >= 0]] = False
+        return newcomers.explored(
+            lists,
+            item_ids=model.item_ids,
+            users=found.users,
+            fresh=fresh,
+            retrievers=model.retrievers,
+            policy=policy,
+            request_ids=[ask.request_id],
+            exclude_seen=model.exclude_seen,
+            rerank=model.rerank,
+            goods=binding.goods,
+        )
+    except Exception as error:  # noqa: BLE001 - the list is as good without
+        watch.failed("exploration", error)
+        return replace(lists, propensity=np.full(lists.item_ids.shape, np.nan))
 
 
 def shown_of(engine: Engine, found: Found, lists: Lists) -> tuple[Shown, ...]:

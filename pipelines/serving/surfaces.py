@@ -13,6 +13,7 @@ for all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -156,7 +157,8 @@ def filled(engine: Engine, found: Found, items: tuple[Shown, ...], rung: str) ->
     used |= {binding.requests.catalogue.place(item.item_id) for item in items}
     rest, popular = _popular(engine, replace(found.ask, k=found.ask.k - len(items)), binding, used)
     least = items[-1].score if items else np.inf
-    more = (replace(item, rank=len(items) + at, score=min(item.score, least)) for at, item in enumerate(rest, 1))
+    likely = math.nan if any(item.propensity != 1 for item in items) else 1.0  # what was drawn above decides what is left for below
+    more = (replace(item, rank=len(items) + at, score=min(item.score, least), propensity=likely) for at, item in enumerate(rest, 1))
     return (*items, *more), rung if items else popular
 
 

@@ -75,7 +75,8 @@ def asking(n=3):
 
 
 def explored(known, retrievers=None, n=3, **knobs):
-    asked = {"item_ids": ITEM_IDS, "users": asking(n), "known": known, "retrievers": retrievers or {}, "exclude_seen": False}
+    asked = {"item_ids": ITEM_IDS, "users": asking(n), "retrievers": retrievers or {}, "exclude_seen": False}
+    asked["fresh"] = newcomers.new_items(known, policy(**knobs))
     return newcomers.explored(lists(n), policy=policy(**knobs), request_ids=[f"r{row}" for row in range(n)], **asked)
 
 
@@ -102,7 +103,13 @@ def test_only_new_items_that_the_list_lacks_take_the_slots(known):
 
 def test_forty_sources_and_exploration_are_told_apart(known):
     many = replace(lists(50), source_names=tuple(f"s{n}" for n in range(40)), sources=np.full((50, 3), 1 << 39, dtype=np.uint64))
-    asked = {"item_ids": ITEM_IDS, "users": asking(50), "known": known, "retrievers": {}, "exclude_seen": False}
+    asked = {
+        "item_ids": ITEM_IDS,
+        "users": asking(50),
+        "fresh": newcomers.new_items(known, policy()),
+        "retrievers": {},
+        "exclude_seen": False,
+    }
     found = newcomers.explored(many, policy=policy(), request_ids=[f"r{row}" for row in range(50)], **asked)
     assert found.sources_of(0, 0) == ("s39",)
     assert found.sources_of(0, 1) == ("exploration",)
@@ -114,8 +121,8 @@ def test_cold_items_decides_who_is_asked_first(known, wrapped):
     model = wrapped(ColdItems(max_events=5, n_factors=2)).fit(known)
     ivory = replace(asking(2), item=np.array([0, 1], dtype=np.int32))
     found = newcomers.explored(
-        lists(2), item_ids=ITEM_IDS, users=ivory, known=known, retrievers={"cold_items": model}, policy=policy(epsilon=0.0),
-        request_ids=["a", "b"], exclude_seen=False,
+        lists(2), item_ids=ITEM_IDS, users=ivory, fresh=newcomers.new_items(known, policy()), retrievers={"cold_items": model},
+        policy=policy(epsilon=0.0), request_ids=["a", "b"], exclude_seen=False,
     )  # fmt: skip
     assert found.item_ids[:, 1].tolist() == ["i6", "i5"]
 
