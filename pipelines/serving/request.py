@@ -144,6 +144,7 @@ class Answer:
         stage_ms: milliseconds of each stage that ran, by name.
         features: the values the ranker read, by feature, float per shown item in the order of `items`; empty where none were kept.
         remembered: it was made for a question of before, and is as good as a new one.
+        known: whether anything is known of who asks: a profile, an event, a choice; None where nobody is named, or it was not looked up.
     """
 
     ask: Ask
@@ -156,6 +157,16 @@ class Answer:
     features: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     remembered: bool = False
     assigned: str = ""
+    known: bool | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a draw had a part in it: such an answer is good for its own request alone."""
+        return any(shown.propensity != 1 for shown in self.items)
+
+    def given_again(self) -> Answer:
+        """Return the answer as it is shown another time: nobody knows how likely that was, if anything was drawn."""
+        return replace(self, items=tuple(replace(shown, propensity=math.nan) for shown in self.items)) if self.drawn else self
 
     def keeping(self, good: Sequence[bool]) -> Answer:
         """Return the answer with the items for which `good` holds; those below move up, to places that nothing was drawn for."""
