@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -39,6 +40,23 @@ def changed(shop: CatalogueSnapshot, place: int, changes: tuple[Change, ...]) ->
             known = (code >= 0) & (code[place] >= 0)
             good &= known & ((code == code[place]) == change.startswith("same"))
     return good
+
+
+def differs(one: Mapping[str, object], other: Mapping[str, object], changes: tuple[Change, ...]) -> bool:
+    """Tell the same of two items by what the catalogue says of them, for the rungs that have no snapshot."""
+    for change in changes:
+        if change in {"cheaper", "dearer"}:
+            price, another = one.get(c.PRICE), other.get(c.PRICE)
+            if not isinstance(price, int | float) or not isinstance(another, int | float):
+                return False
+            if not (another < price if change == "cheaper" else another > price):
+                return False
+        else:
+            name = c.BRAND if change.endswith("brand") else c.CATEGORY
+            word, another = one.get(name), other.get(name)
+            if word is None or another is None or (word == another) != change.startswith("same"):
+                return False
+    return True
 
 
 def said(title: str, changes: tuple[Change, ...]) -> str:

@@ -27,6 +27,7 @@ from pipelines.errors import ReloopError, StateError
 from pipelines.serving.blocked import FOR_YOU, Blocked
 from pipelines.serving.breaker import Breaker, Open
 from pipelines.serving.crew import Busy, Crew, Late
+from pipelines.serving.critique import differs
 from pipelines.serving.request import CACHED, EMPTY, FULL, POPULAR, SEGMENT, SESSION, Answer, Ask, Release, Shown, Why
 from pipelines.serving.standing import EVERYBODY, Stock, meets
 from pipelines.serving_policies import ServingSettings
@@ -246,7 +247,7 @@ class Ladder:
             return None
         breaker.succeeded()
         if not answer.items:
-            way.passed(FULL, "nothing to show")
+            way.passed(FULL, "; ".join(("nothing to show", *answer.degraded)))
         return answer
 
     def _asked(self, ask: Ask, engine: Answering, way: _Way) -> Answer:
@@ -311,10 +312,13 @@ class Ladder:
         stock, blocked, found = self._stock(), self.blocked.items, list[Shown]()
         filters = replace(ask.filters, exclude=()) if ask.filters.exclude else ask.filters
         left_out = left_out | set(ask.filters.exclude)
+        anchor = next((told for item in ask.item_ids if (told := stock.about(item))), {}) if ask.changes else {}
         for item, score, sources, why in ranked:
             if len(found) >= ask.k:
                 break
-            if item not in left_out and item not in blocked and meets(filters, item, about := stock.about(item)):
+            if item in left_out or item in blocked or not meets(filters, item, about := stock.about(item)):
+                continue
+            if not anchor or differs(anchor, about, ask.changes):
                 found.append(Shown(item, len(found) + 1, float(score), why, sources, about=about))
                 left_out.add(item)
         return tuple(found)

@@ -51,12 +51,20 @@ def answer(engine: Engine, ask: Ask) -> Answer:
         else:
             items, rung = _about(ask, alike, watch), FULL
         if not items:
-            items, rung = _popular(engine, ask, alike.binding)
+            items, rung = _popular(engine, ask, alike.binding, _unlike(ask, alike.shop))
+        if not items and ask.changes:
+            watch.degraded.append(f"like: nothing that may be shown is {' and '.join(critique.WORDS[change] for change in ask.changes)}")
     return Answer(ask, items, rung if items else EMPTY, engine.release, tuple(watch.degraded), stage_ms=watch.ms)
 
 
 def permitted(filters: Filters, binding: Binding, places: Longs, left_out: Iterable[int] = ()) -> Bools:
     """Return bool [n], which items of a snapshot may be shown; what is not known meets no filter that asks for it."""
+def _unlike(ask: Ask, shop: CatalogueSnapshot) -> list[int]:
+    """Return the items that do not differ as asked; none where it is not asked, or nobody knows from what."""
+    anchor = next((place for item in ask.item_ids if (place := shop.place(item)) >= 0), -1)
+    return np.flatnonzero(~critique.changed(shop, anchor, ask.changes)).tolist() if ask.changes and anchor >= 0 else []
+
+
     shop = binding.requests.catalogue
     good = shop.available[places] if filters.available_only else np.ones(len(places), bool)
     for wanted, name in ((filters.categories, c.CATEGORY), (filters.brands, c.BRAND)):

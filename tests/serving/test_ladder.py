@@ -44,6 +44,33 @@ def test_before_the_first_release_popularity_answers_and_says_so(ladder):
     assert answer.degraded == ("full: no release yet",)
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        (("cheaper",), ["p0", "p1", "p2"]),
+        (("dearer",), ["p11", "p12", "p13"]),
+        (("dearer", "same_category"), ["p12", "p14", "p16"]),
+        (("other_category", "cheaper"), ["p1", "p3", "p5"]),
+        (("cheaper", "dearer"), []),
+        (("other_brand",), []),
+    ],
+)
+def test_a_critique_holds_on_every_rung_whatever_is_unknown_differs_in_no_way(ladder, changes, found):
+    asked = ask(surface="like", item_ids=("p10",), changes=changes)
+    answer = ladder(Engine(raising)).answer(asked)
+    assert (items(answer), answer.rung) == (found, "popular" if found else "empty")
+    by_session = ladder(Engine(raising), session=related).answer(asked)  # all of it costs 5, and is a pot
+    fits = changes in {("cheaper",), ("other_category", "cheaper")}
+    assert (by_session.rung == "session") == fits
+    assert items(by_session) == (["i0", "i1", "i2"] if fits else found)
+
+
+def test_what_an_engine_says_of_an_empty_list_is_told(ladder):
+    empty = Engine(lambda asked: Answer(asked, (), "empty", RELEASE, ("like: nothing is cheaper",)))
+    answer = ladder(empty).answer(ask(surface="like", item_ids=("p0",), changes=("cheaper",)))
+    assert (answer.items, answer.degraded[0]) == ((), "full: nothing to show; like: nothing is cheaper")
+
+
 def test_who_has_a_segment_gets_what_is_popular_there(ladder):
     answer = ladder(None).answer(ask(user_id="anna"))
     assert (answer.rung, items(answer)) == ("segment_popular", ["s0", "s1", "s2"])
