@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -92,10 +92,11 @@ class Gate:
         begun = time.perf_counter()
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        request_id = asked if TOKEN.fullmatch(asked) else uuid.uuid4().hex
+        # Ours, always: who could choose it could choose arm and draws by it, and hide an answer behind another of the same name.
+        request_id, theirs = uuid.uuid4().hex, asked if TOKEN.fullmatch(asked) else ""
         token = REQUEST.set(request_id)
         state = scope.setdefault("state", {})
-        state["request_id"], state["begun"] = request_id, begun
+        state["request_id"], state["client_request_id"], state["begun"] = request_id, theirs, begun
         code = 500
 
         async def sending(message: MutableMapping[str, Any]) -> None:
@@ -106,6 +107,8 @@ class Gate:
                 if not any(name == b"content-security-policy" for name, _ in own):
                     own.append(POLICY)
                 message["headers"] = [*own, *SECURE, (b"x-request-id", request_id.encode())]
+                if theirs:
+                    message["headers"].append((b"x-client-request-id", theirs.encode()))
             await send(message)
 
         self.metrics.inflight.inc()
@@ -203,7 +206,7 @@ class Gate:
         self.metrics.requests.labels(route, code, rung, self.metrics.arm(variant)).inc()
         self.metrics.http_seconds.labels(route).observe(seconds)
         if self.traces is not None and scope["path"] not in ALWAYS:
-            about = {"method": scope["method"], "route": route, "code": code, "request_id": state["request_id"]}
+            about = {"method": scope["method"], "route": route, "code": code, **_named(state)}
             self.traces.told(Headers(scope=scope), about, seconds, answer)
         if not self.log.access or (scope["path"] in ALWAYS and code < 400):
             return
@@ -213,6 +216,7 @@ class Gate:
             "code": code,
             "ms": round(seconds * 1e3, 2),
             "key": state.get("key", ""),
+            **_named(state),
         }
         if answer is not None:
             said |= {
@@ -226,6 +230,12 @@ class Gate:
             if self.log.users:
                 said["user_id"] = answer.ask.user_id
         ACCESS.info("", extra={"said": said})
+
+
+def _named(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of a request: ours, and the client's where it gave one."""
+    theirs = {"client_request_id": state["client_request_id"]} if state["client_request_id"] else {}
+    return {"request_id": state["request_id"], **theirs}
 
 
 def _once(body: bytes, receive: Receive) -> Receive:

@@ -154,7 +154,15 @@ class Engine:
                 if isinstance(features, Features):
                     features.n = len(items)
         rung = rung if items else EMPTY
-        return Answer(ask, items, rung, self.release, tuple(watch.degraded), stage_ms=watch.ms, features=features)
+        known = self._knows(ask, found)
+        return Answer(ask, items, rung, self.release, tuple(watch.degraded), stage_ms=watch.ms, features=features, known=known)
+
+    def _knows(self, ask: Ask, found: Found) -> bool | None:
+        """Return whether anything is known of who asks; None where nobody is named."""
+        if ask.user_id is None:
+            return None
+        profiled = found.binding.requests.histories.place(ask.user_id) >= 0
+        return profiled or len(found.users.item) > 0 or self.knowledge.preferences.of(ask.user_id) is not None
 
     def found(self, ask: Ask, watch: Watch, *, deeper: int = 1, known: Known | None = None) -> Found:
         """Return the candidates of a question with their scores.

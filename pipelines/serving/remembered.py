@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,15 +66,13 @@ class Ring:
 
 
 def find(home: Home, request_id: str) -> Mapping[str, Any] | None:
-    """Return the record of an answer of any process; None where it is not remembered."""
+    """Return the record of an answer of any process, the newest of several (`as_of`); None where it is not remembered."""
     begin = _BEGIN % json.dumps(request_id)[1:-1].encode()
+    found = list[Mapping[str, Any]]()
     for record in _records(home, begin):
-        try:
-            found: Mapping[str, Any] = json.loads(record)
-        except ValueError:  # half of it was overwritten
-            continue
-        return found
-    return None
+        with suppress(ValueError):  # half of it was overwritten
+            found.append(json.loads(record))
+    return max(found, key=lambda one: str((one.get("answer") or {}).get("as_of", "")), default=None)
 
 
 def _records(home: Home, begin: bytes) -> Iterator[bytes]:

@@ -204,6 +204,12 @@ class AnswerOut(BaseModel):
     rung: Literal["full", "blend", "cached", "session", "segment_popular", "popular", "empty"] = Field(
         description="Where on the fallback ladder the answer stands, best first."
     )
+    remembered: bool = Field(default=False, description="It was made for a question of before, and is as good as a new one.")
+    known: bool | None = Field(
+        default=None,
+        description="Whether anything is known of the user: a profile, an event, a choice. False: the list is what a newcomer gets. "
+        "Null: nobody is named, the surface is not about a user, or a lower rung answered without looking.",
+    )
     degraded: list[str] = Field(description="A line for each thing that did not go as it should; empty when all is well.")
     variant: str = Field(description="Of experiments and rollout; empty where there is none.")
     model: ModelOut

@@ -122,6 +122,7 @@ def _answer(told: dict[str, Any], ask: Ask) -> Answer:
     """Return what `_told` said, as an answer to a question."""
     items = tuple(
         Shown(**{**item, "why": Why(**item["why"]), "sources": tuple(item["sources"]), "rules": tuple(item["rules"])})
+        "known": answer.known,
         for item in told["items"]
     )
     features = {name: tuple(values) for name, values in told["features"].items()}

@@ -216,10 +216,30 @@ def test_an_answer_can_be_explained_until_it_is_forgotten(client: TestClient) ->
     assert client.get("/v1/requests/none-such/explanation").json()["found"] is False
 
 
-def test_a_request_keeps_the_name_its_client_gave_if_it_is_one(client: TestClient) -> None:
-    assert client.get("/v1/trending", headers={"x-request-id": "shop-1"}).json()["request_id"] == "shop-1"
+def test_a_request_is_named_here_and_its_clients_name_comes_back_beside_it(client: TestClient) -> None:
+    answers = [client.get("/v1/trending", headers={"x-request-id": "unknown"}) for _ in range(3)]
+    assert {answer.headers["x-client-request-id"] for answer in answers} == {"unknown"}
+    names = [answer.json()["request_id"] for answer in answers]
+    assert len({*names, "unknown"}) == 4
+    assert [answer.headers["x-request-id"] for answer in answers] == names
     for odd in ("a b", "x" * 65, "<script>"):
-        assert client.get("/v1/trending", headers={"x-request-id": odd}).json()["request_id"] != odd
+        answer = client.get("/v1/trending", headers={"x-request-id": odd})
+        assert odd not in {answer.json()["request_id"], answer.headers.get("x-client-request-id")}
+
+
+def test_who_is_unknown_is_said_to_be(client: TestClient) -> None:
+    said = {user: client.get(f"/v1/users/{user}/recommendations").json()["known"] for user in (USER, "never-met")}
+    assert said == {USER: True, "never-met": False}
+    client.post("/v1/events", json={"events": [{**EVENT, "user_id": "never-met"}]})
+    assert client.get("/v1/users/never-met/recommendations").json()["known"] is True
+    assert client.get("/v1/trending").json()["known"] is None
+
+
+@pytest.mark.parametrize("item", [ITEM, "i00000009", "i00000011"])
+def test_what_nothing_can_be_is_answered_by_nothing_and_says_why(client: TestClient, item: str) -> None:
+    answer = client.get(f"/v1/items/{item}/like?change=cheaper&change=dearer").json()
+    assert (answer["rung"], answer["items"]) == ("empty", [])
+    assert any("nothing that may be shown is cheaper and finer" in line for line in answer["degraded"])
 
 
 def test_what_serves_can_be_asked(client: TestClient) -> None:

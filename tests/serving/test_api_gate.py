@@ -198,6 +198,8 @@ def test_every_request_is_counted_and_logged_once(gate: Gate, caplog: pytest.Log
     lines = [json.loads(Lines().format(record)) for record in caplog.records if record.name == "reloop.access"]
     assert [(line["code"], line.get("rung") is not None) for line in lines] == [(200, True), (422, False)]
     assert {"full", "all"} <= set(lines[0]["stage_ms"])
+    assert (lines[0]["client_request_id"], lines[0]["request_id"] != "mine") == ("mine", True)
+    assert "client_request_id" not in lines[1]
     assert _count(gate, 'route="/v1/trending"') == before + 2
     assert "reloop_inflight 0.0" in page(gate.metrics).decode()
 

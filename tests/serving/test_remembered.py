@@ -24,6 +24,15 @@ def test_what_another_process_answered_is_found(home: Home) -> None:
     assert remembered.find(home, "nobody's") is None
 
 
+def test_of_several_of_one_name_the_newest_is_told(home: Home) -> None:
+    ring = Ring(home, 1 << 16)
+    for moment in ("2025-03-01T12:00:02Z", "2025-03-01T12:00:09Z", "2025-03-01T12:00:05Z"):
+        ring.keep(b'{"request_id":"twice","answer":{"as_of":"%s"}}' % moment.encode())
+    found = remembered.find(home, "twice")
+    assert found is not None
+    assert found["answer"]["as_of"] == "2025-03-01T12:00:09Z"
+
+
 def test_a_ring_keeps_the_newest_and_never_half_of_one(home: Home) -> None:
     ring = Ring(home, 4096)
     for n in range(200):
