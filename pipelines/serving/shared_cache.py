@@ -114,6 +114,7 @@ def _told(answer: Answer) -> dict[str, Any]:
         "rung": answer.rung,
         "release": {"version": release.version, "digest": release.digest, "parts": dict(release.parts)},
         "variant": answer.variant,
+        "known": answer.known,
         "features": {name: list(values) for name, values in answer.features.items()},
     }
 
@@ -122,7 +123,6 @@ def _answer(told: dict[str, Any], ask: Ask) -> Answer:
     """Return what `_told` said, as an answer to a question."""
     items = tuple(
         Shown(**{**item, "why": Why(**item["why"]), "sources": tuple(item["sources"]), "rules": tuple(item["rules"])})
-        "known": answer.known,
         for item in told["items"]
     )
     features = {name: tuple(values) for name, values in told["features"].items()}

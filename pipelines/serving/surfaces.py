@@ -57,14 +57,14 @@ def answer(engine: Engine, ask: Ask) -> Answer:
     return Answer(ask, items, rung if items else EMPTY, engine.release, tuple(watch.degraded), stage_ms=watch.ms)
 
 
-def permitted(filters: Filters, binding: Binding, places: Longs, left_out: Iterable[int] = ()) -> Bools:
-    """Return bool [n], which items of a snapshot may be shown; what is not known meets no filter that asks for it."""
 def _unlike(ask: Ask, shop: CatalogueSnapshot) -> list[int]:
     """Return the items that do not differ as asked; none where it is not asked, or nobody knows from what."""
     anchor = next((place for item in ask.item_ids if (place := shop.place(item)) >= 0), -1)
     return np.flatnonzero(~critique.changed(shop, anchor, ask.changes)).tolist() if ask.changes and anchor >= 0 else []
 
 
+def permitted(filters: Filters, binding: Binding, places: Longs, left_out: Iterable[int] = ()) -> Bools:
+    """Return bool [n], which items of a snapshot may be shown; what is not known meets no filter that asks for it."""
     shop = binding.requests.catalogue
     good = shop.available[places] if filters.available_only else np.ones(len(places), bool)
     for wanted, name in ((filters.categories, c.CATEGORY), (filters.brands, c.BRAND)):
