@@ -91,6 +91,11 @@ class CatalogueSnapshot:
         return np.asarray(pa.compute.fill_null(self.items[c.AVAILABLE], fill_value=True).to_numpy(), bool)
 
     @cached_property
+    def most_met(self) -> Array:
+        """Return int64 [n_items], every place, that of the most events first; equals by place."""
+        return np.argsort(-self.items["n_events"].to_numpy(), kind="stable")
+
+    @cached_property
     def price(self) -> Array:
         """Return float64 [n_items], NaN where unknown."""
         return np.asarray(self.items[c.PRICE].to_numpy(), np.float64)

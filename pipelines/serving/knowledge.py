@@ -166,6 +166,8 @@ class Knowledge:
         Raises:
             Exception: one that answers from the snapshots of before cannot be bound to these.
         """
+        if found.requests is not None:
+            found.requests.catalogue.most_met  # noqa: B018 - sorted here, and by no request
         if found.requests is None or found.items is None:
             return
         for engine in [one for reference in self.engines.valuerefs() if (one := reference()) is not None]:

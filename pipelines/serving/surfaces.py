@@ -14,8 +14,9 @@ for all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 ANCHORS: Final = 5  # lists that `because_you_viewed` has at most
 SHORTEST: Final = 3  # items of one of them, where there are so many
+FEW: Final = 1024  # items that are looked through at first
 BASKET: Final = 50  # items of a basket that are asked about, the first
 
 
@@ -185,16 +187,23 @@ def _popular(engine: Engine, ask: Ask, binding: Binding, used: Iterable[int] = (
     return found, SEGMENT if segment else POPULAR
 
 
+def _parts(shop: CatalogueSnapshot) -> Iterator[Longs]:
+    """Yield all places, the most met first: few, then ever more, because most lists are full after the first."""
+    first, size = 0, FEW
+    while first < len(shop.item_ids):
+        yield shop.most_met[first : first + size]
+        first, size = first + size, 4 * size
+
+
 def _standing(
     ask: Ask, binding: Binding, kind: str, segments: Sequence[tuple[str, Why]], left_out: Iterable[int] = ()
 ) -> tuple[Shown, ...]:
     """Return standing lists one after the other, each item once; then whatever is permitted, the most met first."""
     shop, shown = binding.requests.catalogue, list[Shown]()
     used = {*left_out, *(place for item in ask.item_ids if (place := shop.place(item)) >= 0)}
-    rest = np.argsort(-shop.items["n_events"].to_numpy(), kind="stable")
     lists = [(*shop.lists.get((kind, segment), (np.empty(0, np.int32), np.empty(0, np.float32))), why) for segment, why in segments]
-    lists.append((rest, np.zeros(len(rest), np.float32), Why("popular", "Popular")))
-    for places, scores, why in lists:
+    rest = ((part, np.zeros(len(part), np.float32), Why("popular", "Popular")) for part in _parts(shop))
+    for places, scores, why in chain(lists, rest):
         if len(shown) >= ask.k:
             break
         good = np.flatnonzero(permitted(ask.filters, binding, places.astype(np.int64), used))[: ask.k - len(shown)]

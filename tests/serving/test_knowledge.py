@@ -7,6 +7,7 @@ import os
 import threading
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import served_shop
 from scripted import PATIENT
@@ -17,7 +18,7 @@ from pipelines.features import item_snapshot, request_snapshot
 from pipelines.registry import choosing
 from pipelines.serving import engine
 from pipelines.serving.knowledge import RETRY_SECONDS, SETTLE_SECONDS, Knowledge
-from pipelines.serving.request import FULL, Ask
+from pipelines.serving.request import FULL, Ask, Filters
 
 
 @pytest.fixture
@@ -125,3 +126,17 @@ def test_a_service_whose_snapshots_cannot_be_read_says_so_and_lives(open_house):
     made.knowledge.follow()
     made.vitals()
     assert made.metrics.registry.get_sample_value("reloop_snapshots_refused") == 0.0
+
+
+def test_the_whole_catalogue_is_sorted_once_a_snapshot_and_in_no_request(home, knowledge, monkeypatch):
+    with served_shop.environment(home):
+        made = engine.bound(knowledge, choosing.serving(home))
+    shop, argsort, sizes = knowledge.catalogue, np.argsort, list[int]()
+    monkeypatch.setattr(np, "argsort", lambda values, *given, **named: (sizes.append(len(values)), argsort(values, *given, **named))[1])
+    answers = [made.answer(Ask(surface, "r", SECOND, 200)) for surface in ("trending", "similar")]
+    assert [len(answer.items) for answer in answers] == [int(shop.available.sum())] * 2
+    assert len(shop.item_ids) not in sizes
+    met = shop.items["n_events"].to_numpy()[shop.most_met]
+    assert (met[:-1] >= met[1:]).all()
+    everything = made.answer(Ask("trending", "r", SECOND, len(shop.item_ids), filters=Filters(available_only=False)))
+    assert len({item.item_id for item in everything.items}) == len(shop.item_ids)
