@@ -48,6 +48,9 @@ class CachePolicy(Frozen):
     wait_ms: float = Field(default=50.0, ge=0)  # for another thread that is computing the same list
     redis: str = ""  # redis://HOST:PORT/DB that processes share their lists in; empty: each has its own
     redis_ms: int = Field(default=20, ge=1)  # longest wait for it
+    # Begins the keys of one shop and environment in a Redis that several use; empty: a word made of the path of the state folder.
+    # Machines that share their lists from different paths need the same word.
+    prefix: str = Field(default="", pattern="^[A-Za-z0-9_.-]{0,64}$")
     precomputed_days: float = Field(default=3.0, gt=0)  # a precomputed list older than this is none
 
 

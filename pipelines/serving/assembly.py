@@ -185,7 +185,7 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
     with ExitStack() as ending:
         knowledge = Knowledge(home, serving)
         holder = Holder(home, lambda loaded: engine.bound(knowledge, loaded), serving.rollout)
-        shared = SharedCache(serving.cache, serving.ladder.breaker) if serving.cache.redis else None
+        shared = SharedCache(home, serving.cache, serving.ladder.breaker) if serving.cache.redis else None
         news, recent = News(home), Recent(serving.events)
         caches = Caches(serving.cache, news, shared=shared, precomputed=BatchLists(home, serving), withdrawn=lambda: holder.withdrawn)
         trials = Experimenting(home, holder.pick, lambda version: _version(knowledge, version), serving.rollout.poll_seconds)

@@ -2,7 +2,9 @@
 
     serving/lists/<moment>-<digest>.db     lists(user_id, body); never changed once it is there
     serving/lists/current.json             names the file that answers, and the release that made it; replaced in one step
-    reloop:batch:<moment>-<digest>:<user>  the same in Redis, for `precomputed_days`; reloop:batch:current names them
+    reloop:<prefix>:batch:<moment>-<digest>:<user>    the same in Redis, for `precomputed_days`; reloop:<prefix>:batch:current names them
+
+As of the files, the batch that answers and the one before it are kept in Redis. The prefix tells shops apart (`shared_cache.prefix`).
 
 A body is JSON: [[item_id, score, sources], ...]. A batch is named once all of it is there and was read back, so a killed load shows nowhere.
 """
@@ -27,13 +29,13 @@ from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.serving.breaker import Breaker
 from pipelines.serving.request import CACHED, Answer, Ask, Release, Shown, Why
-from pipelines.serving.shared_cache import client
+from pipelines.serving.shared_cache import client, prefix
 from pipelines.serving_policies import ServingSettings
 from pipelines.window import utc
 
 FILE: Final = "lists.parquet"
 POINTER: Final = "current.json"
-CURRENT: Final = "reloop:batch:current"
+CURRENT: Final = "current"
 LOOK_SECONDS: Final = 1.0
 WRITE_MS: Final = 10_000  # longest wait for Redis while loading
 SAMPLE: Final = 256
@@ -43,6 +45,11 @@ SURFACES: Final = ("home",)  # lists that do not depend on an item in hand
 def folder(home: Home) -> Path:
     """Return where the files that answer lie."""
     return home.serving / "lists"
+
+
+def keys(home: Home, settings: ServingSettings) -> str:
+    """Return what the keys in Redis begin with."""
+    return f"{prefix(home, settings.cache)}:batch:"
 
 
 def name_of(facts: dict[str, Any]) -> str:
@@ -65,7 +72,7 @@ def load(home: Home, batch: Path, facts: dict[str, Any]) -> list[str]:
     loaded = ["sqlite"]
     _to_sqlite(folder(home) / f"{name}.db", batch / FILE)
     if settings.cache.redis:
-        _to_redis(settings, name, batch / FILE, facts)
+        _to_redis(settings, keys(home, settings), name, batch / FILE, facts)
         loaded.append("redis")
     publish.write_json(folder(home) / POINTER, {"name": name, "facts": facts})
     kept = {f"{name}.db", "" if now is None else f"{now['name']}.db"}  # who has just read the pointer still finds what it named
@@ -100,7 +107,7 @@ def _to_sqlite(target: Path, file: Path) -> None:
             raise StateError(str(target), found=f"{count} lists", allowed=f"the {expected} of {file}", hint="run `reloop batch` again")
 
 
-def _to_redis(settings: ServingSettings, name: str, file: Path, facts: dict[str, Any]) -> None:
+def _to_redis(settings: ServingSettings, begin: str, name: str, file: Path, facts: dict[str, Any]) -> None:
     """Write every list with an end, then prove by a sample and by Redis' own count that none was evicted, then name the batch."""
     from redis import RedisError
 
@@ -111,13 +118,13 @@ def _to_redis(settings: ServingSettings, name: str, file: Path, facts: dict[str,
         evicted = int(redis.info("stats")["evicted_keys"])
         pipe = redis.pipeline(transaction=False)
         for at, (user, body) in enumerate(_bodies(file)):
-            pipe.set(f"reloop:batch:{name}:{user}", body, ex=seconds)
+            pipe.set(f"{begin}{name}:{user}", body, ex=seconds)
             if at % step == 0:
                 sample.append(user)
             if len(pipe) >= wait:
                 pipe.execute()
         pipe.execute()
-        there = sum(redis.exists(f"reloop:batch:{name}:{user}") for user in sample)
+        there = sum(redis.exists(f"{begin}{name}:{user}") for user in sample)
         evicted = int(redis.info("stats")["evicted_keys"]) - evicted
         if there < len(sample) or evicted:
             raise StateError(
@@ -126,7 +133,9 @@ def _to_redis(settings: ServingSettings, name: str, file: Path, facts: dict[str,
                 allowed="every list that was written",
                 hint="raise maxmemory and set maxmemory-policy noeviction, then run `reloop batch` again",
             )
-        redis.set(CURRENT, json.dumps({"name": name, "facts": facts}, default=str), ex=seconds)
+        before = json.loads(redis.get(begin + CURRENT) or b"{}").get("name", name)
+        redis.set(begin + CURRENT, json.dumps({"name": name, "facts": facts}, default=str), ex=seconds)
+        _swept(redis, begin, {name, before}, wait)
     except RedisError as error:
         raise StateError(
             "Redis",
@@ -136,6 +145,18 @@ def _to_redis(settings: ServingSettings, name: str, file: Path, facts: dict[str,
         ) from error
     finally:
         redis.close()
+
+
+def _swept(redis: Any, begin: str, kept: set[str], at_once: int) -> None:
+    """Take batches away that were replaced; who has just read which one answers still finds it."""
+    stays = (begin + CURRENT, *(f"{begin}{name}:" for name in kept))
+    pipe = redis.pipeline(transaction=False)
+    for key in redis.scan_iter(match=f"{begin}*", count=at_once):
+        if not key.decode("utf-8", "surrogateescape").startswith(stays):
+            pipe.unlink(key)
+        if len(pipe) >= at_once:
+            pipe.execute()
+    pipe.execute()
 
 
 def _pointed(home: Home) -> dict[str, Any] | None:
@@ -155,6 +176,7 @@ class BatchLists:
 
     def __init__(self, home: Home, settings: ServingSettings, *, ticks: Callable[[], float] = time.monotonic) -> None:
         self._home, self._policy, self._ticks = home, settings.cache, ticks
+        self._begin = keys(home, settings)
         self._of_thread = threading.local()
         self._pointer: dict[str, Any] | None = None
         self._seen, self._due = -1, ticks()
@@ -195,9 +217,9 @@ class BatchLists:
         if self._redis is not None:
             with self.breaker.guarding():
                 if self._remote is None or self._ticks() >= self._remote_due:
-                    told = self._redis.get(CURRENT)
+                    told = self._redis.get(self._begin + CURRENT)
                     self._remote, self._remote_due = (None if told is None else json.loads(told)), self._ticks() + LOOK_SECONDS
-                body = None if self._remote is None else self._redis.get(f"reloop:batch:{self._remote['name']}:{user_id}")
+                body = None if self._remote is None else self._redis.get(f"{self._begin}{self._remote['name']}:{user_id}")
             if self._remote is not None:
                 yield self._remote["facts"], body
 

@@ -45,7 +45,7 @@ Touched = Callable[[Sequence[str]], None]
 def touching(home: Home) -> Touched:
     """Return what makes the remembered lists of users out of date, in every process of a state folder, and over Redis where lists are shared."""
     settings, news = config.load(home).serving, News(home)
-    shared = SharedCache(settings.cache, settings.ladder.breaker) if settings.cache.redis else None
+    shared = SharedCache(home, settings.cache, settings.ladder.breaker) if settings.cache.redis else None
 
     def touched(users: Sequence[str]) -> None:
         news.touch(users)

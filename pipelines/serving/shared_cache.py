@@ -1,7 +1,9 @@
 """Lists that processes, and machines, share over Redis: never waited for long, never needed.
 
-    reloop:list:<hash>    one answer as JSON, for `list_seconds`
-    reloop:news:<user>    another word after each event of a user, for longer than a list may be kept
+    reloop:<prefix>:list:<hash>    one answer as JSON, for `list_seconds`
+    reloop:<prefix>:news:<user>    another word after each event of a user, for longer than a list may be kept
+
+The prefix tells shops and environments apart (`serving.cache.prefix`).
 
 A list holds only while the user's word is what it was before the list was begun; both are read in one round trip. A Redis in
 trouble is left alone by a breaker. One that was down while an event came may afterwards give a list of before that event, for what is left
@@ -17,6 +19,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Final
 
+from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.serving.breaker import Breaker, Open
 from pipelines.serving.caches import Kept, Wanted
@@ -47,10 +50,17 @@ def client(address: str, wait_ms: int) -> Any:
         raise StateError("serving.cache.redis", found="an address that cannot be read", allowed="redis://HOST:PORT/DB") from None
 
 
+def prefix(home: Home, policy: CachePolicy) -> str:
+    """Return what the keys of a shop begin with: the setting, else a word made of the path of its state folder."""
+    word = policy.prefix or hashlib.blake2b(str(home.root.resolve()).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    return f"reloop:{word}"
+
+
 class SharedCache:
     """Redis as the second cache of a process; any number of threads."""
 
-    def __init__(self, policy: CachePolicy, breaker: BreakerPolicy) -> None:
+    def __init__(self, home: Home, policy: CachePolicy, breaker: BreakerPolicy) -> None:
+        self._prefix = prefix(home, policy)
         self.policy, self.breaker = policy, Breaker("redis cache", breaker)
         self._redis = client(policy.redis, policy.redis_ms)
         self._seen: dict[str, int] = {}
@@ -59,7 +69,7 @@ class SharedCache:
         """Return what a process remembered, if nothing has happened to the user since, and the user's word; None of what there is none."""
         try:
             with self.breaker.guarding():
-                held, told = self._redis.mget(_list(wanted), _news(ask.user_id))
+                held, told = self._redis.mget(self._list(wanted), self._news(ask.user_id))
         except Exception as error:  # noqa: BLE001 - a cache is never needed
             self._tell(error)
             return None, None
@@ -78,7 +88,7 @@ class SharedCache:
         try:
             body = {"word": word, "at_us": kept.at_us, "answer": _told(kept.answer)}
             with self.breaker.guarding():
-                self._redis.set(_list(kept.wanted), json.dumps(body, default=str), px=max(1, round(self.policy.list_seconds * 1000)))
+                self._redis.set(self._list(kept.wanted), json.dumps(body, default=str), px=max(1, round(self.policy.list_seconds * 1000)))
         except Exception as error:  # noqa: BLE001 - a cache is never needed
             self._tell(error)
 
@@ -88,7 +98,7 @@ class SharedCache:
         try:
             with self.breaker.guarding(), self._redis.pipeline(transaction=False) as pipe:
                 for user in user_ids:
-                    pipe.set(_news(user), os.urandom(8).hex(), ex=seconds)
+                    pipe.set(self._news(user), os.urandom(8).hex(), ex=seconds)
                 pipe.execute()
         except Exception as error:  # noqa: BLE001 - a cache is never needed
             self._tell(error)
@@ -97,13 +107,11 @@ class SharedCache:
         if not isinstance(error, Open):
             LOG.warning("shared cache: %s: %s", type(error).__name__, error)
 
+    def _list(self, wanted: Wanted) -> str:
+        return f"{self._prefix}:list:{hashlib.blake2b(repr(wanted[:3]).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
 
-def _list(wanted: Wanted) -> str:
-    return f"reloop:list:{hashlib.blake2b(repr(wanted[:3]).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
-
-
-def _news(user_id: str | None) -> str:
-    return f"reloop:news:{user_id or ''}"
+    def _news(self, user_id: str | None) -> str:
+        return f"{self._prefix}:news:{user_id or ''}"
 
 
 def _told(answer: Answer) -> dict[str, Any]:

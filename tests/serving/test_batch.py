@@ -223,15 +223,17 @@ class TestRedis:
     @pytest.fixture
     def two(self, made, tmp_path, redis):
         """Return settings with Redis, the home that made the lists, and one that has none."""
-        settings = PATIENT.model_copy(update={"cache": CachePolicy(redis=f"redis://{redis}/0", redis_ms=500)})
+        settings = PATIENT.model_copy(update={"cache": CachePolicy(redis=f"redis://{redis}/0", redis_ms=500, prefix="shop")})
         other = Home(tmp_path / "other")
         served_shop.shutil.copytree(made.feast, other.feast)
         return settings, made, other
 
-    def load(self, settings: ServingSettings, home: Home) -> None:
+    def load(self, settings: ServingSettings, home: Home, name: str = "") -> None:
         where = batch.folder(home, SECOND)
         facts = publish.manifest(where).facts
-        batch_lists._to_redis(settings, batch_lists.name_of(facts), where / "lists.parquet", facts)
+        batch_lists._to_redis(
+            settings, batch_lists.keys(home, settings), name or batch_lists.name_of(facts), where / "lists.parquet", facts
+        )
 
     def test_a_machine_without_the_file_answers_from_redis(self, two):
         settings, home, other = two
@@ -247,7 +249,18 @@ class TestRedis:
         client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
         with pytest.raises(StateError, match="keys evicted"):
             self.load(settings, home)
-        assert client.get(batch_lists.CURRENT) is None
+        assert client.get(batch_lists.keys(home, settings) + batch_lists.CURRENT) is None
+
+    def test_a_batch_that_was_replaced_twice_is_gone_and_nothing_else(self, two):
+        settings, home, _ = two
+        client = batch_lists.client(settings.cache.redis, 500)
+        for key in ("reloop:other:batch:one:u1", "reloop:shop:list:x"):
+            client.set(key, b"kept")
+        for name in ("one", "two", "three"):
+            self.load(settings, home, name)
+        names = {key.decode().split(":")[3] for key in client.keys("reloop:shop:batch:*")}
+        assert names == {"two", "three", "current"}
+        assert client.mget("reloop:other:batch:one:u1", "reloop:shop:list:x") == [b"kept"] * 2
 
     def test_a_redis_that_is_full_is_an_error_with_a_hint(self, two):
         settings, home, _ = two

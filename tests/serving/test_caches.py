@@ -231,9 +231,9 @@ class TestShared:
 
     @pytest.fixture
     def two(self, tmp_path, redis):
-        policy = CachePolicy(redis=f"redis://{redis}/0", redis_ms=200)
+        policy = CachePolicy(redis=f"redis://{redis}/0", redis_ms=200, prefix="shop")
         homes = [Home(tmp_path / name) for name in ("one", "two")]
-        return [Shop(home, Engine(), policy, SharedCache(policy, BreakerPolicy())) for home in homes]
+        return [Shop(home, Engine(), policy, SharedCache(home, policy, BreakerPolicy())) for home in homes]
 
     def test_what_one_remembered_the_other_gives(self, two):
         first, second = two[0].answer(), two[1].answer(request_id="b")
@@ -242,6 +242,16 @@ class TestShared:
         assert two[1].caches.counts.shared == 1
         assert two[1].answer().remembered
         assert two[1].engine.asked == []
+
+    def test_another_shop_in_the_same_redis_is_another(self, two, tmp_path):
+        two[0].answer()
+        policy = two[0].caches._shared.policy
+        for home, word in ((Home(tmp_path / "one"), "staging"), (Home(tmp_path / "other"), ""), (Home(tmp_path / "one"), "")):
+            other = policy.model_copy(update={"prefix": word})
+            assert not Shop(home, Engine(), other, SharedCache(home, other, BreakerPolicy())).answer().remembered
+        assert len(two[0].caches._shared._redis.keys("reloop:*:list:*")) == 4
+        with pytest.raises(ValueError, match="prefix"):
+            CachePolicy(prefix="a:*")
 
     def test_an_event_at_one_ends_it_for_the_other(self, two):
         two[0].answer()
@@ -265,7 +275,7 @@ class TestShared:
     def test_damage_in_it_is_passed_over(self, two):
         two[0].answer()
         client = two[0].caches._shared._redis
-        (key,) = client.keys("reloop:list:*")
+        (key,) = client.keys("reloop:shop:list:*")
         client.set(key, b"{")
         assert not two[1].answer().remembered
 
