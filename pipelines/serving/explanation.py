@@ -86,10 +86,11 @@ def explained(engine: Engine, ask: Ask, *, item_id: str | None = None, shown: Se
             raise StateError(f"item {item_id!r}", found="unknown to the release", allowed=f"one of its {len(model.item_ids)} items")
     told = explain.told(question.answered(found.lists), item, ask.k)
     again = [line["item"] for line in told["list"]]
+    certain = ask.surface != "home" or engine.settings.exploration.method == "off"  # a draw comes after what is told here
     plain = not ask.filters or not np.any([ask.filters.narrow(), bool(ask.filters.exclude)])
     return {
         **told,
         "request_id": ask.request_id,
         "release": {"version": engine.release.version, "digest": engine.release.digest},
-        "reproduced": None if shown is None or not plain else again == list(shown),
+        "reproduced": None if shown is None or not plain or not certain else again == list(shown),
     }

@@ -263,7 +263,7 @@ class Ladder:
                 break
             ask = replace(ask, filters=replace(ask.filters, exclude=(*ask.filters.exclude, *sorted(met))))
             try:
-                answer = self._once(ask, engine, way)
+                answer = self._once(ask, engine, way).given_again()  # it follows a draw that was not shown: its chances are unknown
             except (Busy, Late):
                 break  # that of before is short, and it is a list
         return answer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import served_shop
 from full_path import ask, opened, some_users
-from scripted import RELEASE, Engine, shown
+from scripted import PATIENT, RELEASE, STOCK, Engine, shown
 from scripted import ask as asked
 from trained_shop import SECOND
 
@@ -18,10 +18,13 @@ from pipelines.config import Home
 from pipelines.model_settings import ExplorationPolicy
 from pipelines.ranking import two_stage
 from pipelines.ranking.newcomers import SOURCE
+from pipelines.serving import blocked, explanation
+from pipelines.serving.blocked import Blocked
 from pipelines.serving.caches import Caches
 from pipelines.serving.experimenting import Drafting
+from pipelines.serving.ladder import MOST_EXCLUDED, Ladder
 from pipelines.serving.news import News
-from pipelines.serving.request import CACHED, FULL, Answer, Filters
+from pipelines.serving.request import CACHED, FULL, Answer, Ask, Filters
 from pipelines.serving_policies import CachePolicy
 from pipelines.window import utc
 
@@ -101,6 +104,26 @@ def test_what_moved_up_stands_where_nothing_was_drawn_for_it():
     assert math.isnan(second.propensity)
     certain = Answer(asked(), shown("a", "b"), FULL, RELEASE).keeping([False, True])
     assert certain.items[0].propensity == 1.0
+
+
+def test_a_list_that_was_asked_for_again_for_a_takedown_has_no_known_chances(home: Home):
+    blocked.block(home, [*(f"a{n:03}" for n in range(MOST_EXCLUDED)), "z"], "recalled")
+
+    def draws(told: Ask) -> Answer:
+        items = [one for one in ("z", "b", "c", "d") if one not in told.filters.exclude][:3]
+        return Answer(told, tuple(replace(one, propensity=0.5) for one in shown(*items)), FULL, RELEASE)
+
+    way = Ladder(PATIENT, lambda _: (Engine(draws), ""), lambda: STOCK, Blocked(home, follow_seconds=0))
+    answer = way.answer(asked())
+    assert [one.item_id for one in answer.items] == ["b", "c", "d"]
+    assert all(math.isnan(one.propensity) for one in answer.items)
+
+
+def test_an_explanation_does_not_take_a_draw_for_a_difference(shop):
+    home, engine = shop
+    question = ask(user_id=some_users(home, 5)[2])
+    told = explanation.explained(engine, question, shown=[one.item_id for one in engine.answer(question).items])
+    assert told["reproduced"] is None
 
 
 def test_of_a_draft_nobody_knows_the_chances():
