@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest, values
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from pipelines.serving.request import EMPTY, Answer, Release
 
 MOST: Final = 64
+BUNDLE: Final = "reloop_bundle_info"
+GONE: Final = 0  # stands for the ids of workers that are gone
 WINDOW: Final = 1000  # answers over which coverage and concentration are told, a worker
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 STAGE_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -64,7 +70,7 @@ class Metrics:
         self.inflight = gauge("reloop_inflight", "Requests in the house", multiprocess_mode="livesum")
         self.waiting = gauge("reloop_waiting", "Requests that wait for their turn", multiprocess_mode="livesum")
         self.workers = gauge("reloop_workers", "Processes that answer", multiprocess_mode="livesum")
-        self.bundle = gauge("reloop_bundle_info", "Workers that answer from a bundle", ["version", "bundle"], multiprocess_mode="livesum")
+        self.bundle = gauge(BUNDLE, "Workers that answer from a bundle", ["version", "bundle"], multiprocess_mode="livesum")
         self.release_refused = gauge(
             "reloop_release_refused", "Releases that should be loaded and are refused", multiprocess_mode="livemax"
         )
@@ -111,7 +117,7 @@ class Metrics:
         now = (str(release.version or 0), (release.digest or "none")[:12])
         if now != self._bundle:
             if self._bundle is not None:
-                self.bundle.labels(*self._bundle).set(0)
+                self.bundle.labels(*self._bundle).set(0)  # a process cannot take a series back; `page` leaves it out
             self.bundle.labels(*now).set(1)
             self._bundle = now
         if age_seconds is not None:
@@ -169,8 +175,46 @@ def gini(counts: np.ndarray, catalogue: int) -> float:
 def page(metrics: Metrics) -> bytes:
     """Return the metrics of all workers in Prometheus' text format."""
     # Not whether the folder is named now, which any library may do later (Feast does), but whether numbers were put there.
-    if not values.ValueClass._multiprocess:
-        return generate_latest(metrics.registry)
+    many = values.ValueClass._multiprocess
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_Living(MultiProcessCollector(None) if many else metrics.registry))  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+class _Living(Collector):
+    """Metrics without the bundles that nobody answers from any more."""
+
+    def __init__(self, source: Collector) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric."""
+        for metric in self._source.collect():
+            if metric.name == BUNDLE:
+                metric.samples = [sample for sample in metric.samples if sample.value > 0]
+            yield metric
+
+
+def fold(folder: Path, dead: Iterable[int]) -> None:
+    """Add the counts of workers that are gone up in one file of theirs all, so that there are not more files with every one that ends.
+
+    Args:
+        folder: of `PROMETHEUS_MULTIPROC_DIR`.
+    """
+    for kind in ("counter", "histogram"):
+        files = [file for pid in dead if (file := folder / f"{kind}_{pid}.db").is_file()]
+        if not files:
+            continue
+        target, beside = folder / f"{kind}_{GONE}.db", folder / f".{kind}_{GONE}"
+        beside.unlink(missing_ok=True)
+        total: dict[str, float] = {}
+        for file in (*([target] if target.is_file() else []), *files):
+            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(file)):  # type: ignore[no-untyped-call]
+                total[key] = total.get(key, 0.0) + value
+        written = MmapedDict(str(beside))  # type: ignore[no-untyped-call]
+        for key, value in total.items():
+            written.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+        written.close()  # type: ignore[no-untyped-call]
+        beside.replace(target)
+        for file in files:
+            file.unlink()

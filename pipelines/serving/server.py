@@ -32,6 +32,7 @@ from typing import Any, Final
 
 from pipelines.config import Home
 from pipelines.errors import StateError
+from pipelines.serving import tally
 from pipelines.serving.clock import Anchored
 
 LOG: Final = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ class Supervisor:
         for left in (metrics, shared / "answers"):
             shutil.rmtree(left, ignore_errors=True)
         metrics.mkdir(parents=True)
+        tally.sweep(Home(self._given.root))
         (shared / "rates").unlink(missing_ok=True)
         for name in FOLDERS:
             os.environ[name] = str(metrics)
@@ -196,6 +198,8 @@ class Supervisor:
     def _watch(self, on_ready: Callable[[int], None]) -> None:
         from prometheus_client.multiprocess import mark_process_dead
 
+        from pipelines.serving.metrics import fold
+
         ready: set[int] = set()
         while not self._stop.is_set():
             wait([process.sentinel for process, _ in self._workers.values()], timeout=0.2)
@@ -208,6 +212,10 @@ class Supervisor:
                 del self._workers[pid]
                 ready.discard(pid)
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
+                try:
+                    fold(Path(os.environ[FOLDERS[0]]), [pid])
+                except Exception:  # its file may end in the middle of a number
+                    LOG.exception("the counts of worker %s stay in a file of their own", pid)
                 (Home(self._given.root).serving / "answers" / str(pid)).unlink(missing_ok=True)
                 LOG.error("worker %s ended with %s; it is started again", pid, process.exitcode)
                 calm = time.monotonic() - began > CALM_SECONDS

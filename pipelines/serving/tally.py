@@ -10,6 +10,7 @@ A user counts once a minute, by the first answer. Only answers that the engine w
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import threading
@@ -206,12 +207,22 @@ def between(home: Home, version: int, begun: float, ended: float) -> Figures:
 
 
 def sweep(home: Home) -> None:
-    """Remove the counts of processes that are gone, once they are too old to be read."""
-    oldest = time.perf_counter() / PERIOD_SECONDS - PERIODS
+    """Remove the counts of processes that are gone, once they are too old to be read, or of before the machine began."""
+    now = time.perf_counter() / PERIOD_SECONDS
     for path in list(folder(home).glob("*-*")) if folder(home).is_dir() else ():
-        pid = path.name.partition("-")[0]
-        if pid.isdigit() and Path(f"/proc/{pid}").exists():
+        pid, _, begun = path.name.partition("-")
+        if pid.isdigit() and begun.isdigit() and _began(int(pid)) <= int(begun) / 1e9 <= time.perf_counter():
             continue
         words = np.fromfile(path, np.int64)
-        if len(words) != WORDS or words[: RELEASES * PERIODS * CELLS : CELLS].max() < oldest:
+        if len(words) != WORDS or not now - PERIODS <= words[: RELEASES * PERIODS * CELLS : CELLS].max() <= now + 1:
             path.unlink(missing_ok=True)
+
+
+def _began(pid: int) -> float:
+    """Return when a process began, seconds as `time.perf_counter` counts them; infinity where there is none. Ids are used again."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return math.inf
+    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.perf_counter()  # the kernel counts suspended time, too
+    return int(told[19]) / os.sysconf("SC_CLK_TCK") - asleep

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from prometheus_client import values
 
-from pipelines.serving.metrics import MOST, Few, Metrics, gini, page
+from pipelines.serving.metrics import MOST, Few, Metrics, fold, gini, page
 from pipelines.serving.request import EMPTY, FULL, Answer, Ask, Release, Shown, Why
 from pipelines.window import utc
 
@@ -57,9 +62,40 @@ def test_what_serves_is_one_bundle_at_a_time() -> None:
     metrics.released(Release(1, "a" * 64), 60.0)
     metrics.released(Release(2, "b" * 64), 5.0)
     text = page(metrics).decode()
-    assert 'reloop_bundle_info{bundle="aaaaaaaaaaaa",version="1"} 0.0' in text
+    assert 'bundle="aaaaaaaaaaaa"' not in text
     assert 'reloop_bundle_info{bundle="bbbbbbbbbbbb",version="2"} 1.0' in text
     assert "reloop_champion_age_seconds 5.0" in text
+
+
+WORKER = """
+import sys
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.request import Release
+metrics = Metrics()
+for version in (1, 2):
+    metrics.released(Release(version, str(version) * 64), 5.0)
+metrics.requests.labels("/", 200, "full", "").inc(3)
+metrics.http_seconds.labels("/").observe(0.004)
+"""
+READER = "import sys; from pipelines.serving.metrics import Metrics, page; Metrics(); sys.stdout.buffer.write(page(Metrics()))"
+
+
+def test_workers_that_are_gone_leave_their_counts_in_one_file_and_no_former_bundle(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+
+    def told(code: str) -> str:
+        return subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+
+    for _ in range(3):
+        told(WORKER)
+        pids = {int(file.stem.rpartition("_")[2]) for file in tmp_path.glob("counter_*.db")} - {0}
+        fold(tmp_path, pids)
+    assert sorted(file.name for file in tmp_path.iterdir() if not file.name.startswith("gauge")) == ["counter_0.db", "histogram_0.db"]
+    text = told(READER)
+    assert 'reloop_requests_total{arm="",code="200",route="/",rung="full"} 9.0' in text
+    assert 'reloop_http_seconds_count{route="/"} 3.0' in text
+    assert 'reloop_bundle_info{bundle="222222222222",version="2"} 3.0' in text
+    assert 'bundle="111111111111"' not in text
 
 
 def test_answers_are_counted_by_stage_reason_and_emptiness() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -195,6 +196,21 @@ def test_one_process_of_a_machine_looks_after_rollouts_and_another_takes_over(sh
     second.look()
     assert second._lock is not None
     second.stop()
+
+
+def test_counts_of_processes_that_are_gone_are_swept_whoever_has_their_id_now(home: Home) -> None:
+    mine = Tally(home, lambda: 1)
+    counts = mine.path.read_bytes()
+    old = [
+        f"{os.getpid()}-1",
+        f"{os.getpid()}-{time.perf_counter_ns() + 10**15}",
+        "999999999-5",
+    ]  # before it began, of another boot, nobody
+    for name in old:
+        (tally.folder(home) / name).write_bytes(counts)
+    tally.sweep(home)
+    assert [path.name for path in tally.folder(home).iterdir()] == [mine.path.name]
+    mine.close()
 
 
 def test_counts_of_all_processes_are_added_up_and_a_user_counts_once_a_minute(shop: Home, monkeypatch: pytest.MonkeyPatch) -> None:
