@@ -16,7 +16,7 @@ from pipelines import lake
 from pipelines.config import Home, TrainingSettings
 from pipelines.datasets import profiles
 from pipelines.errors import StateError
-from pipelines.lake.codes import DEVICE_CODES, DEVICES, TYPE_CODES
+from pipelines.lake.codes import DEVICE_CODES, TYPE_CODES
 from pipelines.window import Window, micros
 
 Ids: TypeAlias = npt.NDArray[np.str_]
