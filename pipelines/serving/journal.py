@@ -168,7 +168,8 @@ def _line(answer: Answer, with_features: bool) -> bytes:
         "user_id": ask.user_id or f"{segments.ANONYMOUS}{ask.request_id}",
         "shown_at": micros(ask.as_of),
         "model_version": None if answer.release.version is None else str(answer.release.version),
-        "variant": answer.variant or None,
+        # Who was assigned, whoever's the list was: an arm whose engine fails is to be blamed for what its users got.
+        "variant": answer.assigned or answer.variant or None,
         "surface": ask.surface,
         "rung": answer.rung,
         "items": [[one.item_id, one.rank, _number(one.score), _number(one.propensity), list(one.sources)] for one in answer.items],
