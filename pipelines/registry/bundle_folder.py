@@ -121,7 +121,10 @@ def checked_folder(home: Home, path: Path, digest: str | None = None) -> Path:
             is of another release.
     """
     found = manifest(home, path, digest)
-    there = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
+    try:
+        there = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
+    except FileNotFoundError as gone:  # it is being collected at this moment
+        raise StateError(str(path), found="a folder that goes while it is read", allowed="a bundle that stays") from gone
     if strangers := sorted(set(there) - set(found.files) - OUTSIDE):
         raise StateError(str(path), found=f"files that no manifest names: {strangers[:3]}", allowed="what was published, nothing else")
     if odd := sorted(name for name, file in there.items() if file.is_symlink() or file.suffix not in FORMATS):

@@ -200,12 +200,14 @@ class Shadow:
         process, content, begun = self._process, b"", time.perf_counter()
         if process is None or process.stdout is None:
             raise Ended("it was ended")
+        ready = select.poll()  # unlike select(), for descriptors of any number: a service that maps many arrays has many
+        ready.register(process.stdout, select.POLLIN | select.POLLHUP)
         while not content.endswith(b"\n"):
             if over.is_set():
                 raise Ended("the rollout is over")
             if time.perf_counter() - begun > seconds:
                 raise Ended(f"no answer within {seconds:g} s")
-            if select.select([process.stdout], [], [], 0.1)[0]:
+            if ready.poll(100):
                 more = process.stdout.read(1 << 16)
                 if not more:
                     raise Ended(f"it ended with {process.wait(10)}")

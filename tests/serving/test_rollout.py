@@ -99,7 +99,7 @@ class Shop:
             except StateError as error:
                 shown = (Shown("best", 1, 1.0, Why("popular", "")),)
                 answer = Answer(ask, shown, POPULAR, Release(None, None), degraded=(f"full: {error}",))
-            self.tally(replace(answer, variant=variant, stage_ms={FULL: 5.0 + getattr(engine, "slower_ms", 0.0)}))
+            self.tally(replace(answer, variant=variant, assigned=variant, stage_ms={FULL: 5.0 + getattr(engine, "slower_ms", 0.0)}))
         self.holder.follow()
         self.steward.look()
 
