@@ -38,7 +38,7 @@ def test_the_api_wants_a_login(stack: Stack):
 
 def test_no_dag_fails_to_import(stack: Stack):
     assert stack.api().call("GET", "/importErrors")["total_entries"] == 0
-    assert stack.api().call("GET", "/dags?dag_id_pattern=reloop_")["total_entries"] == 7
+    assert stack.api().call("GET", "/dags?dag_id_pattern=reloop_")["total_entries"] == 8
 
 
 @pytest.mark.parametrize(
