@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipelines import config
 from pipelines.config import Settings
-from pipelines.datasets.interactions import Bools, Floats, Histories
+from pipelines.datasets.interactions import Floats, Histories
 from pipelines.errors import StateError
 from pipelines.features.request_store import Held
 from pipelines.ranking import proposals, two_stage
@@ -261,6 +261,3 @@ def bound(knowledge: Knowledge, serving: Serving) -> Engine:
     if known.requests is not None and known.items is not None:
         engine.prepare(known)
     return engine
-
-
-__all__ = ["Bools", "Engine", "Features", "Found", "bound"]
