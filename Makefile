@@ -32,8 +32,8 @@ run: .venv/ready ## The whole loop on a simulated shop, two weeks, through Airfl
 
 test: .venv/ready .venv/system ## Lint, types, layers, SQL, and every test that takes minutes
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest -n 2 -m "not slow" --ignore tests/end_to_end $(ARGS)
-	@$(BIN)/python -m pytest -m "not slow" tests/end_to_end
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --ignore tests/end_to_end $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/end_to_end
 
 test-slow: .venv/ready .venv/system ## Full-size and server tests (PostgreSQL, Redis, kill matrices)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
@@ -49,9 +49,9 @@ test-spark: .venv/spark ## The tests of the source that Spark fits
 lint: .venv/ready ## ruff, mypy --strict, import contracts, sqlfluff
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
-	@$(BIN)/sqlfluff lint dbt/models dbt/tests dbt/macros --disable-progress-bar
+	@$(BIN)/mypy & types=$$!; rest=0; \
+	  $(BIN)/lint-imports && $(BIN)/sqlfluff lint dbt/models dbt/tests dbt/macros --disable-progress-bar || rest=$$?; \
+	  wait $$types && exit $$rest
 
 # What the tests run beside Python: Redis, PostgreSQL, Chromium. Installed where we are root on Debian or
 # Ubuntu; elsewhere the tests that need them say so and skip.

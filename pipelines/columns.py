@@ -39,6 +39,9 @@ SOURCES: Final = "sources"
 SCORE: Final = "score"
 PROPENSITY: Final = "propensity"
 FEATURE_VALUES: Final = "feature_values"
+NOTHING: Final = "(nothing)"  # item_id of an answer that showed no item; its rank is 0
+SEEN_RANK: Final = -1  # of a row that says that a place came into view, at `shown_at`
+SEEN_AT: Final = "seen_at"  # when the service learnt that a place came into view
 
 # quarantine: one row per rejected row, beside the canonical columns that could be read
 REASONS: Final = "reasons"
@@ -61,4 +64,5 @@ CLICK: Final = "click"
 ADD_TO_CART: Final = "add_to_cart"
 PURCHASE: Final = "purchase"
 RATING: Final = "rating"
+SEEN: Final = "seen"  # said of a place of an answer; it is of the impression log, and no event
 EVENT_TYPES: Final = (VIEW, CLICK, ADD_TO_CART, PURCHASE, RATING)

@@ -94,6 +94,11 @@ class Home:
         return self.root / "recommendations"
 
     @property
+    def experiments(self) -> Path:
+        """What is declared as experiments, by hand (docs/serving/experiments.md); it need not be there."""
+        return self.root / "experiments.toml"
+
+    @property
     def training(self) -> Path:
         """What each training run made, a folder an as_of."""
         return self.root / "training"

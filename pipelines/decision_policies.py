@@ -71,6 +71,7 @@ class GatePolicy(Policy):
     max_ece_increase: float = Field(default=0.01, ge=0, le=1)  # absolute; where both rankers tell probabilities
     max_empty_increase: float = Field(default=0.005, ge=0, le=1)  # absolute, share of users
     max_latency_increase: float = Field(default=0.25, ge=0)  # median over users
+    max_latency_seconds: float = Field(default=0.05, gt=0)  # processor seconds a list, where a ranker follows a blend or a blend a ranker
     max_size_increase: float = Field(default=0.5, ge=0)  # beyond what the events learnt from have grown by
     max_null_increase: float = Field(default=0.10, ge=0, le=1)  # absolute, of any feature, from training rows to those that were ranked
     max_ties: float = Field(default=0.9, ge=0, le=1)  # of neighbours in the first ten; a ranker that collapsed scores all alike
@@ -212,6 +213,9 @@ class ImpressionPolicy(Policy):
     )  # at most so much is lost with a killed machine; a killed process loses its buffer
     segment_bytes: int = Field(default=16 << 20, ge=1 << 10)  # from which a segment is closed, to be landed
     segment_seconds: float = Field(default=60.0, gt=0)  # or once it is this old
+    train_on_seen: bool = (
+        False  # places that nobody said came into view are left out of training lists; for shops whose clients send `seen`
+    )
     attribution_hours: float = Field(default=24.0, gt=0, le=8760)  # after it was shown, in which what a user does is its outcome
     skew_requests: int = Field(default=50, ge=0)  # of the last week, whose feature values are recomputed by the monitor; 0: none
     max_skew: float = Field(default=0.001, ge=0, le=1)  # of the logged feature values that may differ from those recomputed
@@ -231,3 +235,5 @@ class RetentionPolicy(Policy):
 
     keep_last: int = Field(default=5, ge=0)  # of the newest bundles, and of the newest that were released, so many each
     keep_runs: int = Field(default=3, ge=0)  # of the newest training runs; a bundle that is kept does not need its run
+    # Of what the bus brought, behind the end of the lake: a window that is read again so far back is whole.
+    collected_days: float = Field(default=7.0, ge=0)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pipelines import config, cycle, lake, publish
 from pipelines.config import REPOSITORY, Home
 from pipelines.errors import ReloopError
-from pipelines.registry import ledger, releases, review
+from pipelines.registry import bundle_folder, ledger, releases, review
 
 EVERYWHERE: Final = frozenset({"python", "packages", "state folder"})  # checks that need no state
 MIN_FREE_BYTES: Final = 5 << 30
@@ -155,10 +155,22 @@ def _champion(home: Home) -> Finding:
     champion = releases.champion(home)
     if champion is None:
         return Finding("champion", ok=True, text="none yet")
-    loaded = publish.manifest(home.bundles / champion.digest, verify=True)
+    path = bundle_folder.checked_folder(home, home.bundles / champion.digest, champion.digest)
+    signed = "signed here" if config.load(home).bundle.require_signature else "signature not asked for (bundle.require_signature)"
     return Finding(
-        "champion", loaded.digest == champion.digest, f"version {champion.version}, {len(loaded.files)} files as their digests say"
+        "champion", ok=True, text=f"version {champion.version}, {len(publish.manifest(path).files)} files as their digests say, {signed}"
     )
+
+
+def _previous(home: Home) -> Finding:
+    """Check the bundle that a rollback would go back to: it must not be found damaged, or refused, when it is needed."""
+    now = releases.pointer(home)
+    if now.previous_digest is None:
+        return Finding("previous release", ok=True, text="none yet")
+    if bundle_folder.tombstone(home, now.previous_digest).is_file():
+        return Finding("previous release", ok=True, text=f"version {now.previous_version} was collected; no rollback to it", warning=True)
+    bundle_folder.checked_folder(home, home.bundles / now.previous_digest, now.previous_digest)
+    return Finding("previous release", ok=True, text=f"version {now.previous_version}, whole; a rollback can go back to it")
 
 
 def _litter(home: Home) -> Finding:
@@ -177,6 +189,7 @@ def examine(home: Home) -> Iterator[Finding]:
         "retrieval sources": lambda: _sources(home),
         "lake": lambda: _lake(home),
         "champion": lambda: _champion(home),
+        "previous release": lambda: _previous(home),
         "temporary files": lambda: _litter(home),
     }
     for name, check in checks.items():

@@ -17,7 +17,7 @@ MAX_SOURCES: Final = 63  # a finished list has a bit for each (uint64), and one 
 class IndexSettings(Frozen):
     """How sources with item vectors are searched (`retrieval.ann`); what is chosen is measured at every build."""
 
-    kind: Literal["auto", "flat", "ivf", "hnsw", "none"] = "auto"  # none: every source searches for itself, its vectors unchecked
+    kind: Literal["auto", "flat", "ivf", "hnsw", "scan", "none"] = "auto"  # none: every source searches for itself, its vectors unchecked
     flat_below: int = 50_000  # fewer items than this are compared with one by one, which is exact and as fast
     hnsw_below: int = 200_000  # with `auto`, a graph is tried up to this many items: above, building it takes minutes
     target_recall: float = Field(default=0.99, gt=0, le=1)  # recall@100 against exact: the cheapest that reaches it is taken

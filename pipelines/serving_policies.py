@@ -27,7 +27,9 @@ class LimitPolicy(Frozen):
     requests_per_second: float = Field(default=200.0, gt=0)  # a client, and as many at once in a burst; a key may have its own
     max_waiting: int = Field(default=64, ge=1)  # requests in a process that wait for their turn; more are told to come back
     max_wait_ms: float = Field(default=40.0, gt=0)  # who would wait longer, by what answers take now, is told to come back
-    max_connections: int = Field(default=1024, ge=1)  # of a process
+    max_late_ms: float = Field(default=100.0, gt=0)  # a process that reads what came so late tells who asks for a list to come back
+    max_requests: int = Field(default=512, ge=1)  # in a process at once, bodies that are still read among them; more are told to come back
+    max_connections: int = Field(default=4096, ge=1)  # open to a process; beyond, the one that was idle longest is closed
 
 
 class LogPolicy(Frozen):
@@ -79,6 +81,10 @@ class RolloutPolicy(Frozen):
     max_latency_increase: float = Field(default=0.25, ge=0)  # relative, of the median, p90 and p99 of the engine's time
     max_latency_ms: float = Field(default=10.0, ge=0)  # and so many milliseconds on top
     max_score_psi: float = Field(default=2.0, ge=0)  # of scores standardised within their list
+    max_click_loss: float = Field(default=0.05, ge=0, lt=1)  # relative: share of answers that somebody clicked, below the champion's
+    click_answers: int = Field(default=2000, ge=1)  # of both sides at a share, before their clicks are looked at
+    last_clicks: int = Field(default=3000, ge=0)  # answers of the challenger that were clicked, which the last share waits for
+    click_seconds: float = Field(default=3600.0, ge=0)  # at most so long, and only where anybody clicks; 0: not at all
     watch_seconds: float = Field(default=1800.0, ge=0)  # a champion that was promoted at once is guarded so long against the one before it
     watch_slack: float = Field(default=2.0, ge=1)  # then bounds are so many times as wide: those were other minutes
     shadow_share: float = Field(default=0.05, gt=0, le=1)  # of requests that a shadow answers, too

@@ -10,12 +10,14 @@ from typing import Final
 
 import numpy as np
 
+from pipelines.serving.clicks import BUCKETS
 from pipelines.serving.rollout import Move, moved
 from pipelines.serving.tally import CELLS, EDGES_MS, LATENCIES, NAMES, PERIOD_SECONDS, SCORES, UNIT_SECONDS, Figures
 from pipelines.serving_policies import RolloutPolicy
 
 HEAD: Final = len(NAMES)
 K: Final = 10
+CLICKED: Final = 0.1  # of the answers
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Fault:
     Attributes:
         failed, empty, lower, same: further share of answers; slower_ms: added to each.
         flat: scores all alike.
+        fewer: share of the clicks that are lost.
         after: seconds into the rollout when it begins.
     """
 
@@ -35,6 +38,7 @@ class Fault:
     same: float = 0.0
     slower_ms: float = 0.0
     flat: bool = False
+    fewer: float = 0.0
     after: float = 0.0
 
 
@@ -61,6 +65,10 @@ class World:
         self.met = np.full(users, -1)
         self.speed = self.rng.lognormal(0.0, 0.3, users)
         self.fails = self.rng.beta(0.02, 0.02 / base_failed - 0.02, users)  # of some, nearly all requests
+        self.clicks = np.random.default_rng([seed, 1])
+        self.likes = self.clicks.beta(2.0, 2.0 / CLICKED - 2.0, users)
+        self.bucket = self.clicks.integers(0, BUCKETS, users)
+        self.acted = np.zeros((2, BUCKETS, 2), np.int64)  # since it was last emptied
 
     def period(self, share: float, fault: Fault, now: float) -> np.ndarray:
         """Return int64 [2, CELLS], what challenger and control counted in five seconds."""
@@ -73,6 +81,8 @@ class World:
         for side, mine in enumerate((self.place[user] < share, self.place[user] >= share)):
             ours, m = user[mine], int(mine.sum())
             bad = fault if side == 0 and now >= fault.after else Fault()
+            did = self.clicks.random(m) < self.likes[ours] * (1 - bad.fewer)
+            self.acted[side] += np.stack([np.bincount(self.bucket[some], minlength=BUCKETS) for some in (ours, ours[did])], axis=1)
             failed = self.rng.random(m) < self.fails[ours] + bad.failed
             lower = failed | (self.rng.random(m) < 0.01 + bad.lower)
             took = np.where(failed, 1.0, 6.0 * burst * self.speed[ours] * self.rng.lognormal(0.0, 0.4, m)) + bad.slower_ms
@@ -107,8 +117,9 @@ def rolled_out(policy: RolloutPolicy, rate: float, seed: int, fault: Fault = Fau
         seen.append(world.period(share, fault, now))
         now += PERIOD_SECONDS
         whole, fresh = (tuple(Figures.of(side) for side in np.sum(part, axis=0)) for part in (seen, seen[-late:]))
-        move: Move = moved(share, now - since, whole, fresh, policy)  # type: ignore[arg-type]
+        move: Move = moved(share, now - since, whole, fresh, policy, acted=(world.acted[0], world.acted[1]))  # type: ignore[arg-type]
         if move.to in {"end", "promote"}:
             return Ended(move.to == "promote", now, share, move.reasons, now - fault.after)
         if move.to == "step":
             share, since, seen = move.share, now, []
+            world.acted[:] = 0

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import shared_folder
 
 from pipelines.config import REPOSITORY, Home
 
@@ -26,6 +27,32 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """Return an empty state folder, also the one that RELOOP_HOME names."""
     monkeypatch.setenv("RELOOP_HOME", str(tmp_path / "var"))
     return Home.from_environment()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Return a shop that was trained twice, two bundles and nothing released (`trained_shop`); not to be changed."""
+    import trained_shop
+
+    return trained_shop.twice(shared_folder.root(tmp_path_factory) / "trained")
+
+
+@pytest.fixture(scope="session")
+def served(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Return it with a release that serves, features in SQLite, snapshots published; not to be changed (`served_shop.copied`)."""
+    import served_shop
+
+    return served_shop.released(trained, shared_folder.root(tmp_path_factory) / "served")
+
+
+@pytest.fixture
+def fresh(trained: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Return a copy of the shop that was trained twice, to change."""
+    import trained_shop
+
+    home = trained_shop.copied(trained, tmp_path / "var")
+    monkeypatch.setenv("RELOOP_HOME", str(home.root))
+    return home
 
 
 @pytest.fixture(scope="session")

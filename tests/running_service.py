@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvicorn
@@ -43,10 +43,18 @@ class Running:
 
 
 @contextmanager
-def running(made: assembly.House, home: Home, limits: LimitPolicy | None = None, **gate: Any) -> Iterator[Running]:
-    """Yield a service that listens."""
+def running(
+    made: assembly.House, home: Home, limits: LimitPolicy | None = None, *, limits_of_gate: dict[str, Any] | None = None, **gate: Any
+) -> Iterator[Running]:
+    """Yield a service that listens.
+
+    Args:
+        limits: of connections; limits_of_gate: of requests, where they are not the settings'.
+    """
     listening = server.bound("127.0.0.1", 0)
     app = assembly.gated(made, home, **gate)
+    if limits_of_gate:
+        app = replace(app, limits=app.limits.model_copy(update=limits_of_gate))
     options = api_protocol.options(limits or app.limits, 1.0)
     serving = uvicorn.Server(uvicorn.Config(app, **options))
     thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import shared_folder
 import swap_lab
 from trained_shop import SECOND, _environment
 
@@ -21,17 +21,15 @@ LEFT_OUT = ("tmp", "mlflow", "warehouse", "landing", "training", "evidence", "ai
 
 def released(trained: Home, root: Path) -> Home:
     """Return a state folder that serves from SQLite, made once however many processes ask for it; not to be changed."""
-    home = Home(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_suffix(".lock").open("w") as lock, _environment(home):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "served").is_file():
-            shutil.rmtree(root, ignore_errors=True)
-            shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns(*LEFT_OUT))
+
+    def serve(folder: Path) -> None:
+        home = Home(folder)
+        shutil.copytree(trained.root, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        with _environment(home):
             online(home)
             promote(home)
-            (root / "served").touch()
-    return home
+
+    return Home(shared_folder.once(root, serve, "served"))
 
 
 def online(home: Home) -> None:

@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -172,3 +174,34 @@ def test_the_closing_hints_are_files_that_are_there_and_commands_for_this_state_
     monkeypatch.delenv("RELOOP_HOME")
     further(Home(REPOSITORY / "var"), [])
     assert "RELOOP_HOME" not in capsys.readouterr().out
+
+
+LONG = """
+import sys, duckdb
+from pipelines.cli import entry
+def long():
+    print("begun", flush=True)
+    duckdb.connect(config={"threads": 1}).execute("SELECT count(*) FROM range(1000000000000) AS many(n) WHERE hash(n) = 1").fetchall()
+entry.app.command()(long)
+sys.argv = ["reloop", "long"]
+entry.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_is_told_to_stop_in_a_query_says_so_and_calls_it_no_defect(home: Home, number: signal.Signals):
+    """DuckDB looks for signals while it works, and answers one with an error of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.3)
+        process.send_signal(number)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number
+    assert f"interrupted by {number.name}" in said
+    assert "defect" not in said
+    assert "Traceback" not in said

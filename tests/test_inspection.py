@@ -4,10 +4,12 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import pointer_lab
 import pytest
 
 from pipelines import inspection
 from pipelines.config import Home
+from pipelines.registry import signing
 
 
 def test_a_source_that_cannot_be_fitted_here_is_found_with_the_extra_to_install(home: Home, monkeypatch):
@@ -65,3 +67,19 @@ def test_a_disk_that_fills_up_is_warned_of_before_it_is_full(home: Home, monkeyp
     assert found.ok
     assert str(found).startswith("warning: ")
     assert "3 GiB free, less than the 5 GiB to keep free: see what `reloop gc` would collect" in str(found)
+
+
+@pytest.mark.parametrize(("version", "name"), [(2, "champion"), (1, "previous release")])
+def test_a_release_that_was_not_signed_here_is_found_before_it_is_needed(home: Home, version: int, name: str):
+    """The one that serves, and the one that a rollback would go back to."""
+    first, second = pointer_lab.release(home, 1), pointer_lab.release(home, 2)
+    found = {finding.name: finding for finding in inspection.examine(home)}
+    assert found["champion"].ok
+    assert "signed here" in found["champion"].text
+    assert found["previous release"].text.startswith("version 1, whole")
+    digest = {1: first.digest, 2: second.digest}[version]
+    (home.bundles / str(digest) / signing.SIGNATURE).unlink()
+    found = {finding.name: finding for finding in inspection.examine(home)}
+    assert not found[name].ok
+    assert "no signature" in found[name].text
+    assert all(finding.ok for finding in found.values() if finding.name in {"champion", "previous release"} - {name})

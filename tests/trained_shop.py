@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
+
+import shared_folder
 
 from pipelines import config, lake
 from pipelines.config import Home
@@ -78,18 +79,17 @@ def _environment(home: Home) -> Iterator[None]:
 
 def twice(folder: Path) -> Home:
     """Return the shop's state folder, made once however many processes ask for it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    return Home(shared_folder.once(folder, _train_twice, "versions.json"))
+
+
+def _train_twice(folder: Path) -> None:
     home = Home(folder)
-    with folder.with_suffix(".lock").open("w") as lock, _environment(home):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "versions.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            (folder / "reloop.toml").write_text(SETTINGS, encoding="utf-8")
-            land(home, Window(START, SECOND))
-            versions = [train(home, FIRST), train(home, SECOND)]
-            (folder / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
-    return home
+    folder.mkdir()
+    (folder / "reloop.toml").write_text(SETTINGS, encoding="utf-8")
+    with _environment(home):
+        land(home, Window(START, SECOND))
+        versions = [train(home, FIRST), train(home, SECOND)]
+    (folder / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
 
 
 def copied(home: Home, root: Path) -> Home:

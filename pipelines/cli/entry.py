@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
@@ -79,12 +81,38 @@ app.add_typer(serving.key, name="key")
 app.add_typer(bench.app, name="bench")
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Leave with 128 + the number of a signal to stop, and one line that says so, wherever it met us."""
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> NoReturn:
+        received.append(number)
+        # A terminated run takes its Airflow process along: the exit unwinds the stack that started it.
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        try:
+            yield
+        except Exception:
+            if received:  # DuckDB, told to stop in a query, drops our exit and raises an error of its own
+                sys.exit(128 + received[0])
+            raise
+    except SystemExit as left:
+        if received and left.code == 128 + received[0]:
+            name = signal.Signals(received[0]).name
+            said = f"[bold]interrupted[/] by {name}: what was published is whole, and the same command goes on from there"
+            Console(stderr=True, soft_wrap=True).print(said)
+        raise
+
+
 def main() -> None:
     """Run the command line; turn an error that a person can act on into one line and exit code 2."""
-    # A terminated run takes its Airflow process along: the exit unwinds the stack that started it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app()
+        with _stoppable():
+            app()
     except ReloopError as error:
         _complain(str(error))
     except ValidationError as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.table import Table
 
 from pipelines.cli.answers import NO, answer, out
 from pipelines.cli.options import HomeOption, JsonOption, home_at
+from pipelines.errors import StateError
 from pipelines.window import utc
 
 app = typer.Typer(help="Experiments: what is declared, who is in which arm, what they say.", no_args_is_help=True)
@@ -54,6 +56,9 @@ def analyse(
     name: Annotated[str, typer.Argument(help="The experiment, as declared.")],
     start: Annotated[str | None, typer.Option("--from", help="First day to read; default: as declared.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="Day after the last; default: as declared.")] = None,
+    exposed: Annotated[
+        str, typer.Option("--exposed", help="What is an exposure: `answered`, every answer; `seen`, places that came into view.")
+    ] = "answered",
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -63,14 +68,63 @@ def analyse(
     state = home_at(home)
     experiment = readout.named(assignment.load(state), name)
     window = readout.window_of(experiment, utc(start) if start else None, utc(end) if end else None)
-    reading = readout.read(state, name, experiment, window)
-    record = {"experiment": name, **reading.record()}
+    if exposed not in get_args(readout.Exposed):
+        raise StateError("--exposed", found=exposed, allowed="answered, seen")
+    reading = readout.read(state, name, experiment, window, exposed=cast("readout.Exposed", exposed))
+    record = {"experiment": name, "exposed": exposed, **reading.record()}
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
         _show(name, record)
     read = reading.readout
     if "blocked" in read.verdicts.values() or not (read.better or any(found.winner for found in reading.preferences.values())):
+        raise typer.Exit(NO)
+
+
+@app.command("off-policy")
+def off_policy(
+    start: Annotated[str, typer.Option("--from", help="First day to read.")],
+    end: Annotated[str, typer.Option("--to", help="Day after the last.")],
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy", help="Parquet or CSV: request_id, rank, item_id, probability; default: the same lists without exploration."
+        ),
+    ] = None,
+    surface: Annotated[str, typer.Option("--surface", help="Where it was shown.")] = "home",
+    reward: Annotated[str, typer.Option("--reward", help="clicks, purchases or revenue, of a place.")] = "clicks",
+    clip: Annotated[float | None, typer.Option("--clip", min=1, help="The largest weight that is believed.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Say what another policy would have earned, by logged propensities; exit code 1 where the log says nothing of it."""
+    from pipelines.serving import valuing
+    from pipelines.window import Window
+
+    found = valuing.read(home_at(home), Window(utc(start), utc(end)), policy=policy, surface=surface, reward=reward, clip=clip)
+    record, valuation = found.record(), found.valuation
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        table = Table("estimate", f"{reward} a place", "95% interval")
+        for name in ("logged", "ips", "snips", "dr"):
+            one = getattr(valuation, name)
+            table.add_row(
+                name,
+                *(
+                    ["refused", "-"]
+                    if one is None or (valuation.refused and name != "logged")
+                    else [f"{one.value:.5g}", f"{one.lower:.4g} .. {one.upper:.4g}"]
+                ),
+            )
+        out.print(table)
+        weights = f"effective sample size {valuation.effective:,.0f} of {valuation.n:,} rows, mean weight {valuation.mean_weight:.3f}, "
+        out.print(f"  {weights}largest {valuation.largest:.2%} of all, {valuation.clipped:.2%} cut", highlight=False, soft_wrap=True)
+        for reason, count in found.left_out.items():
+            out.print(f"  left out: {count:,} rows: {reason}", highlight=False)
+        for reason in valuation.refused:
+            out.print(f"  refused: {reason}", highlight=False, soft_wrap=True)
+    if valuation.refused:
         raise typer.Exit(NO)
 
 

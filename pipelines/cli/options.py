@@ -22,6 +22,9 @@ BatchOption = Annotated[
     int,
     typer.Option("--batch-days", min=1, help="Days that are staged and landed in one go; checks and lake files are by day all the same."),
 ]
+WarmupOption = Annotated[
+    int | None, typer.Option("--warmup-days", min=1, help="Days before the first training; simulated: 56, else what training needs.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the simulated shop.")]
 UsersOption = Annotated[int, typer.Option("--users", help="Users of the simulated shop.")]
 ItemsOption = Annotated[int, typer.Option("--items", help="Items of the simulated shop.")]

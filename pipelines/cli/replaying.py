@@ -12,7 +12,6 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pipelines import config
 from pipelines.cli.answers import out
 from pipelines.cli.options import (
     DEFAULT,
@@ -30,6 +29,7 @@ from pipelines.cli.options import (
     SourceOption,
     ToOption,
     UsersOption,
+    WarmupOption,
     home_at,
     world_of,
 )
@@ -67,9 +67,7 @@ def replay(
     start: FromOption = None,
     end: ToOption = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Days between two decisions; each one trains.")] = 7,
-    warmup_days: Annotated[
-        int | None, typer.Option("--warmup-days", min=1, help="Days before the first training; simulated: 56, else what training needs.")
-    ] = None,
+    warmup_days: WarmupOption = None,
     policies: Annotated[list[str] | None, typer.Option("--policies", help="Only this policy; may be repeated. Default: all.")] = None,
     max_age_days: Annotated[
         int | None,
@@ -90,25 +88,21 @@ def replay(
     Every cycle reads, trains and decides by the real stages; the ledger is the real one. What is done already is not
     done again: a replay that was killed goes on. Figures and plot: reports/replay/replay.{json,svg}.
     """
-    from pipelines import run as running
-    from pipelines.cli.stages import span_of
+    from pipelines.cli.stages import planned
     from pipelines.errors import ReloopError
     from pipelines.registry import releases
     from pipelines.replay import live, matrix, outcome, page, signals
     from pipelines.replay.policies import POLICIES, Rules, asked_of
-    from pipelines.sources import normalising
 
     if strangers := [name for name in policies or () if name not in POLICIES]:
         raise ReloopError("--policies", found=str(strangers), allowed=f"some of {list(POLICIES)}")
     state = home_at(home)
     request = Request(source=source, path=path, mapping=mapping, world=world_of(seed, users, items, events_per_day, faults, shifts))
-    simulated = source is Source.SIMULATED
-    warmup = warmup_days if warmup_days is not None or not simulated else 56
-    span = span_of(state, request, start, end, default_days=(warmup or 0) + 4 * every if simulated else None)
-    settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
-    planned = running.plan(request, span, settings, step_days=every, warmup_days=warmup, batch_days=batch_days)
+    asked, settings = planned(
+        state, request, start, end, step_days=every, warmup_days=warmup_days, batch_days=batch_days, more_days=4 * every
+    )
     with _progress(as_json) as tell:
-        done = live.live(state, request, planned.windows, batch_days=batch_days, tell=tell)
+        done = live.live(state, request, asked.windows, batch_days=batch_days, tell=tell)
         bundles = {as_of: digest for as_of, digest in live.cycles(state).items() if as_of in set(done)}
         ledger = [entry for entry in releases.history(state) if entry.get("as_of")]
         first, released = outcome.first(ledger, sorted(bundles)), outcome.released(ledger)
@@ -118,8 +112,8 @@ def replay(
         found = outcome.outcomes(measured, rules, first, names=policies, seconds=live.seconds(state, bundles))
     facts = {
         "source": str(source),
-        "from": span.start.isoformat(),
-        "to": span.end.isoformat(),
+        "from": asked.windows[0].start.isoformat(),
+        "to": asked.windows[-1].end.isoformat(),
         "every_days": every,
         "first": first.isoformat(),
     }

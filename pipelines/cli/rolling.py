@@ -31,7 +31,7 @@ def status(context: typer.Context, as_json: JsonOption = False, home: HomeOption
     import time
 
     from pipelines.registry import rollouts
-    from pipelines.serving import guard, holder, tally
+    from pipelines.serving import clicks, guard, holder, tally
 
     state = home_at(home)
     now, held = rollouts.current(state), holder.workers(state)
@@ -47,6 +47,8 @@ def status(context: typer.Context, as_json: JsonOption = False, home: HomeOption
             "champion": now.baseline.version,
             "since": now.began_at.isoformat(),
         }
+        acted = zip(sides, clicks.of(state, now), strict=True)
+        found |= {"clicks": {side: dict(zip(("answers", "clicked"), map(int, sums.sum(axis=0)), strict=True)) for side, sums in acted}}
         found |= {"rollout": said | {"author": now.author, "reasons": list(now.reasons)}, "last half hour": counted}
         report = state.reports / "serving" / "shadow" / f"{now.version}.json"
         if report.is_file():

@@ -7,7 +7,7 @@ import shlex
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -31,12 +31,16 @@ from pipelines.cli.options import (
     SourceOption,
     ToOption,
     UsersOption,
+    WarmupOption,
     home_at,
     world_of,
 )
-from pipelines.config import Home
+from pipelines.config import Home, Settings
 from pipelines.sources.request import Request, Source
-from pipelines.window import Window, utc
+from pipelines.window import Window, stamp, utc
+
+if TYPE_CHECKING:
+    from pipelines.run import Plan  # Airflow's neighbours behind it take seconds to import
 
 
 def span_of(home: Home, request: Request, start: str | None, end: str | None, default_days: int | None = None) -> Window:
@@ -50,6 +54,41 @@ def span_of(home: Home, request: Request, start: str | None, end: str | None, de
     return Window(first, first + timedelta(days=default_days)) if default_days else Window(first, whole.end)
 
 
+def planned(
+    home: Home,
+    request: Request,
+    start: str | None,
+    end: str | None,
+    *,
+    step_days: int,
+    warmup_days: int | None,
+    batch_days: int,
+    more_days: int,
+) -> tuple[Plan, Settings]:
+    """Return the cycles that were asked for and the settings they run under, checked before anything is read.
+
+    Args:
+        more_days: after the warm-up, of a simulated shop whose end is left open.
+
+    Raises:
+        StateError: a source, a knob, or what the gate holds a model against is unknown.
+    """
+    from pipelines import run as running
+    from pipelines.ranking import rankers
+    from pipelines.registry import gate_incumbents
+    from pipelines.retrieval import lineup
+    from pipelines.sources import normalising
+
+    simulated = request.source is Source.SIMULATED
+    warmup = warmup_days if warmup_days is not None or not simulated else 56
+    span = span_of(home, request, start, end, default_days=(warmup or 0) + more_days if simulated else None)
+    settings = config.resolve(home, str(request.source), {} if simulated else normalising.normalised(home, request).settings)
+    rankers.chosen(settings.ranking)
+    gate_incumbents.check(settings.gate, settings.retrieval.sources)
+    lineup.chosen(settings.retrieval)
+    return running.plan(request, span, settings, step_days=step_days, warmup_days=warmup, batch_days=batch_days), settings
+
+
 def run(
     source: SourceOption = Source.SIMULATED,
     path: PathOption = None,
@@ -57,9 +96,7 @@ def run(
     start: FromOption = None,
     end: ToOption = None,
     step_days: Annotated[int, typer.Option("--step-days", min=1, help="Days between two cycles, that is two trainings.")] = 7,
-    warmup_days: Annotated[
-        int | None, typer.Option("--warmup-days", min=1, help="Days before the first training; simulated: 56, else what training needs.")
-    ] = None,
+    warmup_days: WarmupOption = None,
     batch_days: BatchOption = 7,
     seed: SeedOption = DEFAULT.seed,
     users: UsersOption = DEFAULT.users,
@@ -73,22 +110,11 @@ def run(
     """Run the whole loop through the Dags, cycle after cycle, and print what each one did."""
     from pipelines import run as running
     from pipelines import summary
-    from pipelines.ranking import rankers
-    from pipelines.registry import gate_incumbents
-    from pipelines.retrieval import lineup
-    from pipelines.sources import normalising
 
     state = home_at(home)
     request = Request(source=source, path=path, mapping=mapping, world=world_of(seed, users, items, events_per_day, faults, shifts))
-    simulated = source is Source.SIMULATED
-    warmup = warmup_days if warmup_days is not None or not simulated else 56
-    span = span_of(state, request, start, end, default_days=(warmup or 0) + 7 if simulated else None)
-    settings = config.resolve(state, str(source), {} if simulated else normalising.normalised(state, request).settings)
-    rankers.chosen(settings.ranking)
-    gate_incumbents.check(settings.gate, settings.retrieval.sources)
-    lineup.chosen(settings.retrieval)  # a knob out of its range is refused before anything is read
-    planned = running.plan(request, span, settings, step_days=step_days, warmup_days=warmup, batch_days=batch_days)
-    results = running.execute(state, planned, settings, out)
+    asked, settings = planned(state, request, start, end, step_days=step_days, warmup_days=warmup_days, batch_days=batch_days, more_days=7)
+    results = running.execute(state, asked, settings, out)
     if as_json:
         summary.write(state, results, as_json)
     summary.show(out, results)
@@ -97,7 +123,7 @@ def run(
 
 def further(home: Home, results: list[dict[str, Any]]) -> None:
     """Print where to look further: files that are there, and commands that work as they are printed."""
-    last = results[-1]["as_of"][:10] if results else ""
+    last = stamp(utc(results[-1]["as_of"])) if results else ""
     files = {
         "report": home.reports / "index.html",
         "figures": home.reports / "run.json",

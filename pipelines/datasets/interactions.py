@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -99,6 +100,17 @@ class Histories:
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
         return matrix
+
+    @cached_property
+    def merged(self) -> tuple[Longs, Ints, Longs]:
+        """Return, of a single row, the order in which `weighted` adds its events, its distinct items, and the place of each event among these.
+
+        A request asks for it once, and every source reads it.
+        """
+        order = sparse.csr_matrix((np.arange(len(self.item)), self.item, self.indptr), shape=(1, self.n_items), copy=True)
+        order.sort_indices()
+        fresh = np.append(True, order.indices[1:] != order.indices[:-1])[: len(order.indices)]
+        return order.data, order.indices[fresh].astype(np.int32), np.cumsum(fresh) - 1
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ class Valuation:
         ips, snips, dr: the estimates; `dr` is None without a model of the reward. NaN, all of them, where refused.
         logged: what the logging policy earned, the same way.
         n: rows.
-        effective: effective sample size.
-        mean_weight: before any was cut; about 1.
+        effective: effective sample size, before any weight was cut, as are the next two.
+        mean_weight: about 1.
         largest: share of all weight on one row.
         clipped: share of the rows whose weight was cut.
         refused: why nothing is said; empty where something is.
@@ -98,9 +98,10 @@ def value(
     _checked(r, pi, mu, q, users)
     raw = pi / mu
     weight = raw if clip is None else np.minimum(raw, clip)
-    n, whole, squared = len(r), float(weight.sum()), float((weight**2).sum())
+    # Of the weights as they are: cutting them makes no row more like what the policy would do.
+    n, whole, squared = len(r), float(raw.sum()), float((raw**2).sum())
     effective = whole**2 / squared if squared > 0 else 0.0
-    largest = float(weight.max(initial=0.0)) / whole if whole > 0 else 1.0
+    largest = float(raw.max(initial=0.0)) / whole if whole > 0 else 1.0
     refused = _refused(raw, effective, largest)
     ones, nothing = np.ones(n), Value(float("nan"), float("nan"), float("nan"))
 

@@ -169,6 +169,11 @@ def counts(reference: Reference, column: pa.ChunkedArray) -> Counts:
     return np.bincount(place, weights=often, minlength=len(reference.categories) + 3).astype(np.int64)
 
 
+def fits(reference: Reference, column: pa.ChunkedArray) -> bool:
+    """Tell whether the values of a column can be counted in a reference's bins: numbers in those of numbers, others in those of others."""
+    return (reference.kind == "numeric") == numeric(_flat(column))
+
+
 def _check_numeric(column: pa.ChunkedArray) -> None:
     if not numeric(column):
         raise StateError("drift reference", found=f"a column of type {column.type}", allowed="a number, as in the reference")

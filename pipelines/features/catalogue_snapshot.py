@@ -10,7 +10,7 @@ With it a shop answers before there is any release: popular in a segment, popula
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -40,6 +40,7 @@ MOST_SEGMENTS: Final = 200  # the heaviest of each kind
 DAYS: Final = 28  # of events that popularity counts
 HALF_LIFE_DAYS: Final = 7.0
 PRIOR: Final = 1000.0  # event weight of everybody's shares in a segment's (Dirichlet prior, as `popular_by_segment`)
+FEW: Final = 1024  # items that are looked through at first
 LATE_DAYS: Final = 3  # what is trending is what rises in these over the rest of `DAYS` (as `retrieval.trending`)
 TRENDING_PRIOR: Final = 5.0  # mean items' weight a day that is added to the usual
 
@@ -94,6 +95,13 @@ class CatalogueSnapshot:
     def most_met(self) -> Array:
         """Return int64 [n_items], every place, that of the most events first; equals by place."""
         return np.argsort(-self.items["n_events"].to_numpy(), kind="stable")
+
+    def parts(self) -> Iterator[Array]:
+        """Yield all places, the most met first: few, then ever more, since most have found enough after the first."""
+        first, size = 0, FEW
+        while first < len(self.item_ids):
+            yield self.most_met[first : first + size]
+            first, size = first + size, 4 * size
 
     @cached_property
     def price(self) -> Array:

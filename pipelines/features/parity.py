@@ -21,7 +21,7 @@ from pipelines.features.historical import EVENT_TIMESTAMP
 from pipelines.features.moments import reading_at
 from pipelines.features.repository import materialized_to, open_store
 from pipelines.lake.engine import quoted
-from pipelines.window import floor_day, utc
+from pipelines.window import floor_day, stamp, utc
 
 SAMPLE: Final = 2000
 EXAMPLES: Final = 3
@@ -75,8 +75,8 @@ class ViewParity:
 
 
 def report_file(home: Home, as_of: datetime) -> Path:
-    """Return where the report of a day lies."""
-    return home.reports / "parity" / f"{utc(as_of):%Y-%m-%d}.json"
+    """Return where the report of a moment lies."""
+    return home.reports / "parity" / f"{stamp(as_of)}.json"
 
 
 def check(home: Home, as_of: datetime, *, sample: int = SAMPLE, seed: int = 0) -> dict[str, Any]:

@@ -40,6 +40,9 @@ SESSION_FIELDS: Final = ("last_event_us", "last_event_ids", "last_item_ids", "la
 STRING: Final = 2  # Feast's ValueType of a key
 DOUBLE, FLOAT, INT32, INT64, BOOL = 0x29, 0x35, 0x18, 0x20, 0x38  # the first byte of a value says what it is (Value.proto)
 
+_DOUBLE: Final = struct.Struct("<d").unpack_from
+_FLOAT: Final = struct.Struct("<f").unpack_from
+
 Floats = npt.NDArray[np.float64]
 Cells = Sequence[bytes | None]
 
@@ -163,11 +166,13 @@ def number(cell: bytes | None) -> float:
         return float("nan")
     kind = cell[0]
     if kind == DOUBLE:
-        return float(struct.unpack_from("<d", cell, 1)[0])
+        return float(_DOUBLE(cell, 1)[0])
     if kind == FLOAT:
-        return float(struct.unpack_from("<f", cell, 1)[0])
+        return float(_FLOAT(cell, 1)[0])
     if kind not in {INT32, INT64, BOOL}:
         raise StateError("online store", found=f"a value that begins with {kind:#x}", allowed="a number")
+    if len(cell) == 2:
+        return float(cell[1])
     whole = shift = 0
     for byte in cell[1:]:
         whole |= (byte & 0x7F) << shift
@@ -270,10 +275,14 @@ class _OfSqlite:
             by_view.setdefault(view.name, []).append(key)
         for name, keys in by_view.items():
             query = f'SELECT entity_key, feature_name, value, CAST(event_ts AS INTEGER) FROM "{self._names[name]}" WHERE entity_key IN ({",".join("?" * len(keys))})'
+            last, held = b"", dict[str, bytes]()
             for key, feature, value, moment in connection.execute(query, keys):
-                rows.setdefault((name, key), {})[feature] = value
-                moments[name, key] = moment * 1_000_000
-        return [
-            (moments[view.name, key], [rows[view.name, key].get(column) for column in view.columns]) if (view.name, key) in rows else None
-            for view, key in asked
-        ]
+                if key != last:  # SQLite hands out the rows of a key together
+                    last, held = key, rows.setdefault((name, key), {})
+                    moments[name, key] = moment * 1_000_000
+                held[feature] = value
+        answers: list[tuple[int, Cells] | None] = []
+        for view, key in asked:
+            of_key = rows.get((view.name, key))
+            answers.append(None if of_key is None else (moments[view.name, key], [of_key.get(column) for column in view.columns]))
+        return answers

@@ -4,14 +4,15 @@
 
     lake/_shown/<batch_id>.json                             what each landing of the impression log brought
 
-A pair of request and item occurs once; rows are sorted by (shown_at, request_id, rank, item_id), so the bytes of a day depend on the set of
+An answer that showed no item is a row of rank 0 whose item is `columns.NOTHING`: it was an exposure all the same. Readers find these in a view of
+their own, `empty_answers`. That a place came into view is a row of rank -1 whose `shown_at` is when the service learnt it: the view `seen_places`. A pair of request and item occurs once; rows are sorted by (shown_at, request_id, rank, item_id), so the bytes of a day depend on the set of
 rows ever landed. A lake without impressions is one whose source logs none.
 """
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,33 +29,45 @@ from pipelines.lake.landing import judged_folder
 from pipelines.lake.reading import define
 from pipelines.window import Window, utc
 
+SEEN_WITHIN: Final = timedelta(days=1)  # after it was shown, that a place may come into view
 FILE: Final = "impressions/shown_date={day}/impressions.parquet"
 LANDINGS: Final = "_shown"
 SORTED: Final = f"{c.SHOWN_AT}, {c.REQUEST_ID}, {c.RANK}, {c.ITEM_ID}"
 
 
 def connect(home: Home, window: Window) -> duckdb.DuckDBPyConnection:
-    """Return DuckDB with the view `impressions`: those shown in a window, of which there may be none."""
+    """Return DuckDB with the views `impressions`, `empty_answers` and `seen_places` of a window, of which there may be none."""
     engine = open_engine(home)
     view(engine, home, window)
     return engine
 
 
 def view(engine: duckdb.DuckDBPyConnection, home: Home, window: Window) -> None:
-    """Define the view `impressions`: those shown in a window."""
-    first, last = f"{utc(window.start):%Y-%m-%d}", f"{utc(window.end):%Y-%m-%d}"
+    """Define the views of a window.
+
+    impressions: items shown in it; empty_answers: answers without any, of the same columns.
+    seen_places: request_id, item_id, seen_at of the places that came into view, up to `SEEN_WITHIN` after its end; once each.
+    """
+    first, last = f"{utc(window.start):%Y-%m-%d}", f"{utc(window.end) + SEEN_WITHIN:%Y-%m-%d}"
     files = [
         file
         for file in sorted((home.lake / "impressions").glob("shown_date=*/impressions.parquet"))
         if first <= file.parent.name.removeprefix("shown_date=") <= last
     ]
-    start, end = (f"TIMESTAMPTZ '{utc(moment).isoformat()}'" for moment in (window.start, window.end))
-    where = f" WHERE {c.SHOWN_AT} >= {start} AND {c.SHOWN_AT} < {end}"
+    start, end, late = (f"TIMESTAMPTZ '{utc(moment).isoformat()}'" for moment in (window.start, window.end, window.end + SEEN_WITHIN))
+    until = f"{c.SHOWN_AT} < CASE WHEN {c.RANK} < 0 THEN {late} ELSE {end} END"
+    where = f" WHERE {c.SHOWN_AT} >= {start} AND {until}"
     journal.recover(home)
     if not files:
-        define(engine, "impressions", tables.IMPRESSIONS, [])
-        return
-    engine.execute("CREATE VIEW impressions AS " + " UNION ALL ".join(_columns(file) + where for file in files))
+        define(engine, "logged", tables.IMPRESSIONS, [])
+    else:
+        engine.execute("CREATE VIEW logged AS " + " UNION ALL ".join(_columns(file) + where for file in files))
+    engine.execute(f"CREATE VIEW impressions AS SELECT * FROM logged WHERE {c.RANK} > 0")
+    engine.execute(
+        f"CREATE VIEW seen_places AS SELECT {c.REQUEST_ID}, {c.ITEM_ID}, min({c.SHOWN_AT}) AS {c.SEEN_AT} FROM logged"
+        f" WHERE {c.RANK} = {c.SEEN_RANK} GROUP BY ALL"
+    )
+    engine.execute(f"CREATE VIEW empty_answers AS SELECT * FROM logged WHERE {c.RANK} = 0")
 
 
 def _columns(file: Path) -> str:
@@ -106,7 +119,7 @@ def _merge(home: Home, engine: duckdb.DuckDBPyConnection, file: Path, staging: P
         had = pq.read_metadata(old).num_rows if old.is_file() else 0
         parts = [f"SELECT {names} FROM fresh WHERE CAST({c.SHOWN_AT} AS DATE) = DATE '{day}'", *([_columns(old)] if had else [])]
         merged = engine.sql(
-            f"SELECT {names} FROM ({' UNION ALL '.join(parts)}) AS shown QUALIFY row_number() OVER (PARTITION BY {c.REQUEST_ID}, {c.ITEM_ID}"
+            f"SELECT {names} FROM ({' UNION ALL '.join(parts)}) AS shown QUALIFY row_number() OVER (PARTITION BY {c.REQUEST_ID}, {c.ITEM_ID}, {c.RANK} < 0"
             f" ORDER BY {c.SHOWN_AT}, {c.RANK}, to_json(shown)::VARCHAR) = 1 ORDER BY {SORTED}"
         )
         added += write_table(staging / FILE.format(day=day), tables.IMPRESSIONS, merged) - had

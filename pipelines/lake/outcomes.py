@@ -27,11 +27,11 @@ def connect(home: Home, window: Window, attribution_hours: float) -> duckdb.Duck
     """Return DuckDB with what was shown in a window and what became of it.
 
     Views and tables:
-        impressions: those shown in the window.
+        impressions, empty_answers, seen_places: of the window (`lake.impressions`).
         events: all that the lake holds.
         credited: one row an event that is an outcome: event_id, request_id, item_id, how ("named" or "last touch").
         outcomes: one row an impression: its columns but `feature_values`; clicked (any outcome), added, purchased, bool; revenue,
-            double, shop currency; first_event_at, null where nothing became of it.
+            double, shop currency; first_event_at, null where nothing became of it; seen_at, null where nobody said that it came into view.
 
     Raises:
         ReloopError: the attribution window is not above 0.
@@ -75,7 +75,7 @@ def connect(home: Home, window: Window, attribution_hours: float) -> duckdb.Duck
             FROM credited JOIN events USING ({c.EVENT_ID}) GROUP BY ALL
         )
         SELECT {kept}, first_event_at IS NOT NULL AS clicked, coalesce(added, false) AS added,
-            coalesce(purchased, false) AS purchased, coalesce(revenue, 0) AS revenue, first_event_at
-        FROM impressions LEFT JOIN earned USING ({c.REQUEST_ID}, {c.ITEM_ID})"""
+            coalesce(purchased, false) AS purchased, coalesce(revenue, 0) AS revenue, first_event_at, {c.SEEN_AT}
+        FROM impressions LEFT JOIN earned USING ({c.REQUEST_ID}, {c.ITEM_ID}) LEFT JOIN seen_places USING ({c.REQUEST_ID}, {c.ITEM_ID})"""
     )
     return engine

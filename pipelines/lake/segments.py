@@ -1,10 +1,11 @@
 """Segments of the impression log: what the processes of the service wrote, line by line, until it is landed.
 
+    impressions/segments/<name>.new      made, and not yet its writer's; always empty
     impressions/segments/<name>.open     being written, or left behind by a process that was killed
     impressions/segments/<name>.jsonl    closed
 
 A line is one answer as JSON: request_id, user_id, shown_at (microseconds UTC), model_version, variant, surface, rung, items as
-[item_id, rank, score, propensity, sources], and for some requests features: {name: a value for each item}. A line without its end is
+[item_id, rank, score, propensity, sources], none of them where nothing was shown, and for some requests features: {name: a value for each item}. A line without its end is
 what a kill left of a write that was never confirmed: it is no row, and counted. Any other line that cannot be read is kept as a row of
 nothing but its text, so that quarantine shows it.
 """
@@ -15,6 +16,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,7 @@ from typing import Any, Final
 from pipelines import columns as c
 from pipelines.config import Home
 
+NEW: Final = ".new"
 OPEN: Final = ".open"
 CLOSED: Final = ".jsonl"
 ANONYMOUS: Final = "anonymous:"  # before the request id, where nobody was signed in
@@ -45,17 +48,41 @@ def closed(home: Home) -> list[Path]:
 
 
 def _close_if_left(file: Path) -> None:
+    with _unlocked(file) as size:
+        if size and file.is_file():
+            file.rename(file.with_suffix(CLOSED))
+
+
+def abandoned(home: Home) -> list[Path]:
+    """Return the empty segments of writers that are gone: they ended before the first line.
+
+    Their lock says so, not their process id, which means nothing in another container. A writer that is just about to lock its file
+    renames it then: who removes it by the name told here removes nothing.
+    """
+    found = []
+    for file in sorted([*folder(home).glob(f"*{NEW}"), *folder(home).glob(f"*{OPEN}")]):
+        with _unlocked(file) as size:
+            if size == 0:
+                found.append(file)
+    return found
+
+
+@contextmanager
+def _unlocked(file: Path) -> Iterator[int | None]:
+    """Hold the lock of a segment that nobody writes and yield its bytes; None where somebody writes it, or it is gone."""
     try:
         descriptor = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:  # closed by its writer just now
+    except FileNotFoundError:
+        yield None
         return
+    size: int | None = None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A writer that is between creating and locking it has written nothing; its own rename will find the file again.
-        if os.fstat(descriptor).st_size and file.is_file():
-            file.rename(file.with_suffix(CLOSED))
+        size = os.fstat(descriptor).st_size
     except BlockingIOError:  # it is being written
         pass
+    try:
+        yield size
     finally:
         os.close(descriptor)
 
@@ -85,7 +112,7 @@ def _of_answer(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {name: _text(said[name]) for name in (c.REQUEST_ID, c.USER_ID, c.MODEL_VERSION, c.VARIANT, c.SURFACE, c.RUNG)}
     shown_at = EPOCH + timedelta(microseconds=int(said[c.SHOWN_AT]))
     features: dict[str, list[float | None]] = said.get("features") or {}
-    for at, (item, rank, score, propensity, sources) in enumerate(said["items"]):
+    for at, (item, rank, score, propensity, sources) in enumerate(said["items"] or [[c.NOTHING, 0, None, 1, []]]):
         yield {
             **shared,
             c.ITEM_ID: _text(item),

@@ -17,7 +17,7 @@ from pipelines.monitoring import comparison, evidently_page
 from pipelines.monitoring.comparison import Check, Past
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.registry import bundle, outputs, population, releases, runs
-from pipelines.window import DAY, floor_day, utc
+from pipelines.window import DAY, floor_day, stamp
 
 DRIFT: Final = comparison.DRIFT
 NO_DRIFT: Final = comparison.NO_DRIFT
@@ -26,8 +26,8 @@ NO_CHAMPION: Final = comparison.NO_CHAMPION
 
 
 def report_file(home: Home, as_of: datetime) -> Path:
-    """Return where a day's check is kept."""
-    return home.reports / "drift" / f"{utc(as_of):%Y-%m-%d}.json"
+    """Return where a moment's check is kept."""
+    return home.reports / "drift" / f"{stamp(as_of)}.json"
 
 
 def check(home: Home, as_of: datetime) -> Check:

@@ -21,14 +21,14 @@ from pipelines import publish
 from pipelines.config import Home
 from pipelines.evaluation import psi
 from pipelines.registry import population
-from pipelines.window import utc
+from pipelines.window import stamp, utc
 
 ROWS: Final = 2000  # a side: enough for a picture, and Evidently's cost does not follow the shop's size
 
 
 def page_file(home: Home, as_of: datetime) -> Path:
-    """Return where a day's page lies; the same figures as JSON lie beside it."""
-    return home.reports / "evidently" / f"{utc(as_of):%Y-%m-%d}.html"
+    """Return where a moment's page lies; the same figures as JSON lie beside it."""
+    return home.reports / "evidently" / f"{stamp(as_of)}.html"
 
 
 def labels(reference: psi.Reference) -> list[str]:

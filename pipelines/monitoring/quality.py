@@ -133,8 +133,8 @@ def users_file(home: Home, digest: str, as_of: datetime) -> Path:
 
 
 def report_file(home: Home, as_of: datetime) -> Path:
-    """Return where a day's quality is kept."""
-    return home.reports / "quality" / f"{utc(as_of):%Y-%m-%d}.json"
+    """Return where a moment's quality is kept."""
+    return home.reports / "quality" / f"{stamp(as_of)}.json"
 
 
 def measure(home: Home, as_of: datetime, digest: str) -> Measured:

@@ -122,7 +122,7 @@ def _drift(home: Home, when: datetime, record: Figures | None) -> Figures | None
     """Return a day's drift check with what its report adds to the record: shares of missing values."""
     if record is None:
         return None
-    file = home.reports / "drift" / f"{when:%Y-%m-%d}.json"
+    file = home.reports / "drift" / f"{stamp(when)}.json"
     full = json.loads(file.read_text(encoding="utf-8"))["features"] if file.is_file() else {}
     features = {
         name: {"psi": found["psi"], "threshold": found["threshold"]}

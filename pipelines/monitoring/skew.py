@@ -9,6 +9,7 @@ stored model on the logged values. `reports/skew/<as_of>.json` names the feature
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from pipelines.window import Window, micros, stamp, utc
 DAYS: Final = 7
 TOLERANCE: Final = 1e-6
 TOLD: Final = (DEVICE, COUNTRY)
+ROLLOUT: Final = "rollout-"  # begins the label of a rollout's side, which changes nothing but the release
 OK, SKEWED, UNKNOWN = "same", "skewed", "nothing logged"
 
 
@@ -45,6 +47,7 @@ class Shown:
     """One logged request with its feature values.
 
     Attributes:
+        variant: labels of what the request took part in, joined by `|`.
         values: float32 [n_items, n_features], NaN where missing, in the order of `names`.
         score: float64 [n_items].
     """
@@ -59,6 +62,7 @@ class Shown:
     score: np.ndarray[Any, np.dtype[np.float64]]
     device: int
     country: bool
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,7 @@ def logged(home: Home, window: Window, n: int) -> Iterator[Shown]:
             np.array([np.nan if row[c.SCORE] is None else row[c.SCORE] for row in rows]),
             int(told[DEVICE]) if told.get(DEVICE) is not None else -1,
             bool(told.get(COUNTRY)),
+            first[c.VARIANT] or "",
         )
 
 
@@ -188,6 +193,16 @@ def _model(home: Home, version: int, digest: str | None) -> TwoStage | None:
         return None
     model = choosing.loaded(home, version, digest).model
     return model if model.ranker is not None else None
+
+
+def reorders(home: Home, variant: str) -> bool:
+    """Tell whether an arm that a variant names may re-rank: as `experiments.toml` says; of an arm that it does not declare nobody knows."""
+    try:
+        declared = tomllib.loads(home.experiments.read_text(encoding="utf-8")) if home.experiments.is_file() else {}
+        labels = [part.partition(":") for part in variant.split("|") if part and not part.startswith(ROLLOUT)]
+        return any("rerank" in declared[name]["arms"][arm] for name, _, arm in labels)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 class _Past:
@@ -228,7 +243,8 @@ def _with(total: Skew, one: Shown, past: _Past, policy: ImpressionPolicy, wrong_
         wrong_of[ranker.features[at]] += int(differs[:, at].sum())
     score = np.asarray(ranker.score(was, np.array([len(was)], np.int32)), np.float64)
     # Rules of re-ranking give an item the score of its new place: scores then tell of items only where nothing was moved.
-    moved = bool(chain.active(model.rerank)) and bool((np.diff(score) > 0).any())
+    ruled = bool(chain.active(model.rerank)) or reorders(past.home, one.variant)
+    moved = ruled and bool((np.diff(score) > 0).any())
     off = np.zeros(0) if moved else np.abs(score - one.score) / np.maximum(1.0, np.abs(score))
     return replace(
         total,

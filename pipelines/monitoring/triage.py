@@ -27,7 +27,7 @@ from pipelines.monitoring.comparison import Check
 from pipelines.monitoring.faults import Fault
 from pipelines.monitoring.quality import Fall
 from pipelines.registry import bundle, releases
-from pipelines.window import floor_day, utc
+from pipelines.window import floor_day, stamp, utc
 
 Action = Literal["block", "retrain first", "retrain", "rebuild", "nothing"]
 
@@ -165,13 +165,13 @@ def _calm(evidence: Evidence) -> str:
 
 
 def report_file(home: Home, as_of: datetime) -> Path:
-    """Return where a day's triage is kept."""
-    return home.reports / "triage" / f"{utc(as_of):%Y-%m-%d}.json"
+    """Return where a moment's triage is kept."""
+    return home.reports / "triage" / f"{stamp(as_of)}.json"
 
 
 def alert_file(home: Home, as_of: datetime) -> Path:
-    """Return where what a person should see of a day is kept; no file, nothing to see."""
-    return home.reports / "alerts" / f"{utc(as_of):%Y-%m-%d}.json"
+    """Return where what a person should see of a moment is kept; no file, nothing to see."""
+    return home.reports / "alerts" / f"{stamp(as_of)}.json"
 
 
 def check(home: Home, as_of: datetime) -> Triage:

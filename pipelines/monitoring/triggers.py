@@ -4,7 +4,8 @@ Several reasons make one training: the requests that came since the last one are
 highest priority among them. Whatever asks, nothing is trained on faulty data, nothing twice, nothing within the cooldown, and not
 more in a week than the budget. A cause that was answered goes on being seen until models have learnt from what came after it:
 sources are judged on the last week, so they have seen nothing of it; within `repeat_days` it is not answered again. Each challenger in a row that failed the gate doubles the cooldown, and after some of them a person
-is told: training again on the same world makes the same challenger.
+is told: training again on the same world makes the same challenger. So does each training in a row that was begun and came to no
+bundle, unless a person asks: what broke it is not mended by the next batch of features.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ OF_CAUSE: Final[dict[str, Kind]] = {
     triage.POPULATION_DRIFT: "drift",
     triage.CATALOGUE_CHURN: "catalogue",
 }
+OF_ITSELF: Final[frozenset[Kind]] = frozenset({"drift", "catalogue"})  # what any whole training answers
 USUAL_DAYS: Final = 28  # of which the usual volume is taken
 
 
@@ -64,8 +66,9 @@ class Situation:
         requested: why a person asked for a training, None if nobody did.
         requests: what the monitor asks for.
         faults: of the data a training would learn from.
+        failed: as_of of the trainings before this moment that came to no bundle, since the last that did.
         rejected: challengers in a row that failed the gate, up to now.
-        answered: kind -> as_of of the last training that it asked for, of those that drift, quality or catalogue asked for.
+        answered: kind -> as_of of the last training that answered it, of those that drift, quality or catalogue asked for.
         events: received since the last training; usual_events: in a usual cadence. None where unknown.
     """
 
@@ -74,6 +77,7 @@ class Situation:
     requested: str | None = None
     requests: tuple[Request, ...] = ()
     faults: tuple[Fault, ...] = ()
+    failed: tuple[datetime, ...] = ()
     rejected: int = 0
     answered: Mapping[Kind, datetime] = field(default_factory=dict)
     events: int | None = None
@@ -114,14 +118,14 @@ class Trigger:
         return asdict(self)
 
 
-def cooldown_days(policy: RetrainPolicy, rejected: int, *, priority: bool) -> float:
-    """Return how long after a training none is due: doubled by each challenger in a row that failed, up to `max_backoff_days`.
+def cooldown_days(policy: RetrainPolicy, failed: int, *, priority: bool) -> float:
+    """Return how long after a training none is due: doubled by each in a row that failed, up to `max_backoff_days`.
 
     >>> [cooldown_days(RetrainPolicy(), n, priority=False) for n in range(5)]
     [1.0, 2.0, 4.0, 7.0, 7.0]
     """
     base = policy.priority_cooldown_days if priority else policy.cooldown_days
-    return max(base, min(base * 2.0 ** min(rejected, 60), policy.max_backoff_days))
+    return max(base, min(base * 2.0 ** min(failed, 60), policy.max_backoff_days))
 
 
 def judge(situation: Situation, policy: RetrainPolicy) -> Trigger:
@@ -131,7 +135,9 @@ def judge(situation: Situation, policy: RetrainPolicy) -> Trigger:
     asked = [request for request in every if request not in repeated]
     priority = any(request.priority for request in asked)
     wait = cooldown_days(policy, situation.rejected, priority=priority)
-    refusal = _never(situation) or _not_now(situation, policy, wait, asked=bool(asked), repeated=repeated)
+    refusal = (
+        _never(situation) or _broken(situation, policy, asked) or _not_now(situation, policy, wait, asked=bool(asked), repeated=repeated)
+    )
     said = [request.reason if request.kind in {"first", "age", "volume"} else f"requested: {request.reason}" for request in asked]
     return Trigger(
         due=refusal is None,
@@ -144,6 +150,7 @@ def judge(situation: Situation, policy: RetrainPolicy) -> Trigger:
             "age_days": situation.age_days,
             "cooldown_days": wait,
             "rejected": situation.rejected,
+            "failed": len(situation.failed),
             "trained_this_week": situation.trained_this_week,
             "events": situation.events,
             "usual_events": situation.usual_events,
@@ -167,6 +174,19 @@ def _is_answered(situation: Situation, request: Request, policy: RetrainPolicy) 
     """Tell whether a training answered the same cause so lately that another would learn little more of it."""
     before = situation.answered.get(request.kind)
     return before is not None and (utc(situation.as_of) - before) / DAY < policy.repeat_days
+
+
+def _broken(situation: Situation, policy: RetrainPolicy, asked: Sequence[Request]) -> str | None:
+    """Return why a training must wait that came to nothing before, None if it need not: a person who asks has seen to it."""
+    if not situation.failed or any(request.kind == "manual" for request in asked):
+        return None
+    last = max(situation.failed)
+    wait = cooldown_days(policy, len(situation.failed), priority=any(request.priority for request in asked))
+    ago = (utc(situation.as_of) - last) / DAY
+    if ago >= wait:
+        return None
+    row = f", as {len(situation.failed) - 1} before it" if len(situation.failed) > 1 else ""
+    return f"the training for {last:%Y-%m-%d %H:%M} came to no bundle{row}; {ago:.1f} days ago, the next is tried after {wait:g}, or when a person asks"
 
 
 def _not_now(situation: Situation, policy: RetrainPolicy, wait: float, *, asked: bool, repeated: Sequence[Request]) -> str | None:
@@ -210,6 +230,8 @@ def _alerts(situation: Situation, policy: RetrainPolicy) -> list[str]:
         found.append(
             f"{situation.rejected} challengers in a row failed the gate; training again will not mend what the world or the data broke"
         )
+    if len(situation.failed) >= policy.alert_after_rejections:
+        found.append(f"{len(situation.failed)} trainings in a row came to no bundle; reports/failures/ says which task failed, and why")
     return found
 
 
@@ -241,13 +263,26 @@ def trained(home: Home) -> tuple[datetime, ...]:
     return tuple(moment for moment, record in cycle.every(home, "bundle") if record["state"] == "done")
 
 
+def failed(home: Home, as_of: datetime) -> tuple[datetime, ...]:
+    """Return the as_of of every training before a moment that was due and came to no bundle, since the last that did; oldest first."""
+    done = [moment for moment in trained(home) if moment < utc(as_of)]
+    begun = [moment for moment, record in cycle.every(home, "trigger") if moment < utc(as_of) and record.get("due")]
+    return tuple(moment for moment in begun if not done or moment > max(done))
+
+
 def answered(home: Home, as_of: datetime) -> dict[Kind, datetime]:
-    """Return, for each cause that the monitor finds, the newest finished training before a moment that it asked for."""
+    """Return, for each cause that the monitor finds, the newest finished training before a moment that answered it.
+
+    A whole training that any of them asked for has made everything again, so it answers other people and new items as well; a
+    champion that falls is its own matter.
+    """
     done = {moment for moment in trained(home) if moment < utc(as_of)}
     found: dict[Kind, datetime] = {}
     for moment, record in cycle.every(home, "trigger"):
         if moment in done and record.get("due"):
-            found |= {kind: moment for kind in record["kinds"] if kind in OF_CAUSE.values()}
+            asked = {kind for kind in record["kinds"] if kind in OF_CAUSE.values()}
+            whole = OF_ITSELF if asked and record.get("scope", "all") == "all" else set()
+            found |= dict.fromkeys(asked | whole, moment)
     return found
 
 
@@ -294,6 +329,7 @@ def situation(home: Home, as_of: datetime, requested: str | None = None) -> Situ
         requested=requested or None,
         requests=pending(home, as_of),
         faults=triage.known_faults(home, as_of),
+        failed=failed(home, as_of),
         rejected=rejected(home, as_of),
         answered=answered(home, as_of),
         events=events,

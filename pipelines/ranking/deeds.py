@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines import columns as c
+from pipelines import config
 from pipelines.config import Home
 from pipelines.datasets.interactions import Floats, Ids, Interactions, Ints, Longs
 from pipelines.lake import impressions
@@ -62,16 +63,19 @@ def done(known: Interactions, window: Window) -> Pairs:
 def shown(home: Home, window: Window, user_ids: Ids, item_ids: Ids) -> Pairs:
     """Return what was shown in a window: `position`, the best place, 1 is the top; `propensity` there, NaN where it was not logged.
 
+    Where the settings say so (`impressions.train_on_seen`), only places that came into view.
+
     Args:
         user_ids, item_ids: sorted; others are left out.
     """
+    seen = " SEMI JOIN seen_places USING (request_id, item_id)" if config.load(home).impressions.train_on_seen else ""
     with impressions.connect(home, window) as db:
         for name, ids in (("users", user_ids), ("items", item_ids)):
             db.register(name, pa.table({"id": pa.array(ids, pa.string()), "at": pa.array(np.arange(len(ids)), pa.int64())}))
         found = db.sql(
-            """SELECT users.at * $n_items + items.at AS key, min(rank)::FLOAT AS position,
+            f"""SELECT users.at * $n_items + items.at AS key, min(rank)::FLOAT AS position,
                 arg_min(coalesce(propensity, 'nan'), (rank, shown_at, request_id))::FLOAT AS propensity
-            FROM impressions JOIN users ON users.id = user_id JOIN items ON items.id = item_id GROUP BY key ORDER BY key""",
+            FROM (FROM impressions{seen}) JOIN users ON users.id = user_id JOIN items ON items.id = item_id GROUP BY key ORDER BY key""",
             params={"n_items": len(item_ids)},
         ).to_arrow_table()
     return Pairs(found["key"].to_numpy(), len(item_ids), {name: found[name].to_numpy() for name in ("position", "propensity")})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -83,8 +83,13 @@ def loaded(
 
 def digests(home: Home) -> dict[int, str]:
     """Return the bundle of every version that was ever judged or released, as the ledger names them."""
+    return digests_in(ledger.history(home))
+
+
+def digests_in(history: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Return what `digests` does of a ledger's entries, oldest first."""
     found: dict[int, str] = {}
-    for entry in ledger.history(home):
+    for entry in history:
         for version, digest in ((entry.get("challenger"), entry.get("challenger_digest")), (entry.get("version"), entry.get("digest"))):
             if version is not None and digest is not None:
                 found[int(version)] = str(digest)

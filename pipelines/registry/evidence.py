@@ -315,7 +315,7 @@ def _of_scores(judged: Bench, before: TwoStage, after: TwoStage, found: _Measure
         if measure is not None:
             found.found[name] = measure
         elif name not in found.failed:
-            found.inapplicable[name] = {"latency": evidence_scoring.ANOTHER_ORDER}.get(name, evidence_scoring.NO_PROBABILITIES)
+            found.inapplicable[name] = evidence_scoring.NO_PROBABILITIES
 
 
 def _reign(home: Home) -> list[Mapping[str, Any]]:

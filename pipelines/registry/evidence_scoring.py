@@ -41,7 +41,6 @@ TIMED: Final = 24  # of them are timed
 ROUNDS: Final = 3  # times each; the median counts
 K: Final = 10
 BINS: Final = 10
-ANOTHER_ORDER: Final = "one model orders by a ranker, the other by the blend alone, which reads no features"
 NO_PROBABILITIES: Final = "not both rankers tell probabilities of a gain"
 
 
@@ -196,13 +195,11 @@ def _ece(asked: Asked, truth: Labels, seed: int) -> Drawn | None:
     return resampled.drawn({"ece": figure}, n, seed)["ece"]
 
 
-def timed(before: Asked, after: Asked, n_users: int = TIMED, rounds: int = ROUNDS) -> Timed | None:
+def timed(before: Asked, after: Asked, n_users: int = TIMED, rounds: int = ROUNDS) -> Timed | Exact:
     """Return the processor seconds that each model takes for a user's list, alone; the first round warms up and does not count.
 
-    None where only one of them has a ranker to ask: that takes longer, and is no fault of this ranker.
+    Where only one of them has a ranker to ask, the challenger's median alone: a ratio to a list without features says nothing of it.
     """
-    if before.model.serves != after.model.serves:
-        return None
     n = min(n_users, len(before.user_ids))
     taken = np.zeros((rounds + 1, n, 2))
     for turn in range(rounds + 1):
@@ -212,6 +209,8 @@ def timed(before: Asked, after: Asked, n_users: int = TIMED, rounds: int = ROUND
                 _one((before, after)[side], row)
                 taken[turn, row, side] = time.process_time() - begun
     middle = np.maximum(np.median(taken[1:], axis=0), 1e-9)
+    if before.model.serves != after.model.serves:
+        return Exact(0.0, float(np.median(middle[:, 1])))
     return Timed(middle[:, 0], middle[:, 1])
 
 

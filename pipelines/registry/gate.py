@@ -295,10 +295,8 @@ def _guardrails(evidence: Evidence, policy: GatePolicy) -> tuple[list[Finding], 
             guarded[f"segments/{name}"] = PerUser(*pair), rule
             if len(pair[0]) < policy.min_segment_users:
                 small.append(name)
-        bounds = gate_guardrails.rules(policy)
-        guarded |= {
-            f"guardrails/{name}": (evidence.measures[name], bounds[name]) for name in policy.guardrails if name in evidence.measures
-        }
+        measured = {name: evidence.measures[name] for name in policy.guardrails if name in evidence.measures}
+        guarded |= {f"guardrails/{name}": (one, gate_guardrails.rule_of(name, one, policy)) for name, one in measured.items()}
     findings, figures = gate_guardrails.weighed(guarded, policy.confidence, evidence.seed)
     nested: dict[str, Any] = {"incumbents": {}, "slices": {}, "segments": {}, "guardrails": {}, "not_guarded": {}}
     for name, measured in figures.items():

@@ -190,6 +190,14 @@ def rules(policy: GatePolicy) -> dict[str, Rule]:
     }
 
 
+def rule_of(name: str, measure: Measure, policy: GatePolicy) -> Rule:
+    """Return how a measure is bounded; seconds that nothing compares with stand against a budget of their own."""
+    if name == "latency" and isinstance(measure, Exact):
+        subject = "scoring seconds a user, where only one model has a ranker"
+        return Rule(subject, policy.max_latency_seconds, relative=False, more_is_worse=True)
+    return rules(policy)[name]
+
+
 def assess(name: str, measure: Measure, rule: Rule, confidence: float, seed: int) -> Assessed:
     """Return a measure with its interval and the chance of no harm."""
     if isinstance(measure, PerUser):

@@ -209,14 +209,14 @@ def profile(
         if (then := known(home, earlier)) is None:
             break
         for name, column in then.items():
-            if name in references and not _too_young(home, name, earlier):
+            if _counted(references, name, column) and not _too_young(home, name, earlier):
                 moved = psi.psi(psi.counts(references[name], column), references[name].counted, policy.smoothing)
                 if moved >= 0:
                     movement[name][lag] = round(moved, 6)
     weekdays = {}
     for back in range(1, 7):
         if (then := known(home, day - back * DAY)) is not None:
-            counted = {name: psi.counts(references[name], column) for name, column in then.items() if name in references}
+            counted = {name: psi.counts(references[name], column) for name, column in then.items() if _counted(references, name, column)}
             weekdays[(day - back * DAY).isoweekday()] = {name: tuple(int(n) for n in counts) for name, counts in counted.items()}
     young = {name: reason for name in now if (reason := _too_young(home, name, day))}
     shown = {name: psi.reference(column, policy.bins) for name, column in outputs[0].items()}
@@ -225,6 +225,11 @@ def profile(
         movement[name] = {LAGS_DAYS[0]: round(moved, 6)} if moved >= 0 else {}
     weights = {name: share for name, share in importance.items() if name in now}
     return Profile(day, references | shown, movement, young, weights, weekdays)
+
+
+def _counted(references: Mapping[str, psi.Reference], name: str, column: pa.ChunkedArray) -> bool:
+    """Tell whether an earlier day's column says something of today's: one of another type, since accepted, does not."""
+    return name in references and psi.fits(references[name], column)
 
 
 def _too_young(home: Home, column: str, day: datetime) -> str | None:

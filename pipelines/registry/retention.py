@@ -1,12 +1,13 @@
 """What is kept of earlier releases, and the taking away of the rest without ever breaking a pointer.
 
-Kept are the champion and the one before it, what waits for a person's word or for the gate, the first
-`keep_last` releases that a rollback would choose, and the `keep_last` newest bundles. The rest is taken:
+Kept are the champion and the one before it, what is being rolled out, what an experiment answers from (every version that
+`experiments.toml` names; a file that cannot be read keeps all), what waits for a person's word or for the gate, the first `keep_last` releases that a rollback would choose, and the `keep_last` newest bundles. The rest is taken:
 
     bundles/<digest>/                    leaves a tombstone, bundles/collected/<digest>.json, that says what it was
     MLflow's copy of it                  its files, where they lie in the state folder; the version stays, tagged `collected`
     training/<as_of>/                    of finished cycles beyond the `keep_runs` newest
-    what dead builders left behind
+    stream/collected/*.parquet           what the bus brought, `collected_days` after its window has landed
+    what dead builders left behind, and dead processes of the service (empty segments of the impression log)
 
 The ledger is never touched. Each bundle is taken inside the transaction that moves the pointer: the
 pointer is read again, the tombstone written, the folder renamed away, and only then is anything
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +31,11 @@ import sqlalchemy as sa
 from pipelines import config, cycle, publish
 from pipelines.config import Home
 from pipelines.decision_policies import RetentionPolicy
-from pipelines.registry import bundle_folder, ledger, lineage, rehearsal, releases, review, rollback, rollouts
+from pipelines.lake import segments
+from pipelines.registry import bundle_folder, choosing, ledger, lineage, rehearsal, releases, review, rollback, rollouts
 from pipelines.registry.bundle_folder import COLLECTED
 from pipelines.registry.release_database import NAME, POINTER
+from pipelines.sources import collected, plan
 from pipelines.window import stamped, utc
 
 DOOMED: Final = ".doomed."
@@ -55,11 +59,18 @@ class Bundle:
     decided: bool
 
 
-def kept(bundles: Iterable[Bundle], pointer: releases.Pointer, history: list[dict[str, Any]], policy: RetentionPolicy) -> dict[str, str]:
+def kept(
+    bundles: Iterable[Bundle],
+    pointer: releases.Pointer,
+    history: list[dict[str, Any]],
+    policy: RetentionPolicy,
+    tried: Mapping[int, str] | None,
+) -> dict[str, str]:
     """Return why each bundle that stays does, by digest; pure.
 
     Args:
         history: of the ledger, oldest first.
+        tried: version -> the experiment that answers from it; None where nobody can tell, and everything stays.
     """
     there = sorted(bundles, key=lambda one: -one.order)
     reasons: dict[str, str] = {}
@@ -74,8 +85,9 @@ def kept(bundles: Iterable[Bundle], pointer: releases.Pointer, history: list[dic
     for entry in history:
         if entry["kind"] == ledger.WAITING and entry["key"] not in answered:
             keep(entry.get("challenger_digest"), "waits for a person's word")
-    if (rolling := next((one for one in reversed(history) if one["kind"] in {*rollouts.RUNNING, ledger.ENDED}), None)) is not None:
-        keep(rolling["challenger_digest"] if rolling["kind"] != ledger.ENDED else None, "is being rolled out")
+    keep(_rolled_out(history), "is being rolled out")
+    for digest, experiment in _tried(there, history, tried):
+        keep(digest, experiment)
     for entry in rollback.candidates(history, pointer.version)[: policy.keep_last]:
         keep(entry["digest"], f"one of the {policy.keep_last} releases to go back to")
     for one in there[: policy.keep_last]:
@@ -84,6 +96,35 @@ def kept(bundles: Iterable[Bundle], pointer: releases.Pointer, history: list[dic
         if not one.decided and (pointer.as_of is None or utc(one.as_of) > utc(pointer.as_of)):
             keep(one.digest, "waits for the gate")
     return {one.digest: reasons[one.digest] for one in there if one.digest in reasons}
+
+
+def _rolled_out(history: list[dict[str, Any]]) -> str | None:
+    """Return the bundle of the rollout that runs, if one does."""
+    newest = next((one for one in reversed(history) if one["kind"] in {*rollouts.RUNNING, ledger.ENDED}), None)
+    return None if newest is None or newest["kind"] == ledger.ENDED else newest["challenger_digest"]
+
+
+def _tried(there: Iterable[Bundle], history: list[dict[str, Any]], tried: Mapping[int, str] | None) -> list[tuple[str | None, str]]:
+    """Return which bundles experiments answer from, with the reason to keep each."""
+    if tried is None:
+        return [(one.digest, "experiments.toml cannot be read") for one in there]
+    digests = choosing.digests_in(history)
+    return [(digests.get(version), f"experiment {name} answers from it") for version, name in tried.items()]
+
+
+def tried(home: Home) -> dict[int, str] | None:
+    """Return the versions that experiments answer from, each with the experiment's name; None where what is declared cannot be read.
+
+    An experiment counts as long as it is declared, ended or not: whoever takes its table out lets its bundles go.
+    """
+    if not home.experiments.is_file():
+        return {}
+    try:
+        declared = tomllib.loads(home.experiments.read_text(encoding="utf-8"))
+        arms = [(name, arm) for name, table in declared.items() for arm in table["arms"].values()]
+        return {int(arm["version"]): name for name, arm in arms if "version" in arm}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def on_disk(home: Home) -> list[Bundle]:
@@ -105,15 +146,15 @@ def collect(home: Home, *, dry_run: bool = False) -> dict[str, Any]:
     """Take away what the policy does not keep; return what was kept and why, and what was taken.
 
     Returns:
-        {"kept": {digest: reason}, "collected": [{"digest", "version", "as_of"}], "runs": [as_of], "bytes", "mlflow": how many
-        versions were marked, or why none, "dry_run"}.
+        {"kept": {digest: reason}, "collected": [{"digest", "version", "as_of"}], "runs": [as_of], "segments": [name], "bytes", "mlflow": how
+        many versions were marked, or why none, "dry_run"}.
     """
     policy = config.load(home).retention
     with publish.locked(home.bundles / ".lock"):  # nobody builds meanwhile
         if not dry_run:
             _exhume(home)
         there = on_disk(home)
-        stays = kept(there, releases.pointer(home), ledger.history(home), policy)
+        stays = kept(there, releases.pointer(home), ledger.history(home), policy, tried(home))
         goes = [one for one in sorted(there, key=lambda one: one.order) if one.digest not in stays]
         runs = _runs(home, policy, there)
         litter = [] if dry_run else _litter(home)
@@ -124,12 +165,14 @@ def collect(home: Home, *, dry_run: bool = False) -> dict[str, Any]:
                 shutil.rmtree(path, ignore_errors=True)
             for path in runs:
                 _remove(path)
+    parts = _segments(home, policy, dry_run=dry_run)
     marked: int | str = 0 if dry_run else _mark(home)
     return {
         "kept": stays,
         "collected": [{name: value for name, value in asdict(one).items() if name in {"digest", "version", "as_of"}} for one in taken],
         "runs": [path.name for path in runs],
-        "bytes": size,
+        "segments": [path.name for path, _ in parts],
+        "bytes": size + sum(length for _, length in parts),
         "mlflow": marked,
         "dry_run": dry_run,
     }
@@ -143,6 +186,8 @@ def _take(home: Home, one: Bundle) -> bool:
         row = connection.execute(sa.select(POINTER).where(POINTER.c.name == NAME)).one()
         if (
             rollouts.runs(connection, one.digest)
+            or (declared := tried(home)) is None
+            or one.digest in {digest for version, digest in choosing.digests(home).items() if version in declared}
             or one.digest in {row.digest, row.previous_digest}
             or one.digest in {entry["challenger_digest"] for entry in review.waiting(home)}
         ):
@@ -176,6 +221,19 @@ def _runs(home: Home, policy: RetentionPolicy, bundles: Iterable[Bundle]) -> lis
         if as_of is not None and as_of not in undecided and any(one["state"] == "done" for one in cycle.records(home, as_of, "bundle")):
             finished.append(path)
     return finished[: max(len(finished) - policy.keep_runs, 0)]
+
+
+def _segments(home: Home, policy: RetentionPolicy, *, dry_run: bool) -> list[tuple[Path, int]]:
+    """Take the segments that lie in the lake and no reader needs; return each with its bytes."""
+    if not (collected.folder(home).is_dir() or segments.folder(home).is_dir()):
+        return []
+    with publish.locked(collected.folder(home) / ".lock"):  # nobody collects meanwhile
+        goes = [*collected.outlived(home, plan.landed_until(home), policy.collected_days), *segments.abandoned(home)]
+        found = [(path, path.stat().st_size) for path in goes]
+        if not dry_run:
+            for path in goes:
+                path.unlink(missing_ok=True)
+    return found
 
 
 def _remove(path: Path) -> None:
@@ -228,6 +286,7 @@ def say(found: Mapping[str, Any]) -> dict[str, Any]:
         ]
         or ["none"],
         f"training runs {would}": found["runs"] or ["none"],
+        f"segments {would}": len(found["segments"]),
         "megabytes": round(found["bytes"] / 1e6, 1),
         "versions marked in MLflow": found["mlflow"],
     }

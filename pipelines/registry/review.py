@@ -16,6 +16,7 @@ from pipelines.config import Home
 from pipelines.decision_policies import ReleasePolicy
 from pipelines.errors import StaleFence, StateError
 from pipelines.registry import ledger, releases, rollouts
+from pipelines.registry.markdown import plain
 from pipelines.window import stamp, utc
 
 NOBODY = "nobody"
@@ -158,10 +159,10 @@ def _lines(home: Home, entry: Mapping[str, Any]) -> Iterator[str]:
     as_of = entry["as_of"][:10]
     yield f"The gate says **{entry['verdict']}** (track: {entry['track']}).\n"
     yield "### What was measured\n"
-    yield from (f"- {_plain(reason)}" for reason in entry["reasons"])
+    yield from (f"- {plain(reason)}" for reason in entry["reasons"])
     if because := (entry.get("trigger") or {}).get("reasons"):
         yield "\n### Why it was trained\n"
-        yield from (f"- {_plain(reason)}" for reason in because)
+        yield from (f"- {plain(reason)}" for reason in because)
     yield "\n### Where to look further\n"
     yield f"- MLflow: {_mlflow(home)}/#/models/reloop/versions/{entry['challenger']}" if _mlflow(home) else "- MLflow: `make up`"
     named = stamp(utc(entry["as_of"]))
@@ -178,13 +179,8 @@ def _lines(home: Home, entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"\nNo answer keeps the champion. Cycle {as_of}, bundle `{entry['challenger_digest'][:12]}`."
 
 
-def _plain(text: str) -> str:
-    """Return text that no Markdown renderer takes for markup or a link: names may come from data."""
-    return "".join(f"\\{character}" if character in "\\`*_{}[]<>#|!~" else " " if character in "\r\n" else character for character in text)
-
-
 def _figure(value: float | str) -> str:
-    return _plain(value) if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+    return plain(value) if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _mlflow(home: Home) -> str | None:

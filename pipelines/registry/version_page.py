@@ -19,11 +19,13 @@ from pipelines.config import Home
 from pipelines.ranking import reliability_plot
 from pipelines.registry import bundle_folder, lineage, runs, tracking, version_plots
 from pipelines.registry.bundle_folder import FACTS_FILE, REFERENCE_FILE
+from pipelines.registry.markdown import plain
 from pipelines.window import utc
 
 LONGEST: Final = 5000
 MOST_REASONS: Final = 12
 MOST_STEPS: Final = 12
+LAST: Final = "psi.svg"
 
 
 def folder(version: int) -> str:
@@ -90,13 +92,13 @@ def card(version: int, said: Mapping[str, Any], traced: Mapping[str, Any], place
     yield f"## reloop {version}: as of {str(said['as_of'])[:10]}, serves the {said['serves']} list\n"
     yield from _decided(traced["decisions"])
     yield f"**NDCG@10** {_interval(measured)}, on the judged window {str(said['cutoff'])[:10]} to {str(said['as_of'])[:10]}.\n"
-    yield from (f"- {_plain(reason)}" for reason in measured.get("reasons", [])[:MOST_REASONS])
+    yield from (f"- {plain(reason)}" for reason in measured.get("reasons", [])[:MOST_REASONS])
     plots = {"by slice": "ndcg_by_slice", "importance": "importance", "PSI": "psi"} | (
         {"reliability": "reliability"} if measured.get("calibration") else {}
     )
     yield "\n**Plots**: " + " · ".join(f"[{name}]({place}/{file}.svg)" for name, file in plots.items()) + f" · [all files]({place})\n"
     yield "**Slices**\n\n| slice | NDCG@10 [95%], users |\n|---|---|"
-    yield from (f"| {_plain(name)} | {_interval(one)} |" for name, one in sorted(measured["slices"].items()))
+    yield from (f"| {plain(name)} | {_interval(one)} |" for name, one in sorted(measured["slices"].items()))
     steps = [row for row in said.get("attribution", []) if row["metric"] == "ndcg_at_10"]
     if steps:
         yield "\n**What each step adds**\n\n| step | NDCG@10 | against | difference [95%] |\n|---|---|---|---|"
@@ -121,21 +123,16 @@ def _decided(decisions: list[dict[str, Any]]) -> Iterator[str]:
         yield "**Not decided on yet.**\n"
         return
     last = decisions[-1]
-    by = f" by {_plain(str(last['author']))}" if last.get("author") else ""
+    by = f" by {plain(str(last['author']))}" if last.get("author") else ""
     yield f"**{last['kind']}**{by} (entry {last['seq']} of the ledger); champion before: {last.get('champion_before') or 'none'}.\n"
-    yield from (f"- {_plain(reason)}" for reason in last.get("reasons", [])[:MOST_REASONS])
+    yield from (f"- {plain(reason)}" for reason in last.get("reasons", [])[:MOST_REASONS])
     yield ""
 
 
 def _step(row: Mapping[str, Any]) -> str:
     apart = "" if row["difference"] is None else f"{row['difference']:+.4f} [{row['lower']:+.4f}, {row['upper']:+.4f}]"
     value = "" if row["value"] is None else f"{row['value']:.4f}"
-    return f"| {_plain(row['step'])} | {value} | {_plain(row['against'] or '')} | {apart} |"
-
-
-def _plain(text: str) -> str:
-    """Return text that Markdown takes for text: names may come from data."""
-    return "".join(f"\\{one}" if one in "\\`*[]<>#|!~" else " " if one in "\r\n" else one for one in text)
+    return f"| {plain(row['step'])} | {value} | {plain(row['against'] or '')} | {apart} |"
 
 
 def _artifacts(home: Home, version: int, said: Mapping[str, Any], traced: Mapping[str, Any], text: str) -> None:
@@ -146,16 +143,16 @@ def _artifacts(home: Home, version: int, said: Mapping[str, Any], traced: Mappin
     books.log_text(run_id, publish.to_json(traced), f"{where}/lineage.json")
     there = {entry.path for entry in books.list_artifacts(run_id, where)}
     drift = _drift(home, utc(said["as_of"]))
-    if f"{where}/psi.svg" in there and not drift:
+    if f"{where}/{LAST}" in there and not drift:
         return
-    for name, plot in plots(version, said, bundle_folder.document(home, traced["digest"], REFERENCE_FILE), drift).items():
-        books.log_text(run_id, plot, f"{where}/{name}")
     if said.get("attribution"):
         runs.log_table(home, run_id, f"{where}/attribution.json", said["attribution"])
+    for name, plot in plots(version, said, bundle_folder.document(home, traced["digest"], REFERENCE_FILE), drift).items():
+        books.log_text(run_id, plot, f"{where}/{name}")
 
 
 def plots(version: int, said: Mapping[str, Any], reference: Mapping[str, Any], drift: Mapping[str, Any]) -> dict[str, str]:
-    """Return the plots of a version by file name; pure.
+    """Return the plots of a version by file name, in the order to write them: where the last one is, all are; pure.
 
     Args:
         reference: what the bundle remembers of its population, as JSON.
@@ -166,11 +163,10 @@ def plots(version: int, said: Mapping[str, Any], reference: Mapping[str, Any], d
     found = {
         "ndcg_by_slice.svg": version_plots.slices(measured, measured["slices"], title),
         "importance.svg": version_plots.importance(reference["importance"], title),
-        "psi.svg": version_plots.movement(usual, title, drift),
     }
     if measured.get("calibration"):
         found["reliability.svg"] = reliability_plot.svg(measured["calibration"], title)
-    return found
+    return found | {LAST: version_plots.movement(usual, title, drift)}
 
 
 def _drift(home: Home, as_of: datetime) -> dict[str, Any]:

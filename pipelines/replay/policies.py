@@ -17,9 +17,11 @@ import numpy as np
 
 from pipelines.decision_policies import GatePolicy
 from pipelines.registry import gate as registry_gate
+from pipelines.registry import gate_incumbents
 from pipelines.registry.gate import Evidence
 from pipelines.registry.gate_windows import Window
 from pipelines.replay.matrix import Matrix
+from pipelines.retrieval.lineup import SOURCES
 
 ORACLE: Final = "oracle"
 GATE: Final = "gate"
@@ -184,7 +186,12 @@ def _window(now: Situation, moment: datetime) -> Window:
 
 
 def asked_of(policy: GatePolicy, matrix: Matrix) -> GatePolicy:
-    """Return a gate's policy without what a matrix cannot answer: guardrails of the lists themselves, incumbents that the shop has not."""
+    """Return a gate's policy without what a matrix cannot answer: guardrails of the lists themselves, incumbents that are switched off.
+
+    Raises:
+        StateError: an incumbent is no source that there is; left out, it would guard nothing and nobody would hear of it.
+    """
+    gate_incumbents.check(policy, SOURCES)
     there = tuple(name for name in policy.incumbents if all(name in week.incumbents for week in matrix.weeks))
     return policy.model_copy(update={"guardrails": (), "incumbents": there})
 

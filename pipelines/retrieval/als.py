@@ -142,9 +142,10 @@ class Als:
         users: Floats = np.zeros((histories.n_users, self.n_factors), dtype=np.float32)
         with limited(1, "blas"):
             solver = copy(self._folding)  # its regularization is this call's own
+            solver.num_threads = self.num_threads if histories.n_users > factors.ALONE else 1
             for share, rows in _steps(self._power(np.diff(pairs.indptr), histories.n_items) / mean_power):
                 solver.regularization = self.regularization * share
-                users[rows] = solver.recalculate_user(rows, pairs[rows])
+                users[rows] = solver.recalculate_user(rows, pairs if len(rows) == pairs.shape[0] else pairs[rows])
         return users
 
 

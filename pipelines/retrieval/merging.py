@@ -277,6 +277,8 @@ def merge(lists: Mapping[str, Candidates], k: int, recipe: Recipe | None = None)
         recipe: weights and quotas; equal weights and no quota when None.
     """
     parts = [_merge(some, k, recipe or Recipe()) for _, some in blocks(lists)]
+    if len(parts) == 1:
+        return parts[0]
     return Blend(
         np.concatenate([part.item for part in parts]),
         np.concatenate([part.score for part in parts]),

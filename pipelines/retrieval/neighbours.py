@@ -14,13 +14,11 @@ import numpy.typing as npt
 from scipy import sparse
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions, Ints, Longs
-from pipelines.retrieval import topk
+from pipelines.retrieval import one_row, topk
 from pipelines.retrieval.protocol import Candidates
 
 State: TypeAlias = dict[str, npt.NDArray[np.generic]]
 PRODUCTS: Final = 20_000_000  # stored values of a sparse product held at once, at most: about 240 MB
-FEW_USERS: Final = 4
-MANY_COLUMNS: Final = 50_000
 CACHED: Final = 1_000_000  # where a block is cheap to begin: it stays in the cache, and its memory is used again
 
 
@@ -115,48 +113,18 @@ def retrieve(learnt: State, histories: Histories, strength: Floats, k: int, *, e
     Args:
         strength: float32 [n_events], how much each event of the histories counts.
     """
+    if histories.n_users == 1:
+        scores = one_row.times(one_row.of(histories, strength), (learnt["data"], learnt["indices"], learnt["indptr"]), histories.n_items)
+        return one_row.best(scores, k, seen=histories if exclude_seen else None)
     users = histories.weighted(strength)
-    if few(users.shape[0], histories.n_items):
-        scores = product(users, (learnt["data"], learnt["indices"], learnt["indptr"]), histories.n_items)
-        return topk.best_sparse(scores, k, seen=histories if exclude_seen else None)
     weights = matrix(learnt)
     reach = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[users.indices])])
     cost = np.minimum(np.diff(reach[users.indptr]), histories.n_items)
     parts = []
     for first, last in within_bounds(cost, CACHED):
-        scores = (users[first:last] @ weights).tocsr()
-        parts.append(topk.best_sparse(scores, k, seen=histories.rows(first, last) if exclude_seen else None))
+        products = (users[first:last] @ weights).tocsr()
+        parts.append(topk.best_sparse(products, k, seen=histories.rows(first, last) if exclude_seen else None))
     return topk.stack(parts, k)
-
-
-def few(n_users: int, n_columns: int) -> bool:
-    """Return whether `product` costs less than scipy's, which clears a place for every column, whatever it multiplies."""
-    return n_users <= FEW_USERS and n_columns >= MANY_COLUMNS
-
-
-def product(users: sparse.csr_matrix, weights: tuple[Any, Any, Any], n_columns: int) -> sparse.csr_matrix:
-    """Return `users @ weights` as scipy does, bit for bit, at a cost of what is stored alone; columns ascend.
-
-    Args:
-        users: a few rows, float32.
-        weights: data (float32), indices and indptr of the sparse rows.
-    """
-    data, indices, indptr = weights
-    columns, sums = [], []
-    for row in range(users.shape[0]):
-        own = slice(int(users.indptr[row]), int(users.indptr[row + 1]))
-        begin = indptr[users.indices[own]].astype(np.int64)
-        length = indptr[users.indices[own] + 1].astype(np.int64) - begin
-        take = np.arange(length.sum()) + np.repeat(begin - (np.cumsum(length) - length), length)
-        column, place = np.unique(indices[take], return_inverse=True)
-        total = np.zeros(len(column), np.float32)
-        np.add.at(total, place, np.repeat(users.data[own], length) * data[take])  # one after the other, as scipy adds
-        columns.append(column)
-        sums.append(total)
-    ends = np.append(0, np.cumsum([len(column) for column in columns])).astype(np.int32)
-    if not columns:
-        return sparse.csr_matrix((0, n_columns), dtype=np.float32)
-    return sparse.csr_matrix((np.concatenate(sums), np.concatenate(columns).astype(np.int32), ends), shape=(users.shape[0], n_columns))
 
 
 def user_item(interactions: Interactions, strength: Floats, newest: int) -> sparse.csr_matrix:

@@ -62,7 +62,12 @@ def retrieve(learnt: dict[str, npt.NDArray[np.generic]], histories: Histories, k
     """Return the first items of the order for everyone, less what each has seen if so asked."""
     longest = int(histories.lengths().max(initial=0)) if exclude_seen else 0
     order = learnt["order"][: k + longest].astype(np.int32)  # however much a user has seen of it, k are left
-    score: Floats = learnt["score"].astype(np.float32)[order]
+    score: Floats = learnt["score"][order].astype(np.float32)
+    if histories.n_users == 1:
+        left = ~np.isin(order, histories.item) if exclude_seen else slice(None)
+        found, order, score = topk.nothing(1, k), order[left][:k], score[left][:k]
+        found.item[0, : len(order)], found.score[0, : len(order)] = order, score
+        return found
     if exclude_seen:
         place = np.full(histories.n_items, -1, dtype=np.int64)
         place[order] = np.arange(len(order))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets.interactions import Histories, Interactions
-from pipelines.retrieval import topk
+from pipelines.retrieval import one_row, topk
 from pipelines.retrieval.protocol import Candidates
 
 
@@ -39,4 +39,6 @@ class Repeat:
         weight = (histories.weight * 0.5 ** (topk.age_days(histories) / self.half_life_days)).astype(np.float32)
         # Old events fade to nothing in float32; an item once liked is still the user's own.
         weight = np.where(histories.weight > 0, np.maximum(weight, np.finfo(np.float32).tiny), 0)
+        if histories.n_users == 1:
+            return one_row.best(one_row.of(histories, weight.astype(np.float32)), k)
         return topk.best_sparse(histories.weighted(weight.astype(np.float32)), k)

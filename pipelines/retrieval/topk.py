@@ -69,7 +69,7 @@ def largest(value: Floats, column: Ints, indptr: Longs, k: int) -> Longs:
     """Return int64 places, ascending, of the k values above zero of each ragged row that are largest; of equal ones the lower columns."""
     if k <= 0:
         return np.empty(0, dtype=np.int64)
-    key = _keys(value, column, value > 0)
+    key = keys(value, column, value > 0)
     kept = []
     for rows, width in _like_lengths(indptr):
         place, inside = _places(indptr, rows, width, len(key))
@@ -84,14 +84,14 @@ def _best(value: Floats, column: Ints, indptr: Longs, proposed: npt.NDArray[np.b
     found = nothing(len(indptr) - 1, k)
     if k <= 0:
         return found
-    key = _keys(value, column, proposed)
+    key = keys(value, column, proposed)
     for rows, width in _like_lengths(indptr):
         place, inside = _places(indptr, rows, width, len(key))
         packed = np.where(inside, key[place], _NEVER)
         if width > k:
             packed = np.partition(packed, width - k, axis=1)[:, width - k :]
         packed.sort(axis=1)
-        item, score = _unkeyed(packed[:, ::-1])
+        item, score = unkeyed(packed[:, ::-1])
         found.item[rows, : item.shape[1]] = item
         found.score[rows, : item.shape[1]] = score
     return found
@@ -103,7 +103,7 @@ _LAST: Final = np.uint32(0xFFFF_FFFF)
 _CACHED: Final = 1 << 15  # values worked on at once, so that what lies between two steps stays in the cache
 
 
-def _keys(value: Floats, column: Ints, proposed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+def keys(value: Floats, column: Ints, proposed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
     """Return whole numbers that order as (score, lower column first): no two of a row are equal, so any k largest are the ones."""
     key = np.empty(len(value), dtype=np.uint64)
     for first in range(0, len(value), _CACHED):
@@ -115,7 +115,7 @@ def _keys(value: Floats, column: Ints, proposed: npt.NDArray[np.bool_]) -> npt.N
     return key
 
 
-def _unkeyed(key: npt.NDArray[np.uint64]) -> tuple[Ints, Floats]:
+def unkeyed(key: npt.NDArray[np.uint64]) -> tuple[Ints, Floats]:
     """Return (item, score) of keys; -1 and -inf for `_NEVER`."""
     ordered = (key >> np.uint64(32)).astype(np.uint32)
     score = np.where(ordered & _SIGN, ordered ^ _SIGN, ~ordered).view(np.float32)

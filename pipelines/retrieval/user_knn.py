@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from pipelines.datasets.interactions import Floats, Histories, Interactions, Longs
-from pipelines.retrieval import neighbours, topk
+from pipelines.retrieval import neighbours, one_row, topk
 from pipelines.retrieval.protocol import Candidates
 
 
@@ -79,6 +79,8 @@ class UserKnn:
         topk.checked("user_knn", self.state, histories)
         rows, discount, norm, columns, length = self._evidence
         shape = rows.shape
+        if histories.n_users == 1:
+            return self._alone(histories, k, seen=histories if exclude_seen else None)
         strength = (histories.weight * 0.5 ** (topk.age_days(histories) / self.recency_half_life_days)).astype(np.float32)
         asking = histories.weighted(strength)
         asking.data = np.sqrt(asking.data)
@@ -89,20 +91,26 @@ class UserKnn:
         cost = np.minimum(np.diff(reach[asking.indptr]), shape[0]) + min(self.n_neighbours * length, shape[1])
         parts = []
         for first, last in neighbours.within_bounds(cost):
-            similar = _times(asking[first:last], columns)
+            similar = (asking[first:last] @ columns).tocsr()
             row = np.repeat(np.arange(first, last), np.diff(similar.indptr))
             similar.data /= own[row] * norm[similar.indices] + np.float32(self.shrinkage)
             nearest = neighbours.strongest(similar, self.n_neighbours)
             nearest.data **= np.float32(self.power)
-            scores = _times(nearest, rows)
+            scores = (nearest @ rows).tocsr()
             parts.append(topk.best_sparse(scores, k, seen=histories.rows(first, last) if exclude_seen else None))
         return topk.stack(parts, k)
 
-
-def _times(left: sparse.csr_matrix, right: sparse.csr_matrix) -> sparse.csr_matrix:
-    if neighbours.few(left.shape[0], right.shape[1]):
-        return neighbours.product(left, (right.data, right.indices, right.indptr), right.shape[1])
-    return (left @ right).tocsr()
+    def _alone(self, histories: Histories, k: int, *, seen: Histories | None) -> Candidates:
+        """Return the same of one history, without a sparse matrix."""
+        rows, discount, norm, columns, _ = self._evidence
+        strength = (histories.weight * 0.5 ** (topk.age_days(histories) / self.recency_half_life_days)).astype(np.float32)
+        item, value = one_row.of(histories, strength)
+        asking = np.sqrt(value) * discount[item]
+        own = np.sqrt(np.bincount(np.zeros(len(asking), np.intp), asking.astype(np.float64) ** 2, 1)).astype(np.float32)
+        user, shared = one_row.times(one_row.Row(item, asking), (columns.data, columns.indices, columns.indptr), rows.shape[0])
+        nearest = one_row.strongest(one_row.Row(user, shared / (own * norm[user] + np.float32(self.shrinkage))), self.n_neighbours)
+        told = one_row.Row(nearest.column, nearest.value ** np.float32(self.power))
+        return one_row.best(one_row.times(told, (rows.data, rows.indices, rows.indptr), rows.shape[1]), k, seen)
 
 
 def _discounted(rows: sparse.csr_matrix, discount: Floats) -> sparse.csr_matrix:

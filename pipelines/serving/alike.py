@@ -6,16 +6,16 @@ reciprocal ranks, as candidates are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines import columns as c
-from pipelines.datasets.interactions import Floats, Ints, Longs
+from pipelines.datasets.interactions import Bools, Floats, Ints, Longs
 from pipelines.features.catalogue_snapshot import CatalogueSnapshot
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.retrieval.ann.indexed import Indexed
@@ -23,13 +23,16 @@ from pipelines.retrieval.item_knn import ItemKnn
 from pipelines.retrieval.merging import RRF_CONSTANT
 from pipelines.retrieval.sequence_rules import SequenceRules
 from pipelines.retrieval.together import Together
+from pipelines.serving import critique
 from pipelines.serving.binding import Binding, Placed
+from pipelines.serving.request import Change
 
 VIEWED: Final = "viewed_together"
 BOUGHT: Final = "bought_together"
 DESCRIBED: Final = "described_alike"
 DEEP: Final = 200  # neighbours taken of each list
-SHELF: Final = 5000  # items of a category whose descriptions are compared, the most met
+SHELF: Final = 5000  # items whose descriptions are compared, the most met of a category or of what differs as asked
+NARROW: Final = 20 * SHELF
 EXACT: Final = 50_000  # vectors up to so many are compared one by one; beyond, their index is asked
 WEIGHTS: Final = {VIEWED: 1.0, BOUGHT: 1.0, "item_knn": 1.0, "sequence_rules": 0.7, "together": 1.0, DESCRIBED: 0.4}
 OTHER: Final = 0.6  # of sources by their vectors
@@ -100,20 +103,56 @@ class Alike:
         return self.binding.place
 
     @cached_property
-    def _shelves(self) -> tuple[Longs, Longs]:
-        """Return the places by category, the most met first, and where each category begins; unknown categories first."""
-        code = self.shop.words[c.CATEGORY][0]
-        met = self.shop.items["n_events"].to_numpy()
-        order = np.lexsort((-met, code))
-        return order, np.searchsorted(code[order], np.arange(len(self.shop.words[c.CATEGORY][1]) + 1))
+    def _shelves(self) -> dict[str, tuple[Longs, Longs]]:
+        """Return, by category and by brand, the places, the most met first, and where each word begins; unknown ones first."""
+        found, met = {}, self.shop.items["n_events"].to_numpy()
+        for name in (c.CATEGORY, c.BRAND):
+            code, words = self.shop.words[name]
+            order = np.lexsort((-met, code))
+            found[name] = order, np.searchsorted(code[order], np.arange(len(words) + 1))
+        return found
 
-    def shelf(self, place: int) -> Longs:
-        """Return the items of an item's category, the most met first; none where it has no category."""
-        code = int(self.shop.words[c.CATEGORY][0][place])
+    @cached_property
+    def _by_price(self) -> tuple[Longs, npt.NDArray[np.float64]]:
+        """Return the places by price and those prices, ascending; without those of unknown price."""
+        order = np.argsort(self.shop.price, kind="stable")
+        price = self.shop.price[order]
+        known = int(np.searchsorted(price, np.inf, side="right"))
+        return order[:known], price[:known]
+
+    def shelf(self, place: int, key: str = c.CATEGORY) -> Longs:
+        """Return the items of an item's category, or brand, the most met first; none where it has none."""
+        code = int(self.shop.words[key][0][place])
         if code < 0:
             return np.empty(0, np.int64)
-        order, begin = self._shelves
-        return order[begin[code] : begin[code + 1]][:SHELF]
+        order, begin = self._shelves[key]
+        return order[begin[code] : begin[code + 1]]
+
+    def differing(self, place: int, changes: tuple[Change, ...], allowed: Callable[[Longs], Bools]) -> Longs:
+        """Return what differs from an item as asked and is allowed, the `SHELF` most met of it at most.
+
+        The narrowest of what the orders by category, brand and price hold is looked through; where all of it is wide, the catalogue,
+        the most met first, until enough is found.
+        """
+        ways: list[Longs] = []
+        for change in changes:
+            if change.startswith("same"):
+                ways.append(self.shelf(place, c.BRAND if change.endswith("brand") else c.CATEGORY))
+            elif change in {"cheaper", "dearer"}:
+                order, price = self._by_price
+                side: Literal["left", "right"] = "left" if change == "cheaper" else "right"
+                cut = int(np.searchsorted(price, self.shop.price[place], side=side))  # behind all of them where it is unknown
+                ways.append(order[:cut] if change == "cheaper" else order[cut:])
+        narrow = min(ways, key=len, default=self.shop.most_met)
+        found, n = [np.empty(0, np.int64)], 0
+        for part in [narrow] if len(narrow) <= NARROW and ways else self.shop.parts():
+            found.append(part[critique.changed(self.shop, place, changes, part) & allowed(part)])
+            if (n := n + len(found[-1])) >= SHELF:
+                break
+        some = np.concatenate(found)
+        if n > SHELF:
+            some = some[np.lexsort((some, -self.shop.items["n_events"].to_numpy()[some]))]
+        return np.asarray(some[:SHELF], np.int64)
 
     def similar(self, place: int) -> list[List]:
         """Return lists of what an item may be replaced by, or looked at beside."""
@@ -162,7 +201,7 @@ class Alike:
 
     def described(self, place: int, among: Longs | None = None) -> Longs:
         """Return items by how alike their descriptions are: of the same category, or among some."""
-        others = self.shelf(place) if among is None else among
+        others = self.shelf(place)[:SHELF] if among is None else among
         others = others[others != place]
         return np.asarray(others[np.lexsort((others, -self.likeness(place, others)))[:DEEP]], np.int64)
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Protocol
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.convertors import Convertor, register_url_convertor
 
 from pipelines.errors import ReloopError
-from pipelines.serving import api_errors, explanation
+from pipelines.serving import api_errors
 from pipelines.serving import page as window
 from pipelines.serving.api_docs import ANSWERS, EXPLAINED, LIVES, READY, TAKEN, TEXT, USERS, describe
 from pipelines.serving.api_errors import Refusal
+from pipelines.serving.api_route import QueryRoute, StrictRoute
 from pipelines.serving.limits import Turnstile
 from pipelines.serving.metrics import Metrics, page
 from pipelines.serving.preferences import Said
@@ -80,10 +79,16 @@ class Room(Protocol):
     def writes(self) -> Turnstile: ...  # noqa: D102
 
     @property
+    def aside(self) -> Turnstile: ...  # noqa: D102
+
+    @property
     def metrics(self) -> Metrics: ...  # noqa: D102
 
-    def take(self, events: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
-        """Take events and return the fate of each; all are kept, none where it raises.
+    def keep(self, answer: Answer, body: bytes) -> None:
+        """Keep an answer, and what was told of it, for who asks how it came about."""
+
+    def take(self, events: Sequence[Mapping[str, Any]], request_id: str = "") -> Sequence[Verdict]:
+        """Take events and return the fate of each; all are kept, none where it raises. The same request again brings the same ones.
 
         Raises:
             StateError: they cannot be kept.
@@ -96,7 +101,7 @@ class Room(Protocol):
         """Return whether requests may be sent here, why not or what is degraded, and which release answers."""
 
     def remembered(self, request_id: str) -> Mapping[str, Any] | None:
-        """Return what is known of an answer given not long ago, by whichever process, as `explained` tells it."""
+        """Return what is known of an answer given not long ago, by whichever process (`remembered.find`)."""
 
     def users(self, starts: str, limit: int) -> list[str]:
         """Return ids of known users that begin so."""
@@ -113,9 +118,15 @@ class Desk:
 
     async def list(self, request: Request, ask: Ask) -> Response:
         """Answer an ask on the thread that answers."""
-        answer = await self.room.turnstile.through(partial(self.room.service.answer, ask))
+        answer, body = await self.room.turnstile.through(partial(self._made, ask))
         request.state.answer = answer
-        return _json(told(answer))
+        return Response(body, media_type="application/json")
+
+    def _made(self, ask: Ask) -> tuple[Answer, bytes]:
+        answer = self.room.service.answer(ask)
+        body = to_json(told(answer), inf_nan_mode="null")
+        self.room.keep(answer, body)
+        return answer, body
 
     def ask(self, request: Request, surface: Surface, query: ListQuery, **more: Any) -> Ask:
         """Return what a query asks."""
@@ -126,40 +137,6 @@ class Desk:
         if isinstance(query, ItemQuery):
             about["user_id"] = query.user_id
         return Ask(surface, request.state.request_id, self.room.clock(), **{**about, **more})
-
-
-class Strict(Request):
-    """A request whose body is JSON as the standard has it: no NaN, no half characters, no thousandfold nesting."""
-
-    async def json(self) -> Any:
-        """Return the body, parsed."""
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            wrong = {"type": "json_invalid", "loc": ("body",), "msg": f"is no JSON: {error}", "input": "the body"}
-            raise Unparsed(wrong) from error
-
-
-class Unparsed(Exception):
-    """A body that is no JSON."""
-
-
-class StrictRoute(APIRoute):
-    """A route that parses its body strictly."""
-
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
-        """Return the handler of a strict request."""
-        handle = super().get_route_handler()
-
-        async def strictly(request: Request) -> Response:
-            try:
-                return await handle(Strict(request.scope, request.receive))
-            except Exception as error:
-                if isinstance(error.__cause__, Unparsed):
-                    raise RequestValidationError([error.__cause__.args[0]]) from error
-                raise
-
-        return strictly
 
 
 def app(room: Room, *, keys: bool = True) -> FastAPI:
@@ -176,7 +153,7 @@ def app(room: Room, *, keys: bool = True) -> FastAPI:
 
 
 def _lists(desk: Desk) -> APIRouter:
-    routes = APIRouter(prefix="/v1", route_class=StrictRoute, tags=["lists"])
+    routes = APIRouter(prefix="/v1", route_class=QueryRoute, tags=["lists"])
 
     @routes.get("/users/{user_id:id}/recommendations", **ANSWERS)
     async def home(request: Request, user_id: UserId, query: Annotated[ListQuery, Query()]) -> Response:
@@ -235,7 +212,7 @@ def _bodies(desk: Desk) -> APIRouter:
     async def events(request: Request, body: EventsIn) -> Response:
         """Take what users did; the next answers of these users know of it."""
         rows = [event.model_dump(exclude_none=True) for event in body.events]
-        verdicts = await desk.room.writes.through(partial(_taken, desk.room, rows))
+        verdicts = await desk.room.writes.through(partial(_taken, desk.room, rows, _sent_as(request)))
         said = {
             "request_id": request.state.request_id,
             "accepted": sum(verdict.accepted for verdict in verdicts),
@@ -260,13 +237,14 @@ def _state(desk: Desk) -> APIRouter:
     @routes.get("/v1/requests/{request_id:id}/explanation", tags=["explanations"], **EXPLAINED)
     async def explain(request_id: RequestId) -> Response:
         """Return how an answer came about, item by item."""
-        found = await desk.room.turnstile.through(partial(desk.room.remembered, request_id))
+        found = await desk.room.aside.through(partial(desk.room.remembered, request_id))
         return _json(found or {"request_id": request_id, "found": False, "answer": None, "parts": {}, "items": []})
 
     @routes.get("/v1/users", tags=["explanations"], **USERS)
     async def users(query: Annotated[UsersQuery, Query()]) -> Response:
         """Return users that are known, by how their ids begin."""
-        return _json({"user_ids": desk.room.users(query.starts, query.limit)})
+        found = await desk.room.aside.through(partial(desk.room.users, query.starts, query.limit))
+        return _json({"user_ids": found})
 
     @routes.get("/healthz", tags=["operations"], **LIVES)
     async def healthz() -> Response:
@@ -283,8 +261,7 @@ def _state(desk: Desk) -> APIRouter:
     @routes.get("/metrics", tags=["operations"], **TEXT)
     async def metrics() -> Response:
         """Return what Prometheus reads, of all processes together."""
-        desk.room.vitals()
-        return Response(page(desk.room.metrics), media_type=METRICS_TYPE)
+        return Response(await desk.room.aside.through(partial(_page, desk.room)), media_type=METRICS_TYPE)
 
     return routes
 
@@ -306,24 +283,20 @@ def told(answer: Answer) -> dict[str, Any]:
     }
 
 
-def explained(answer: Answer) -> dict[str, Any]:
-    """Return all that is known of an answer."""
-    items = [
-        {
-            "item_id": shown.item_id,
-            "propensity": shown.propensity,
-            "features": {name: values[place] for name, values in answer.features.items() if place < len(values)},
-        }
-        for place, shown in enumerate(answer.items)
-    ]
-    asked = explanation.written(answer.ask)
-    whole = {"found": True, "answer": told(answer), "parts": dict(answer.release.parts), "items": items, "asked": asked}
-    return {"request_id": answer.ask.request_id, **whole}
+def _page(room: Room) -> bytes:
+    room.vitals()
+    return page(room.metrics)
 
 
-def _taken(room: Room, rows: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
+def _sent_as(request: Request) -> str:
+    """Return what a request is known by when it is sent again: the client's own name for it, apart from other clients'; else ours, new each time."""
+    theirs: str = request.state.client_request_id
+    return f"{request.state.key}:{theirs}" if theirs else request.state.request_id
+
+
+def _taken(room: Room, rows: Sequence[Mapping[str, Any]], request_id: str) -> Sequence[Verdict]:
     try:
-        verdicts = room.take(rows)
+        verdicts = room.take(rows, request_id)
     except ReloopError as error:
         room.metrics.events.labels("failed").inc(len(rows))
         hint = error.hint or "nothing was taken: send them again"

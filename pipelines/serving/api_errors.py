@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
@@ -40,10 +40,15 @@ class Refusal(Exception):
 
     def response(self) -> Response:
         """Return it as HTTP."""
-        body = {name: value for name, value in asdict(self).items() if name not in {"code", "headers"}}
-        return Response(
-            to_json({**body, "request_id": REQUEST.get()}), self.code, headers=dict(self.headers), media_type="application/json"
-        )
+        body = {
+            "error": self.error,
+            "found": self.found,
+            "allowed": self.allowed,
+            "hint": self.hint,
+            "field": self.field,
+            "request_id": REQUEST.get(),
+        }
+        return Response(to_json(body), self.code, headers=dict(self.headers), media_type="application/json")
 
 
 def busy(seconds: float, error: str, found: str) -> Refusal:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from pipelines.serving.api_errors import Refusal, busy, overloaded
 from pipelines.serving.auth import Key, Keyring
-from pipelines.serving.limits import Buckets, Turnstile
+from pipelines.serving.limits import Buckets, Lateness, Places, Turnstile
 from pipelines.serving.logs import ACCESS, REQUEST
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.request import Answer
@@ -83,6 +83,12 @@ class Gate:
     hosts: frozenset[str] = frozenset()
     traces: Traces | None = None
     ticks: Callable[[], float] = field(default=time.monotonic)
+    places: Places = field(init=False)
+    lateness: Lateness = field(default_factory=Lateness)
+
+    def __post_init__(self) -> None:
+        """Count from nothing."""
+        object.__setattr__(self, "places", Places(self.limits.max_requests))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -93,7 +99,7 @@ class Gate:
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         # Ours, always: who could choose it could choose arm and draws by it, and hide an answer behind another of the same name.
-        request_id, theirs = uuid.uuid4().hex, asked if TOKEN.fullmatch(asked) else ""
+        request_id, theirs = secrets.token_hex(16), asked if TOKEN.fullmatch(asked) else ""
         token = REQUEST.set(request_id)
         state = scope.setdefault("state", {})
         state["request_id"], state["client_request_id"], state["begun"] = request_id, theirs, begun
@@ -112,8 +118,9 @@ class Gate:
             await send(message)
 
         self.metrics.inflight.inc()
+        placed = scope["path"] in ALWAYS or self.places.enter()
         try:
-            refusal = self._refusal(scope, headers)
+            refusal = self._refusal(scope, headers) if placed else overloaded(1.0)
             body = await self._body(headers, receive) if refusal is None else refusal
             if isinstance(body, Refusal):
                 await self._refuse(body, scope, receive, sending)
@@ -121,6 +128,8 @@ class Gate:
                 await self.app(scope, _once(body, receive), sending)
         finally:
             self.metrics.inflight.dec()
+            if placed and scope["path"] not in ALWAYS:
+                self.places.leave()
             self._written(scope, state, code, begun)
             REQUEST.reset(token)
 
@@ -150,8 +159,11 @@ class Gate:
             if wait > 0:
                 return busy(wait, "rate", f"more than {rate:g} requests a second")
         # Told before anything is read or parsed: what cannot be answered should cost next to nothing.
-        if refusal is None and needs(scope["method"], scope["path"]) == "recommend" and (wait_for := self.turnstile.wait()) is not None:
-            return overloaded(wait_for)
+        if refusal is None and needs(scope["method"], scope["path"]) == "recommend":
+            if (wait_for := self.turnstile.wait()) is not None:
+                return overloaded(wait_for)
+            if (late := self.lateness.seconds()) * 1e3 > self.limits.max_late_ms:
+                return overloaded(late)
         return refusal
 
     def _key(self, scope: Scope, headers: Headers) -> tuple[Key | None, Refusal | None]:

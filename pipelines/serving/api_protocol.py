@@ -1,8 +1,13 @@
-"""HTTP on the wire with an end to patience: uvicorn's own protocol waits for headers for ever, and for as many as are sent."""
+"""HTTP on the wire with an end to patience: uvicorn's own protocol waits for headers for ever, and for as many as are sent.
+
+Its `limit_concurrency` counts connections that are open and ask nothing, so that a thousand idle ones would shut everybody out. Here what
+is counted is requests (`api_gate`); of connections, too many close the one that was idle longest, which its client opens again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,6 +24,9 @@ class Impatient(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for headers."""
         super().connection_made(transport)
+        self._rested = time.monotonic()  # a turn of the loop may hold many
+        if len(self.connections) > self.policy.max_connections:
+            self._make_room()
         self._head_bytes = 0
         self._in_head = True
         self._due: asyncio.TimerHandle | None = self.loop.call_later(self.policy.slow_seconds, self._hang_up)
@@ -64,6 +72,22 @@ class Impatient(HttpToolsProtocol):
         self._rest()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """Be idle from now on."""
+        self._rested = time.monotonic()  # a turn of the loop may hold many
+        super().on_response_complete()
+
+    def _make_room(self) -> None:
+        """Hang up on whoever was idle longest; on this connection where all of them are at work."""
+        idle = [one for one in self.connections if isinstance(one, Impatient) and one is not self and one.idle()]
+        (min(idle, key=lambda one: one._rested) if idle else self)._hang_up()
+
+    def idle(self) -> bool:
+        """Return whether nothing is asked here now."""
+        if self.transport.is_closing():
+            return False
+        return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
+
     def send_431(self) -> None:
         """Refuse a line and headers that are too long, and close."""
         most = f"{self.policy.max_header_bytes} bytes"
@@ -104,7 +128,6 @@ def options(policy: LimitPolicy, graceful_seconds: float) -> dict[str, Any]:
         "log_config": None,
         "server_header": False,
         "proxy_headers": False,
-        "limit_concurrency": policy.max_connections,
         "timeout_keep_alive": 30,
         "timeout_graceful_shutdown": int(graceful_seconds),
     }

@@ -9,32 +9,34 @@ House       these, behind the words that HTTP asks for (`api.Room`)
 from __future__ import annotations
 
 import logging
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from pydantic_core import to_json
-
+from pipelines import columns as c
 from pipelines import config
 from pipelines.config import Home, Settings
 from pipelines.errors import StateError
 from pipelines.registry import choosing, ledger
-from pipelines.serving import api, api_gate, engine, explanation, from_session, remembered
+from pipelines.registry.choosing import Serving
+from pipelines.serving import api, api_gate, engine, explanation, from_session, mapped, remembered
 from pipelines.serving.auth import Keyring
 from pipelines.serving.batch_lists import BatchLists
 from pipelines.serving.blocked import Blocked
 from pipelines.serving.breaker import CODES, Breaker
 from pipelines.serving.caches import Caches
+from pipelines.serving.clicks import Clicks
 from pipelines.serving.experimenting import Experimenting
 from pipelines.serving.holder import Holder
-from pipelines.serving.journal import Journal
+from pipelines.serving.journal import Journal, Seen
 from pipelines.serving.knowledge import Knowledge
 from pipelines.serving.ladder import Ladder
 from pipelines.serving.limits import Buckets, Turnstile
+from pipelines.serving.lookout import Lookout
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.news import News
 from pipelines.serving.preferences import Said
@@ -53,6 +55,7 @@ from pipelines.window import utc
 LOG: Final = logging.getLogger(__name__)
 NOBODY: Final = Release(None, None)
 PULSE_SECONDS: Final = 2.0
+ASIDE_MS: Final = 5000.0  # people and Prometheus wait so long for what is looked up for them
 
 
 @dataclass
@@ -60,7 +63,7 @@ class House:
     """One process of the service.
 
     Attributes:
-        turnstile, writes: the threads that answer, and that take events.
+        turnstile, writes: the threads that answer, and that take events; aside: that looks things up for people and for Prometheus.
         intake: None where the bus cannot be reached.
         built: digest -> the cycle that built the release (ISO 8601), as the ledger says.
     """
@@ -76,21 +79,52 @@ class House:
     ladder: Ladder
     caches: Caches
     journal: Journal
+    clicks: Clicks
     recent: Recent
+    trials: Experimenting
     touched: Callable[[Sequence[str]], None]
     intake: Intake | None = None
     built: dict[str, str] = field(default_factory=dict)
-    breakers: list[Breaker] = field(default_factory=list)
+    lookouts: list[Lookout] = field(default_factory=list)
+    aside: Turnstile = field(init=False)
+    ring: Ring = field(init=False)
 
-    def take(self, events: Sequence[Mapping[str, Any]]) -> Sequence[Verdict]:
-        """Take events and return the fate of each.
+    def __post_init__(self) -> None:
+        """Make what needs nothing but the settings."""
+        serving = config.load(self.home).serving
+        self.aside = Turnstile(serving.limits.model_copy(update={"max_wait_ms": ASIDE_MS}))
+        self.ring = Ring(self.home, serving.log.remembered_bytes)
+
+    def take(self, events: Sequence[Mapping[str, Any]], request_id: str = "") -> Sequence[Verdict]:
+        """Take events and return the fate of each; those of a request that comes again count once.
 
         Raises:
             StateError: the bus cannot be reached, or cannot keep them.
         """
-        if self.intake is None:  # the bus was away when the service began; it may be back
+        now, verdicts = self.clock(), dict[int, Verdict]()
+        seen = {place: event for place, event in enumerate(events) if event.get(c.EVENT_TYPE) == c.SEEN}
+        did = [(place, event) for place, event in enumerate(events) if place not in seen]
+        if did and self.intake is None:  # the bus was away when the service began; it may be back
             self.intake = Intake.of(self.home, self.recent, self.touched)
-        return self.intake.take(events, self.clock())
+        if did and self.intake is not None:
+            taken = self.intake.take([event for _, event in did], now, request_id)
+            verdicts = {place: verdict for (place, _), verdict in zip(did, taken, strict=True)}
+            self.clicks.acted(event for place, event in did if verdicts[place].accepted)
+        for place, event in seen.items():
+            verdicts[place] = self._saw(event, now)
+        return [verdicts[place] for place in range(len(events))]
+
+    def _saw(self, event: Mapping[str, Any], now: datetime) -> Verdict:
+        """Log that a place of an answer came into view; it is known by request and item, and learnt now, whatever it says."""
+        request, item = str(event.get(c.REQUEST_ID) or ""), str(event[c.ITEM_ID])
+        name = str(event.get(c.EVENT_ID) or f"{c.SEEN}:{request}:{item}")
+        if not request:
+            return Verdict(name, (f"{c.REQUEST_ID} is missing: a place is seen in an answer",))
+        if item == c.NOTHING:  # the lake would refuse it, and enough of such rows the whole batch
+            return Verdict(name, (f"{c.ITEM_ID} {c.NOTHING} is no item: it stands for an answer without any",))
+        if not self.journal.saw(Seen(request, str(event[c.USER_ID]), item, now)):
+            return Verdict(name, ("too many places came into view at once: send it again in a few seconds",))
+        return Verdict(name)
 
     def prefer(self, user_id: str, said: Said) -> None:
         """Keep what a user chose; lists that were remembered without it hold no longer."""
@@ -103,12 +137,12 @@ class House:
         return champion.release if champion is not None else NOBODY
 
     def ready(self) -> tuple[bool, Sequence[str], Release]:
-        """Return whether a list can be made here, and what is not as it should be."""
-        reasons = [f"version of {digest[:12]} refused: {why}" for digest, why in self.holder.refused.items()]
+        """Return whether a list can be made here, and what is not as it should be: by thing and kind, for nobody is asked for a key here."""
+        reasons = [f"version of {digest[:12]} refused: {_kind(why)}" for digest, why in self.holder.refused.items()]
         if self.holder.trouble:
-            reasons.append(f"releases: {self.holder.trouble}")
+            reasons.append(f"releases: {_kind(self.holder.trouble)}")
         if self.knowledge.trouble:
-            reasons.append(f"snapshots: {self.knowledge.trouble}")
+            reasons.append(f"snapshots: {_kind(self.knowledge.trouble)}")
         reasons += [f"{breaker.name} is left alone" for breaker in self._breakers() if breaker.state == "open"]
         catalogue = self.knowledge.catalogue
         if catalogue is None:
@@ -120,19 +154,24 @@ class House:
 
     def remembered(self, request_id: str) -> Mapping[str, Any] | None:
         """Return what is known of one of the last answers of any process; and why, where its release is still held."""
-        found = remembered.find(self.home, request_id)
-        if found is None or "asked" not in found:
-            return found
+        kept = remembered.find(self.home, request_id)
+        if kept is None:
+            return None
+        found = remembered.told(kept)
         answer = found["answer"]
-        engines = (self.holder.held.champion, self.holder.held.previous, self.holder.held.challenger)
+        held = self.holder.held
         try:
-            held = next(one for one in engines if isinstance(one, engine.Engine) and one.release.digest == answer["model"]["bundle"])
+            made_by = self.trials.engine_of(answer["variant"], answer["model"]["bundle"], (held.champion, held.previous, held.challenger))
             shown = [item["item_id"] for item in answer["items"]]
-            return {**found, "why": explanation.explained(held, explanation.read(found["asked"]), shown=shown)}
-        except StopIteration:
-            return {**found, "why": None, "not_told": "the release that answered is not loaded any more"}
+            return {**found, "why": explanation.explained(made_by, explanation.read(found["asked"]), shown=shown)}
+        except StateError as error:
+            return {**found, "why": None, "not_told": f"{error.thing}: {error.found}"}
         except Exception as error:  # noqa: BLE001 - what is remembered is told whether or not it can be worked out again
             return {**found, "why": None, "not_told": f"{type(error).__name__}: {error}"[:300]}
+
+    def keep(self, answer: Answer, body: bytes) -> None:
+        """Keep an answer, and what was told of it, for who asks how it came about."""
+        self.ring.keep(remembered.record(answer, body))
 
     def users(self, starts: str, limit: int) -> list[str]:
         """Return ids of known users that begin so, in order."""
@@ -155,6 +194,7 @@ class House:
         for breaker in self._breakers():
             self.metrics.trouble(breaker.name, CODES[breaker.state])
         self.metrics.looked_up(self.caches.record())
+        self.metrics.stumbled({lookout.name: lookout.failed for lookout in self.lookouts})
         self.metrics.logged({"written": self.journal.counts.rows, "dropped": self.journal.counts.dropped, "lost": self.journal.counts.lost})
         known = self.knowledge.known
         if known.requests is not None:
@@ -184,11 +224,18 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
     serving = settings.serving
     with ExitStack() as ending:
         knowledge = Knowledge(home, serving)
-        holder = Holder(home, lambda loaded: engine.bound(knowledge, loaded), serving.rollout)
+
+        def bound(loaded: Serving) -> engine.Engine:
+            made = engine.bound(knowledge, loaded)
+            trials.meet(made)
+            return made
+
+        holder = Holder(home, bound, serving.rollout)
         shared = SharedCache(home, serving.cache, serving.ladder.breaker) if serving.cache.redis else None
         news, recent = News(home), Recent(serving.events)
         caches = Caches(serving.cache, news, shared=shared, precomputed=BatchLists(home, serving), withdrawn=lambda: holder.withdrawn)
-        trials = Experimenting(home, holder.pick, lambda version: _version(knowledge, version), serving.rollout.poll_seconds)
+        polled, retried = serving.rollout.poll_seconds, serving.rollout.retry_seconds
+        trials = Experimenting(home, holder.pick, lambda version: _version(knowledge, version), polled, retried)
         ladder = Ladder(
             serving,
             trials.pick,
@@ -208,13 +255,23 @@ def house(home: Home, clock: Clock) -> Iterator[House]:
         # Events wait for the bus and the judge of the rows; lists do not wait for them.
         turnstile, writes = Turnstile(serving.limits), Turnstile(serving.limits)
         journal = Journal(home, settings.impressions)
-        made = House(home, Service(None), clock, turnstile, writes, Metrics(), knowledge, holder, ladder, caches, journal, recent, touched)
-        made.breakers = [knowledge.breaker, *([shared.breaker] if shared is not None else [])]
+        clicks = Clicks(home, lambda: holder.held.rollout)
+        service, metrics = Service(None), Metrics()
+        made = House(
+            home, service, clock, turnstile, writes, metrics, knowledge, holder, ladder, caches, journal, clicks, recent, trials, touched
+        )
         made.service = Service(ladder.answer, _watchers(made, settings, ending))
         _start(made, settings, ending)
         trials.start()
         ending.callback(trials.stop)
+        made.lookouts.append(trials.lookout)
         yield made
+
+
+def _kind(trouble: str) -> str:
+    """Return the kind of an error; its text, which may name paths, hosts and users, is in the log."""
+    kind, found, _ = trouble.partition(": ")
+    return f"{kind}, see the log" if found and kind.isidentifier() else "see the log"
 
 
 def _version(knowledge: Knowledge, version: int) -> engine.Engine:
@@ -226,24 +283,23 @@ def _version(knowledge: Knowledge, version: int) -> engine.Engine:
     digest = choosing.digests(knowledge.home).get(version)
     if digest is None:
         raise StateError(f"version {version}", found="no entry of the ledger", allowed="a version that was judged or released")
-    return engine.bound(knowledge, choosing.loaded(knowledge.home, version, digest))
+    home = knowledge.home
+    return engine.bound(knowledge, choosing.loaded(home, version, digest, arrays=mapped.arrays_of(home, digest)))
 
 
 def _watchers(made: House, settings: Settings, ending: ExitStack) -> tuple[Watcher, ...]:
-    """Return what sees every answer: metrics, explanations, the impression log, what the guard reads, the silent challenger."""
-    ring, tally = Ring(made.home, settings.serving.log.remembered_bytes), Tally(made.home, lambda: made.release().version)
+    """Return what sees every answer: metrics, the impression log, what the guard reads, the silent challenger."""
+    tally = Tally(made.home)
     shadow = Shadow(made.home, settings.serving.rollout)
     steward = Steward(made.home, settings.serving.rollout, shadow)
 
-    def remember(answer: Answer) -> None:
-        ring.keep(to_json(api.explained(answer), inf_nan_mode="null"))
-
-    for close in (ring.close, tally.close, made.journal.close):
+    for close in (made.ring.close, tally.close, made.clicks.close, made.journal.close):
         ending.callback(close)
     made.journal.start()
     steward.start()
     ending.callback(steward.stop)
-    return made.metrics.answered, remember, made.journal, tally, shadow
+    made.lookouts.append(steward.lookout)
+    return made.metrics.answered, made.journal, tally, made.clicks, shadow
 
 
 def _start(made: House, settings: Settings, ending: ExitStack) -> None:
@@ -262,9 +318,14 @@ def _start(made: House, settings: Settings, ending: ExitStack) -> None:
         follower = Follower(made.home, made.touched)
         follower.start()
         ending.callback(follower.stop)
+        made.lookouts.append(follower.lookout)
     ending.callback(made.turnstile.close)
     ending.callback(made.writes.close)
-    ending.enter_context(_pulse(made))
+    ending.callback(made.aside.close)
+    pulse = Lookout("reloop-pulse", made.vitals, PULSE_SECONDS)
+    pulse.start()
+    ending.callback(pulse.stop)
+    made.lookouts += [pulse, made.holder.lookout, made.knowledge.lookout]
 
 
 def warm(made: House) -> None:
@@ -280,27 +341,6 @@ def warm(made: House) -> None:
                 champion.answer(Ask(surface, "warm", now, user_id=user, item_ids=items, changes=changes))
             except Exception as error:  # noqa: BLE001 - whoever asks is answered from a lower rung, and told why
                 LOG.warning("warming %s: %s: %s", surface, type(error).__name__, error)
-
-
-@contextmanager
-def _pulse(made: House) -> Iterator[None]:
-    """Keep the metrics of a process fresh, whichever process is asked for them."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(PULSE_SECONDS):
-            try:
-                made.vitals()
-            except Exception:
-                LOG.exception("metrics")
-
-    thread = threading.Thread(target=beat, name="pulse", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(5.0)
 
 
 def gated(

@@ -13,7 +13,7 @@ new experiment touches no setting of a training run:
     [shorter-memory.arms.control]          # the first arm is control
     [shorter-memory.arms.shorter]
     weight = 1.0
-    version = 12                           # what the arm changes: a model version, the rules of re-ranking, or `interleave`
+    version = 12                           # what the arm changes: a model version, the rules of re-ranking, exploration, or `interleave`
 
 A unit's place in a layer is a hash of (layer, unit), so growing a slice moves nobody who is in it. Its arm is the one with the largest
 of w-weighted draws -ln(u) / w, smallest first, u a hash of (salt, arm, unit): weighted rendezvous hashing (Thaler, Ravishankar, IEEE/ACM
@@ -38,6 +38,7 @@ from pipelines import misfit
 from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.frozen import Policy
+from pipelines.model_settings import ExplorationPolicy
 from pipelines.rerank_policies import RerankSettings
 
 FILE: Final = "experiments.toml"
@@ -52,12 +53,13 @@ class Arm(Policy):
     weight: float = Field(default=1.0, gt=0, le=1e6)
     version: int | None = Field(default=None, ge=1)  # model version that answers
     rerank: RerankSettings | None = None  # rules of re-ranking, instead of those of the release
+    exploration: ExplorationPolicy | None = None  # which places new items may get, instead of the settings'
     interleave: tuple[Name, Name] | None = None  # two arms whose lists are drafted into one, team a and team b
 
     @model_validator(mode="after")
     def _one_change(self) -> Self:
         """Refuse an arm that interleaves and changes something itself."""
-        if self.interleave and (self.version is not None or self.rerank is not None):
+        if self.interleave and (self.version, self.rerank, self.exploration) != (None, None, None):
             raise ValueError("an arm with `interleave` changes nothing itself")
         return self
 
@@ -223,7 +225,7 @@ def load(home: Home) -> Experiments:
     Raises:
         StateError: as `parse`.
     """
-    file = home.root / FILE
+    file = home.experiments
     if not file.is_file():
         return Experiments({})
     try:

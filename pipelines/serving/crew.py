@@ -34,7 +34,7 @@ class Crew(Generic[Result]):
     def __init__(self, name: str, threads: int, waiting: int) -> None:
         self.name, self.threads = name, threads
         self._room = threading.BoundedSemaphore(threads + waiting)
-        self._work: queue.SimpleQueue[tuple[Future[Result], contextvars.Context, Callable[[], Result]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Future[Result], contextvars.Context, Callable[[], Result]] | None] = queue.SimpleQueue()
         self._turn, self._started, self._idle = threading.Lock(), 0, 0
 
     def call(self, work: Callable[[], Result], timeout_ms: float) -> Result:
@@ -60,6 +60,12 @@ class Crew(Generic[Result]):
             begun = not job.cancel()
             raise Late(self.name, found=f"not {'done' if begun else 'begun'} within {timeout_ms:.0f} ms") from error
 
+    def close(self) -> None:
+        """Let the threads end, each after what it has begun and what waits already; whoever calls after all finds new ones."""
+        with self._turn:
+            for _ in range(self._started):
+                self._work.put(None)
+
     def _hire(self) -> None:
         with self._turn:
             if self._started < self.threads and self._idle <= self._work.qsize():
@@ -70,9 +76,13 @@ class Crew(Generic[Result]):
         while True:
             with self._turn:
                 self._idle += 1
-            job, context, work = self._work.get()
+            given = self._work.get()
             with self._turn:
                 self._idle -= 1
+                self._started -= given is None
+            if given is None:
+                return
+            job, context, work = given
             if not job.set_running_or_notify_cancel():
                 continue
             _done(job, context, work)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines import columns as c
 from pipelines.datasets.interactions import Bools
@@ -22,24 +23,23 @@ WORDS: Final[dict[Change, str]] = {
 }
 
 
-def changed(shop: CatalogueSnapshot, place: int, changes: tuple[Change, ...]) -> Bools:
-    """Return bool [n_items], what differs from an item as asked, in every way that is asked.
+def changed(shop: CatalogueSnapshot, place: int, changes: tuple[Change, ...], among: npt.NDArray[np.integer]) -> Bools:
+    """Return bool [n], which of some places differ from an item as asked, in every way that is asked.
 
     What is unknown, of the item or of another, differs in no way, and is the same in none.
     """
-    good = np.ones(len(shop.item_ids), bool)
-    good[place] = False
-    price = shop.price
+    good = among != place
+    price, mine = shop.price[among], shop.price[place]
     for change in changes:
         if change == "cheaper":
-            good &= price < price[place]
+            good &= price < mine
         elif change == "dearer":
-            good &= price > price[place]
+            good &= price > mine
         else:
-            code = shop.words[c.BRAND if change.endswith("brand") else c.CATEGORY][0]
-            known = (code >= 0) & (code[place] >= 0)
-            good &= known & ((code == code[place]) == change.startswith("same"))
-    return good
+            codes = shop.words[c.BRAND if change.endswith("brand") else c.CATEGORY][0]
+            code, own = codes[among], codes[place]
+            good &= (code >= 0) & (own >= 0) & ((code == own) == change.startswith("same"))
+    return np.asarray(good, bool)
 
 
 def differs(one: Mapping[str, object], other: Mapping[str, object], changes: tuple[Change, ...]) -> bool:

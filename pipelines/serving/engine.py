@@ -123,6 +123,12 @@ class Engine:
         """Return whether it is bound to some snapshots."""
         return known.name in self.bindings
 
+    def ready(self) -> None:
+        """Bind it to what is known now, if it is not yet; before the first snapshots there is nothing to do."""
+        known = self.knowledge.known
+        if known.requests is not None and known.items is not None and not self.follows(known):
+            self.prepare(known)
+
     def prepare(self, known: Known) -> None:
         """Bind it to snapshots, and work out what models work out at their first question: nobody waits for it here, so nothing is late.
 
@@ -181,7 +187,7 @@ class Engine:
         with watch.stage("retrieve"):
             for name in model.retrievers:
                 lists[name] = self._proposed(name, users, watch, deeper * model.k_per_source, vectors)
-        said = preferences.wanted(self.knowledge.preferences, ask.user_id, users)
+        said = self._chosen(ask.user_id, users, watch)
         with watch.stage("blend"):
             given, recipe = cold_users.alone(lists), model.recipe
             if said is not None:
@@ -211,6 +217,14 @@ class Engine:
                 return held
         except Exception as error:  # noqa: BLE001 - the blend orders the list, from the snapshot's history
             watch.failed("store", error)
+            return None
+
+    def _chosen(self, user_id: str | None, users: Histories, watch: Watch) -> preferences.Said | None:
+        """Return what a newcomer said to like; None, and a line, where it cannot be read."""
+        try:
+            return preferences.wanted(self.knowledge.preferences, user_id, users)
+        except StateError as error:
+            watch.failed("preferences", error)
             return None
 
     def _proposed(self, name: str, users: Histories, watch: Watch, k: int, vectors: dict[str, Vectors]) -> Candidates:
@@ -257,7 +271,5 @@ class Engine:
 def bound(knowledge: Knowledge, serving: Serving) -> Engine:
     """Return an engine of a loaded release, bound to the newest snapshots already."""
     engine = Engine(knowledge, serving, config.load(knowledge.home), placed(serving.model))
-    known = knowledge.known
-    if known.requests is not None and known.items is not None:
-        engine.prepare(known)
+    engine.ready()
     return engine

@@ -7,13 +7,13 @@ and `reproduced` says whether the list came out as it was shown.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from pydantic_core import to_json
 
 from pipelines import columns as c
 from pipelines.errors import StateError
@@ -28,14 +28,13 @@ from pipelines.serving.engine import PERSONAL, Engine
 from pipelines.serving.request import Ask, Filters
 from pipelines.serving_policies import DeadlinePolicy
 from pipelines.streaming.session import SessionEvent
-from pipelines.window import utc
 
 PATIENT: Final = DeadlinePolicy(retrieve_by_ms=1e9, rank_by_ms=1e9)
 
 
-def written(ask: Ask) -> dict[str, Any]:
-    """Return a question as JSON values."""
-    return {**dataclasses.asdict(ask), "as_of": utc(ask.as_of).isoformat(), "events": [list(event) for event in ask.events]}
+def written(ask: Ask) -> bytes:
+    """Return a question as JSON."""
+    return to_json(ask)
 
 
 def read(said: Mapping[str, Any]) -> Ask:

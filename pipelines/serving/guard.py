@@ -17,6 +17,10 @@ challenger's is not above T, no more than 1 - q of its answers are: the binomial
 Scores: PSI between the two histograms, above its limit and above what chance does to two equal samples (`evaluation.psi`), a list
 counting as one row however many items it has.
 
+Clicks: the share of answers that were clicked, users in buckets as units, linearised as the ratio that it is (`evaluation.two_sample`).
+Broken where the always-valid interval of challenger - (1 - margin) control lies below 0 (`evaluation.sequential`): it may be looked at as often as
+one likes, so a step's whole share of alpha is one test's. The effect that is expected beforehand is a fifth of control's share.
+
 Looks: a step's share of alpha is spent evenly, half of it on its first half hour; and evenly over the tests of a look (Bonferroni). So all of
 them together err at most as often as was said, whatever their dependence; it costs little, since tails fall exponentially with the requests.
 """
@@ -30,7 +34,8 @@ from typing import Any, Final
 import numpy as np
 from scipy import stats
 
-from pipelines.evaluation import psi
+from pipelines.evaluation import psi, sequential, two_sample
+from pipelines.serving.clicks import Sums
 from pipelines.serving.tally import EDGES_MS, Figures
 from pipelines.serving_policies import RolloutPolicy
 
@@ -38,6 +43,10 @@ SHARES: Final = ("failed", "empty", "lower", "same")
 QUANTILES: Final = (0.5, 0.9, 0.99)
 WINDOWS: Final = 2  # the whole step, and what is new
 EARLY_SECONDS: Final = 1800.0  # of a step, on which half of its alpha is spent
+ANSWERS: Final = 0.75  # of alpha, for how the release answers
+CLICKS: Final = 0.05  # for what its users do; the rest is kept
+MIN_BUCKETS: Final = 50  # with answers, on each side, for a variance
+EXPECTED: Final = 0.2  # of control's share of clicks, what a challenger that is worse may lose
 TESTS: Final = WINDOWS * (len(SHARES) + len(QUANTILES) + 1)
 
 
@@ -58,7 +67,7 @@ def alpha(policy: RolloutPolicy, seconds: float, most_seconds: float, steps: int
     """Return the rate at which one test may be wrong at a look, so many seconds into a step that lasts `most_seconds` at most."""
     looks = ceil(most_seconds / policy.look_seconds)
     early = min(looks, ceil(EARLY_SECONDS / policy.look_seconds))
-    budget = policy.false_alarm_rate / (steps * TESTS)
+    budget = ANSWERS * policy.false_alarm_rate / (steps * TESTS)
     if looks <= early:
         return budget / early
     return budget / 2 / (early if seconds <= EARLY_SECONDS else looks - early)
@@ -96,6 +105,28 @@ def judged(challenger: Figures, control: Figures, policy: RolloutPolicy, level: 
     if distance > slack * policy.max_score_psi and distance > chance:
         broken.append(f"scores: PSI {distance:.2f}, above {slack * policy.max_score_psi:g} and above {chance:.2f}, which is chance")
     return Judgement(tuple(broken), {"challenger": said_of(challenger), "control": said_of(control), "score_psi": _finite(distance)})
+
+
+def clicked(challenger: Sums, control: Sums, policy: RolloutPolicy, level: float) -> str | None:
+    """Return in words that users click surely less; None where they do not, or nothing can be told yet.
+
+    Args:
+        challenger, control: int64 [buckets, 2], answers and those that were clicked, since the step began.
+        level: that the test may be wrong at, over all its looks.
+    """
+    sides = [side[side[:, 0] > 0].astype(np.float64) for side in (challenger, control)]
+    if min(len(side) for side in sides) < MIN_BUCKETS or min(side[:, 0].sum() for side in sides) < policy.click_answers:
+        return None
+    units = [two_sample.linearised(side[:, 1], side[:, 0]) for side in sides]
+    mine, others = (float(side.mean()) for side in units)
+    floor = 1 - policy.max_click_loss
+    squared, other_squared = (float(side.var(ddof=1)) / len(side) for side in units)
+    width = sequential.half_width(squared + floor**2 * other_squared, EXPECTED * others, level)
+    if not mine - floor * others + width < 0:
+        return None
+    answers = [f"{side[:, 1].sum():.0f} of {side[:, 0].sum():.0f} answers" for side in sides]
+    said = [f"{text} ({rate:.2%})" for text, rate in zip(answers, (mine, others), strict=True)]
+    return f"clicks: {said[0]}, against {said[1]}: surely more than {policy.max_click_loss:.0%} below it, however often one looks"
 
 
 def drawn(hits: int, n: int, others: int, m: int, *, margin: float, level: float) -> bool:

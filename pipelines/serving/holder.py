@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from pipelines.registry.choosing import Serving
 from pipelines.registry.rollouts import Follower, Rollout, Seen
 from pipelines.serving import mapped
 from pipelines.serving.assignment import fraction
+from pipelines.serving.lookout import Lookout
 from pipelines.serving.request import Answer, Ask, Release
 from pipelines.serving.tally import ROLLOUT
 from pipelines.serving_policies import RolloutPolicy
@@ -103,8 +103,7 @@ class Holder:
         self._follower: Follower | None = None
         self._taken: Seen | None = None
         self._announced: dict[str, Any] = {}
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.lookout = Lookout("reloop-holder", self.follow, policy.poll_seconds)
 
     def pick(self, ask: Ask) -> tuple[Engine | None, str]:
         """Return the engine that answers a request, and its side of the rollout that runs; None before the first release."""
@@ -119,22 +118,15 @@ class Holder:
     def start(self) -> None:
         """Load what serves, then follow in a thread."""
         self.follow()
-        self._thread = threading.Thread(target=self._run, name="reloop-holder", daemon=True)
-        self._thread.start()
+        self.lookout.start()
 
     def stop(self) -> None:
         """End the thread; what is held goes on answering."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(60)
+        self.lookout.stop()
         if self._follower is not None:
             self._follower.close()
             self._follower = None
         (folder(self.home) / f"{os.getpid()}.json").unlink(missing_ok=True)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.policy.poll_seconds):
-            self.follow()
 
     def follow(self) -> None:
         """Look once, and do what follows; whatever goes wrong is told, and what is held stays. Called by one thread at a time."""
@@ -292,11 +284,13 @@ def folder(home: Home) -> Path:
 
 
 def workers(home: Home) -> dict[int, dict[str, Any]]:
-    """Return what each living process of this machine holds, by its id, as `Holder.status` has it."""
+    """Return what each living process of this machine holds, by its id, as `Holder.status` has it.
+
+    A container with process ids of its own finds none of another's, and what it does not know is not its to remove: the supervisor does.
+    """
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(folder(home).glob("*.json")):
         if not Path(f"/proc/{path.stem}").exists():
-            path.unlink(missing_ok=True)
             continue
         with suppress(FileNotFoundError):
             found[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))

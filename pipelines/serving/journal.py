@@ -1,6 +1,7 @@
 """The impression log of a process: every answer it gave, appended to a segment of its own; never in the way of a request.
 
-    impressions/segments/<pid>-<word>-<number>.open     being written, under its writer's lock; `.jsonl` once it is closed
+    impressions/segments/<pid>-<word>-<number>.new      made, not yet locked by its writer
+                                              .open     being written, under its writer's lock; `.jsonl` once it is closed
 
 One line of JSON an answer, as `lake.segments` reads it. A request only puts its answer into a bounded buffer; a thread of the process
 writes what waits there every `flush_seconds`, flushes it to disk, and closes the segment once it is large or old. What finds the buffer
@@ -20,9 +21,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
+from pipelines import columns as c
 from pipelines.config import Home
 from pipelines.decision_policies import ImpressionPolicy
 from pipelines.lake import segments
@@ -33,6 +37,7 @@ from pipelines.serving.request import FULL, Answer
 from pipelines.window import micros
 
 LOG: Final = logging.getLogger(__name__)
+MARKS_SHARE: Final = 0.25  # of the buffer, that places which came into view may take
 
 
 @dataclass
@@ -46,6 +51,16 @@ class Counts:
     segments: int = 0  # closed
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A place of an answer that came into view, as the client says."""
+
+    request_id: str
+    user_id: str
+    item_id: str
+    at: datetime
+
+
 class Journal:
     """A watcher of the service: `journal(answer)`; any number of threads may call it.
 
@@ -56,8 +71,8 @@ class Journal:
     def __init__(self, home: Home, policy: ImpressionPolicy, *, ticks: Callable[[], float] = time.monotonic) -> None:
         self.folder, self.policy, self.counts = segments.folder(home), policy, Counts()
         self._ticks = ticks
-        self._waiting: deque[Answer] = deque()
-        self._rows = 0
+        self._waiting: deque[Answer | Seen] = deque()
+        self._rows = self._marks = 0
         self._turn = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -69,15 +84,26 @@ class Journal:
 
     def __call__(self, answer: Answer) -> None:
         """Take an answer; nothing is written here, and nothing is raised."""
-        rows = len(answer.items)
-        if not rows:
-            return
+        self._take(answer)
+
+    def saw(self, place: Seen) -> bool:
+        """Take a place that came into view; as with answers, nothing is raised. False where such places have taken their share of the buffer."""
+        return self._take(place)
+
+    def _take(self, answer: Answer | Seen) -> bool:
+        rows, mark = _rows(answer), isinstance(answer, Seen)
         with self._turn:
+            # What clients send in bulk must not crowd out what was shown.
+            if mark and self._marks >= self.policy.buffer_rows * MARKS_SHARE:
+                self.counts.dropped += rows
+                return False
             if self._rows + rows > self.policy.buffer_rows:
                 self.counts.dropped += rows
-                return
+                return False
             self._rows += rows
+            self._marks += mark
             self._waiting.append(answer)
+            return True
 
     def start(self) -> None:
         """Write in a thread from now on."""
@@ -101,13 +127,13 @@ class Journal:
     def flush(self) -> None:
         """Write what waits; called by one thread at a time."""
         with self._turn:
-            answers, self._waiting, self._rows = self._waiting, deque(), 0
+            answers, self._waiting, self._rows, self._marks = self._waiting, deque(), 0, 0
         if not answers:
             return
-        rows = sum(len(answer.items) for answer in answers)
+        rows = sum(map(_rows, answers))
         try:
-            self._write(b"".join(_line(answer, self._samples(answer)) for answer in answers))
-            self.counts.answers += len(answers)
+            self._write(b"".join(_seen(one) if isinstance(one, Seen) else _line(one, self._samples(one)) for one in answers))
+            self.counts.answers += sum(isinstance(one, Answer) for one in answers)
             self.counts.rows += rows
             self._troubled = False
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the disk or an answer, the service goes on
@@ -131,32 +157,64 @@ class Journal:
         )
 
     def _write(self, lines: bytes) -> None:
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._path = self.folder / f"{self._name}-{self._number:06d}{segments.OPEN}"
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._file, self._size, self._opened_at, self._number = descriptor, 0, self._ticks(), self._number + 1
+        if (
+            self._file is not None and not os.fstat(self._file).st_nlink
+        ):  # somebody removed it: nobody would ever find what is written there
+            self._finish()
+        file = self._begin() if self._file is None else self._file
         try:
             view = memoryview(lines)
             while view:
-                view = view[os.write(self._file, view) :]
-            os.fsync(self._file)
+                view = view[os.write(file, view) :]
+            os.fsync(file)
             self._size += len(lines)
         except OSError:
-            os.ftruncate(self._file, self._size)  # the next lines must not begin in the middle of one
+            os.ftruncate(file, self._size)  # the next lines must not begin in the middle of one
             raise
         if self._size >= self.policy.segment_bytes:
             self._finish()
 
+    def _begin(self) -> int:
+        """Open a segment; under its own name it is never without its lock, which tells whoever tidies that it is in use."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._path = self.folder / f"{self._name}-{self._number:06d}{segments.OPEN}"
+        self._number += 1
+        made = self._path.with_suffix(segments.NEW)
+        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            made.rename(self._path)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._file, self._size, self._opened_at = descriptor, 0, self._ticks()
+        return descriptor
+
     def _finish(self) -> None:
-        """Close the segment, to be landed."""
+        """Close the segment, to be landed. One that cannot be renamed is left without its lock: the collector closes it then."""
         if self._file is None:
             return
-        self._path.rename(self._path.with_suffix(segments.CLOSED))
-        os.close(self._file)
-        self._file = None
-        self.counts.segments += 1
+        try:
+            self._path.rename(self._path.with_suffix(segments.CLOSED))
+            self.counts.segments += 1
+        except OSError as error:
+            LOG.error("a segment of impressions is left open, the next begins: %s: %s", type(error).__name__, error)  # noqa: TRY400 - a disk that refuses needs no trace
+        finally:
+            descriptor, self._file = self._file, None
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def _rows(answer: Answer | Seen) -> int:
+    """Return the rows that an answer becomes; an empty one is an exposure, too."""
+    return 1 if isinstance(answer, Seen) else max(len(answer.items), 1)
+
+
+def _seen(place: Seen) -> bytes:
+    """Return a place that came into view as one line; whose answer it was, the answer's own line says."""
+    said = {c.REQUEST_ID: place.request_id, c.USER_ID: place.user_id, c.SHOWN_AT: micros(place.at)}
+    said |= dict.fromkeys((c.MODEL_VERSION, c.VARIANT, c.SURFACE, c.RUNG))
+    return _encoded(said | {"items": [[place.item_id, c.SEEN_RANK, None, None, []]]})
 
 
 def _line(answer: Answer, with_features: bool) -> bytes:
@@ -178,6 +236,10 @@ def _line(answer: Answer, with_features: bool) -> bytes:
         said["features"] = {name: [_number(value) for value in values] for name, values in answer.features.items()}
         told = {segments.DEVICE: float(device_code(ask.device)), segments.COUNTRY: float(ask.country is not None)}
         said["features"] |= {name: [value] * len(answer.items) for name, value in told.items()}
+    return _encoded(said)
+
+
+def _encoded(said: dict[str, Any]) -> bytes:
     return json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,9 +24,11 @@ from pipelines.features.catalogue_snapshot import POPULAR, SEGMENTS, CatalogueSn
 from pipelines.features.item_snapshot import ItemSnapshot
 from pipelines.features.request_snapshot import RequestSnapshot
 from pipelines.features.request_store import Held, RequestStore
+from pipelines.serving import standing
 from pipelines.serving.breaker import Breaker
+from pipelines.serving.lookout import Lookout
 from pipelines.serving.preferences import Book
-from pipelines.serving.request import Ask
+from pipelines.serving.request import Ask, Filters
 from pipelines.serving_policies import ServingSettings
 from pipelines.window import floor_day, micros
 
@@ -90,8 +92,7 @@ class Knowledge:
         self.engines: WeakValueDictionary[int, Bound] = WeakValueDictionary()  # by id; they enter themselves
         self.trouble = ""  # why the newest snapshots do not answer
         self._ticks, self._turn, self._opening = ticks, threading.Lock(), threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.lookout = Lookout("reloop-knowledge", self.follow, LOOK_SECONDS)
         self._store: RequestStore | None = None
         with suppress(Exception):  # it is tried again by whoever needs it, who is told
             self.store()
@@ -103,7 +104,7 @@ class Knowledge:
     @property
     def known(self) -> Known:
         """The newest snapshots that could be opened; looked for by a thread (`start`), or else by whoever asks, once a second."""
-        if self._thread is None and self._ticks() - self._looked >= LOOK_SECONDS and self._turn.acquire(blocking=False):
+        if not self.lookout.running and self._ticks() - self._looked >= LOOK_SECONDS and self._turn.acquire(blocking=False):
             try:
                 self.follow()
             finally:
@@ -112,18 +113,11 @@ class Knowledge:
 
     def start(self) -> None:
         """Look in a thread from now on: a request never waits for a snapshot to be opened and bound."""
-        self._thread = threading.Thread(target=self._run, name="reloop-knowledge", daemon=True)
-        self._thread.start()
+        self.lookout.start()
 
     def stop(self) -> None:
         """End the thread; what is known stays."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(60)
-
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
-            self.follow()
+        self.lookout.stop()
 
     def follow(self) -> None:
         """Look once: open what is new, bind every engine to it, then let it answer. Whatever goes wrong is told (`trouble`), and what was known stays.
@@ -243,6 +237,13 @@ class Knowledge:
             return []
         items, scores = catalogue.lists[kind, segment]
         return [(catalogue.item_ids[item].as_py(), float(score)) for item, score in zip(items.tolist(), scores, strict=True)]
+
+    def meeting(self, filters: Filters) -> Iterator[str]:
+        """Yield every item that meets some filters, the most met first; looked for in ever larger parts of the catalogue."""
+        if (catalogue := self.catalogue) is not None:
+            for part in catalogue.parts():
+                for place in part[standing.meeting(catalogue, filters, part)].tolist():
+                    yield catalogue.item_ids[place].as_py()
 
     @staticmethod
     def profile(requests: RequestSnapshot, ask: Ask) -> dict[str, Any]:

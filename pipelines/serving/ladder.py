@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Final, Protocol
 
 from pipelines.columns import COUNTRY
@@ -39,6 +40,7 @@ NO_RELEASE: Final = Release(None, None)
 MOST_EXCLUDED: Final = 256  # blocked ids that are told to the engine beforehand; others that it proposes, when it did
 TURNS: Final = 3  # times that an engine is asked for one list, so that takedowns leave it full
 DEEP: Final = 200  # items of a popular list that are looked through for each one wanted
+RELEASES: Final = 8  # that are asked at once; of one more, the one that was asked longest ago is let go
 
 
 class Answering(Protocol):
@@ -77,6 +79,15 @@ class Remembering(Protocol):
 
 Pick = Callable[[Ask], tuple[Answering | None, str]]
 FromSession = Callable[[Answering, Ask, Sequence[str], int], Sequence[tuple[str, float, str]]]
+
+
+@dataclass
+class _Asked:
+    """What a release is asked with: its own, so that one in trouble takes nothing from another."""
+
+    breaker: Breaker
+    crew: Crew[Answer]
+    last: float = 0.0
 
 
 @dataclass
@@ -121,12 +132,11 @@ class Ladder:
     ) -> None:
         self.settings, self.blocked, self.exclude_seen = settings, blocked, exclude_seen
         self._pick, self._stock, self._cached, self._session, self._recent = pick, stock, cached, session, recent
-        self._crew: Crew[Answer] = Crew("engine", settings.ladder.threads, settings.ladder.waiting)
-        self._breakers: dict[str, Breaker] = {}
+        self._releases: dict[str, _Asked] = {}
 
     def breakers(self) -> list[Breaker]:
         """Return the breakers of the releases that answered, newest last."""
-        return list(self._breakers.values())
+        return [asked.breaker for asked in list(self._releases.values())]
 
     def answer(self, ask: Ask) -> Answer:
         """Return an answer within the deadline, whatever happens; what went wrong is told in it."""
@@ -142,14 +152,15 @@ class Ladder:
 
     def _best(self, ask: Ask, way: _Way) -> Answer:
         engine, variant = self._picked(ask, way)
+        asked = None if engine is None else engine.release
         told = self._told(ask)
         for rung, attempt in self._rungs(ask, told, engine, variant, way):
             found = self._try(way, rung, attempt)
             if found is not None and found.items and not (found := self.blocked.without(found)).items:
                 way.passed(rung, "blocked: all that there was")
             if found is not None and found.items:
-                return replace(found, variant=_label(rung, found, variant), assigned=variant)
-        return Answer(ask, (), EMPTY, NO_RELEASE if engine is None else engine.release, assigned=variant)
+                return replace(found, variant=_label(rung, found, variant), assigned=variant, asked=asked)
+        return Answer(ask, (), EMPTY, asked or NO_RELEASE, assigned=variant, asked=asked)
 
     def _picked(self, ask: Ask, way: _Way) -> tuple[Answering | None, str]:
         try:
@@ -234,10 +245,11 @@ class Ladder:
 
     def _full(self, ask: Ask, engine: Answering, way: _Way) -> Answer | None:
         """Return the engine's answer; None, with the reason, where it has none that may be shown in time."""
-        breaker = self._breaker(engine.release)
+        asked = self._release(engine.release)
+        breaker = asked.breaker
         try:
             breaker.enter()
-            answer = self._asked(ask, engine, way)
+            answer = self._asked(ask, engine, asked.crew, way)
         except (Busy, Open) as error:  # nothing was asked of the release
             way.passed(FULL, error)
             return None
@@ -250,35 +262,39 @@ class Ladder:
             way.passed(FULL, "; ".join(("nothing to show", *answer.degraded)))
         return answer
 
-    def _asked(self, ask: Ask, engine: Answering, way: _Way) -> Answer:
+    def _asked(self, ask: Ask, engine: Answering, crew: Crew[Answer], way: _Way) -> Answer:
         """Return the engine's list; one that is short for what is blocked in it is asked for again without that, while there is time.
 
         Raises:
             Exception: whatever the engine raised; it was late; its answer is no list.
         """
-        answer = self._once(ask, engine, way)
+        answer = self._once(ask, engine, crew, way)
         for _ in range(TURNS - 1):
             met = self.blocked.items.intersection(shown.item_id for shown in answer.items)
             if not met.difference(ask.filters.exclude):
                 break
             ask = replace(ask, filters=replace(ask.filters, exclude=(*ask.filters.exclude, *sorted(met))))
             try:
-                answer = self._once(ask, engine, way).given_again()  # it follows a draw that was not shown: its chances are unknown
+                answer = self._once(ask, engine, crew, way).given_again()  # it follows a draw that was not shown: its chances are unknown
             except (Busy, Late):
                 break  # that of before is short, and it is a list
         return answer
 
-    def _once(self, ask: Ask, engine: Answering, way: _Way) -> Answer:
-        answer = self._crew.call(lambda: engine.answer(ask), way.left_ms() - self.settings.ladder.reserve_ms)
+    def _once(self, ask: Ask, engine: Answering, crew: Crew[Answer], way: _Way) -> Answer:
+        answer = crew.call(lambda: engine.answer(ask), way.left_ms() - self.settings.ladder.reserve_ms)
         check(answer)
         return answer
 
-    def _breaker(self, release: Release) -> Breaker:
-        key = release.digest or ""
-        if (found := self._breakers.get(key)) is None:
-            found = self._breakers.setdefault(key, Breaker(f"release {release.version}", self.settings.ladder.breaker))
-            while len(self._breakers) > 8:
-                self._breakers.pop(next(iter(self._breakers)), None)
+    def _release(self, release: Release) -> _Asked:
+        key, ladder = release.digest or "", self.settings.ladder
+        if (found := self._releases.get(key)) is None:
+            made = _Asked(Breaker(f"release {release.version}", ladder.breaker), Crew("engine", ladder.threads, ladder.waiting))
+            found = self._releases.setdefault(key, made)
+        found.last = time.perf_counter()
+        while len(self._releases) > RELEASES:
+            oldest, _ = min(list(self._releases.items()), key=lambda one: one[1].last)
+            if (gone := self._releases.pop(oldest, None)) is not None:
+                gone.crew.close()
         return found
 
     def _of_session(self, ask: Ask, engine: Answering) -> Answer | None:
@@ -303,7 +319,10 @@ class Ladder:
         column, _, word = segment.rpartition("=")
         why = Why("popular", f"Popular {'in' if column == COUNTRY else 'among'} {word}" if word else "Popular now")
         left_out = set(ask.item_ids) | ({event.item_id for event in ask.events} if self.exclude_seen else set())
-        ranked = stock.popular(segment)[: DEEP * max(ask.k, 1)]
+        depth = DEEP * max(ask.k, 1)
+        ranked = iter(stock.popular(segment)[:depth])
+        if rung == POPULAR and ask.filters.narrow():  # the list is of what is wanted most, and may hold nothing of the kind
+            ranked = chain(ranked, ((item, 0.0) for item in islice(stock.meeting(ask.filters), depth)))
         items = self._listed(ask, ((item, score, (POPULAR,), why) for item, score in ranked), left_out)
         return Answer(ask, items, rung, NO_RELEASE) if items else None
 

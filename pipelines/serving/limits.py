@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+from pipelines.serving import allotted
 from pipelines.serving_policies import LimitPolicy
 
 T = TypeVar("T")
@@ -76,6 +77,58 @@ class Turnstile:
         self._thread.shutdown()
 
 
+class Lateness:
+    """How late the loop of a process is: what has come and was not read waits in its socket, unseen by any queue.
+
+    A timer is due every `EVERY_SECONDS`; it is late by as much as the loop had to do first. One stall, as of a machine that was busy
+    elsewhere, is no overload: two ticks in a row must be late.
+    """
+
+    EVERY_SECONDS: Final = 0.05
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._due, self._before, self._last = 0.0, 0.0, 0.0
+
+    def seconds(self) -> float:
+        """Return how late the loop is that calls this."""
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            self._loop, self._before, self._last = loop, 0.0, 0.0
+            self._wait(loop)
+        return min(self._before, max(self._last, time.monotonic() - self._due))
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due = time.monotonic() + self.EVERY_SECONDS
+        loop.call_later(self.EVERY_SECONDS, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is self._loop:
+            self._before, self._last = self._last, max(0.0, time.monotonic() - self._due)
+            self._wait(loop)
+
+
+class Places:
+    """How many requests are in a process at once; counted by the loop alone.
+
+    Attributes:
+        taken: now.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.taken = most, 0
+
+    def enter(self) -> bool:
+        """Take a place and return True; False where none is left."""
+        if self.taken >= self._most:
+            return False
+        self.taken += 1
+        return True
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self.taken -= 1
+
+
 class Buckets:
     """A token bucket for each client, in memory that all processes of the service share.
 
@@ -91,12 +144,7 @@ class Buckets:
     def __init__(self, file: Path | None = None, salt: bytes = b"", slots: int = 1 << 14) -> None:
         self._salt, self._slots = salt, slots
         size = slots * _SLOT.size
-        if file is None:
-            self._table = mmap.mmap(-1, size)
-        else:
-            with file.open("a+b") as opened:
-                opened.truncate(size)
-                self._table = mmap.mmap(opened.fileno(), size)
+        self._table = mmap.mmap(-1, size) if file is None else allotted.mapped(file, size)
 
     def take(self, client: str, per_second: float, now: float) -> float:
         """Take a token and return 0, or return the seconds until there will be one.

@@ -35,6 +35,9 @@ class Lines(logging.Formatter):
 
 def install(level: int = logging.INFO) -> None:
     """Send all logs of this process to standard output as lines of JSON."""
+    # What no line tells is not looked up for each (Python's logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    setattr(logging, "_srcfile", None)  # noqa: B010 - its name is private to type checkers, its use is documented
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(Lines())
     root = logging.getLogger()

@@ -7,6 +7,7 @@ Labels come from closed sets; users, items and texts of clients never become one
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -67,6 +68,7 @@ class Metrics:
         self.cache = count("reloop_cache", "Look-ups of remembered lists", ["result"])
         self.cache_size = gauge("reloop_cache_size", "Remembered lists", ["unit"], multiprocess_mode="livesum")
         self.impressions = count("reloop_impressions", "Rows of the impression log", ["result"])
+        self.looks_failed = count("reloop_looks_failed", "Looks of a thread that raised", ["thread"])
         self.inflight = gauge("reloop_inflight", "Requests in the house", multiprocess_mode="livesum")
         self.waiting = gauge("reloop_waiting", "Requests that wait for their turn", multiprocess_mode="livesum")
         self.workers = gauge("reloop_workers", "Processes that answer", multiprocess_mode="livesum")
@@ -93,6 +95,7 @@ class Metrics:
         )
         self.resident = gauge("reloop_resident_bytes", "Memory of a worker", multiprocess_mode="liveall")
         self._reason, self._stage, self._arm = Few(), Few(), Few()
+        self._turn = threading.Lock()
         self._counted: dict[tuple[Counter, str], int] = {}
         self._bundle: tuple[str, str] | None = None
         self._shown: deque[tuple[str, ...]] = deque(maxlen=WINDOW)
@@ -140,11 +143,17 @@ class Metrics:
         for result, total in counts.items():
             self._raised(self.impressions, result, total)
 
+    def stumbled(self, counts: Mapping[str, int]) -> None:
+        """Take over how often the look of each thread has raised so far."""
+        for thread, total in counts.items():
+            self._raised(self.looks_failed, thread, total)
+
     def _raised(self, counter: Counter, result: str, total: int) -> None:
-        before = self._counted.get((counter, result), 0)
-        if total > before:
-            counter.labels(result).inc(total - before)
-            self._counted[counter, result] = total
+        with self._turn:  # the pulse and a scrape may both be here: what came between would count twice
+            before = self._counted.get((counter, result), 0)
+            if total > before:
+                counter.labels(result).inc(total - before)
+                self._counted[counter, result] = total
 
     def vitals(self, catalogue: int) -> None:
         """Tell what is worked out now and then: coverage, concentration, memory.

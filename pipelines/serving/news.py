@@ -9,7 +9,6 @@ other write ever is, so of two at the same time either makes what was remembered
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import zlib
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from pipelines.config import Home
+from pipelines.serving import allotted
 
 PLACES: Final = 1 << 16
 BYTES: Final = 8 * PLACES
@@ -29,13 +29,7 @@ class News:
     def __init__(self, home: Home) -> None:
         file = home.serving / "news.bin"
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if os.fstat(descriptor).st_size < BYTES:
-                os.ftruncate(descriptor, BYTES)  # reads as zeros; whoever does it twice changes nothing
-            self._map = mmap.mmap(descriptor, BYTES)
-        finally:
-            os.close(descriptor)
+        self._map = allotted.mapped(file, BYTES)  # whoever does it twice changes nothing
         self._table = np.frombuffer(self._map, np.uint64)
         self._salt = int.from_bytes(os.urandom(5), "little") << 24  # of this process: numbers of two are never the same
         self._next = itertools.count(1)

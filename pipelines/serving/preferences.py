@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -17,12 +18,13 @@ import numpy as np
 from pipelines import columns as c
 from pipelines.config import Home
 from pipelines.datasets.interactions import Histories
+from pipelines.errors import StateError
 from pipelines.retrieval import topk
 from pipelines.retrieval.protocol import Candidates
 from pipelines.serving.alike import Alike, fused
 
 SOURCE: Final = "preferences"
-UNTIL: Final = 5  # different items of a history from which on what was done speaks for itself
+UNTIL: Final = 5  # different items of a history above which what was done speaks for itself
 WEIGHT: Final = 2.0  # times that of the heaviest other source
 
 
@@ -42,21 +44,41 @@ class Book:
         self._file, self._of_thread = home.serving / "preferences.db", threading.local()
 
     def put(self, user_id: str, said: Said) -> None:
-        """Keep an answer; one of before is replaced."""
+        """Keep an answer; one of before is replaced.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._connection() as connection:
+        with self._trouble("make room on the disk, or remove serving/preferences.db if it is damaged"), self._connection() as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS preferences (user_id TEXT PRIMARY KEY, said TEXT NOT NULL)")
             connection.execute("INSERT OR REPLACE INTO preferences VALUES (?, ?)", [user_id, json.dumps(asdict(said))])
 
     def of(self, user_id: str) -> Said | None:
-        """Return the answer of a user; None where nobody asked."""
+        """Return the answer of a user; None where nobody asked.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
         if not self._file.exists():
             return None
-        try:
-            row = self._connection().execute("SELECT said FROM preferences WHERE user_id = ?", [user_id]).fetchone()
-        except sqlite3.OperationalError:  # no answer was ever kept
-            return None
+        with self._trouble("remove serving/preferences.db if it is damaged"):
+            connection = self._connection()
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'preferences'").fetchone() is None:  # no answer was ever kept
+                return None
+            row = connection.execute("SELECT said FROM preferences WHERE user_id = ?", [user_id]).fetchone()
         return None if row is None else Said(**{name: tuple(values) for name, values in json.loads(row[0]).items()})
+
+    @contextmanager
+    def _trouble(self, hint: str) -> Iterator[None]:
+        """Tell what is wrong with the file, and open it anew next time."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if (broken := getattr(self._of_thread, "connection", None)) is not None:
+                self._of_thread.connection = None
+                broken.close()
+            raise StateError("preferences", found=f"{type(error).__name__}: {error}", allowed="a file of choices", hint=hint) from error
 
     def _connection(self) -> sqlite3.Connection:
         found: sqlite3.Connection | None = getattr(self._of_thread, "connection", None)
@@ -67,10 +89,11 @@ class Book:
 
 
 def wanted(book: Book, user_id: str | None, users: Histories) -> Said | None:
-    """Return what is to be made of a user's answer: nothing where there is none, or the user is known by deeds."""
+    """Return what is to be made of a user's answer: nothing where there is none or it has no word in it, or the user is known by deeds."""
     if user_id is None or len(np.unique(users.item)) > UNTIL:
         return None
-    return book.of(user_id)
+    said = book.of(user_id)
+    return said if said is not None and (said.categories or said.brands or said.item_ids) else None
 
 
 def proposed(said: Said, alike: Alike, users: Histories, k: int, *, exclude_seen: bool) -> Candidates:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import duckdb
 import numpy as np
@@ -32,6 +32,7 @@ from pipelines.lake import outcomes
 from pipelines.serving.assignment import Experiment, Experiments, arm_in
 from pipelines.window import DAY, Window, utc
 
+Exposed = Literal["answered", "seen"]
 METRICS: Final = ("ctr", "click_rate", "conversion", "revenue", "actions")
 # What is known of a user from before the experiment, for each metric.
 BEFORE: Final = {
@@ -49,6 +50,7 @@ class Reading:
 
     Attributes:
         impressions: of the experiment in the window, by arm; arms that are not declared (any more) among them.
+        empty: share of each arm's answers that showed nothing.
         crossed: units that met more than one arm.
         preferences: interleaved arm -> which of its two sides users prefer.
     """
@@ -58,6 +60,7 @@ class Reading:
     impressions: dict[str, int]
     crossed: int
     preferences: dict[str, Preference]
+    empty: dict[str, float]
 
     def record(self) -> dict[str, Any]:
         """Return everything for machines."""
@@ -65,6 +68,7 @@ class Reading:
             "from": self.window.start.isoformat(),
             "to": self.window.end.isoformat(),
             "impressions": self.impressions,
+            "empty": self.empty,
             "crossed": self.crossed,
             **experiments.told(self.readout),
             "interleaving": {
@@ -104,8 +108,13 @@ def window_of(experiment: Experiment, start: datetime | None, end: datetime | No
     return Window(utc(first), utc(last))
 
 
-def read(home: Home, name: str, experiment: Experiment, window: Window, settings: Settings | None = None) -> Reading:
+def read(
+    home: Home, name: str, experiment: Experiment, window: Window, settings: Settings | None = None, *, exposed: Exposed = "answered"
+) -> Reading:
     """Return what an experiment says in a window.
+
+    Args:
+        exposed: what counts as an exposure: every answer, or the places that came into view, as clients say.
 
     Raises:
         StateError: a metric of the experiment is not known.
@@ -116,9 +125,12 @@ def read(home: Home, name: str, experiment: Experiment, window: Window, settings
     if unknown:
         raise StateError(f"experiment {name}", found=f"metric {', '.join(unknown)}", allowed=", ".join(METRICS))
     with outcomes.connect(home, window, settings.impressions.attribution_hours) as engine:
-        _shown(engine, name, experiment)
-        counts = dict(engine.execute("SELECT arm, count(*) FROM seen GROUP BY arm ORDER BY arm").fetchall())
-        newest = utc(engine.execute(f"SELECT max({c.SHOWN_AT}) FROM impressions").fetchall()[0][0] or window.start)
+        _shown(engine, name, experiment, exposed)
+        of_arm = f"""SELECT arm, count(*) FILTER ({c.RANK} > 0),
+            count(DISTINCT {c.REQUEST_ID}) FILTER ({c.RANK} = 0) / count(DISTINCT {c.REQUEST_ID}) FROM seen GROUP BY arm ORDER BY arm"""
+        told = engine.execute(of_arm).fetchall()
+        counts, empty = {arm: places for arm, places, _ in told}, {arm: share for arm, _, share in told}
+        newest = utc(engine.execute(f"SELECT max({c.SHOWN_AT}) FROM logged").fetchall()[0][0] or window.start)
         crossed = int(
             engine.execute("SELECT count(*) FROM (SELECT unit FROM seen GROUP BY unit HAVING count(DISTINCT arm) > 1)").fetchall()[0][0]
         )
@@ -143,18 +155,27 @@ def read(home: Home, name: str, experiment: Experiment, window: Window, settings
         experiment.planned_units,
         ended=experiment.end is not None and window.end >= experiment.end and newest >= experiment.end - DAY,
     )
-    return Reading(window, experiments.read(plan, metrics, settings.experiment, crossed=crossed), counts, crossed, preferences)
+    return Reading(window, experiments.read(plan, metrics, settings.experiment, crossed=crossed), counts, crossed, preferences, empty)
 
 
-def _shown(engine: duckdb.DuckDBPyConnection, name: str, experiment: Experiment) -> None:
-    """Define the table `seen`: the experiment's impressions with their arm and unit."""
+def _shown(engine: duckdb.DuckDBPyConnection, name: str, experiment: Experiment, exposed: Exposed) -> None:
+    """Define the table `seen`: the experiment's impressions with their arm and unit; of an answer without any, a row of rank 0."""
     unit = {"user": c.USER_ID, "request": c.REQUEST_ID}[experiment.unit]
-    variants = [row[0] for row in engine.execute(f"SELECT DISTINCT {c.VARIANT} FROM impressions WHERE {c.VARIANT} IS NOT NULL").fetchall()]
+    variants = [row[0] for row in engine.execute(f"SELECT DISTINCT {c.VARIANT} FROM logged WHERE {c.VARIANT} IS NOT NULL").fetchall()]
     engine.execute(f"CREATE TEMP TABLE arms ({c.VARIANT} VARCHAR, arm VARCHAR)")
     of = [(variant, arm) for variant in variants if (arm := arm_in(variant, name)) is not None]
     if of:
         engine.executemany("INSERT INTO arms VALUES (?, ?)", of)
-    engine.execute(f"CREATE TEMP TABLE seen AS SELECT {unit} AS unit, arms.arm, outcomes.* FROM outcomes JOIN arms USING ({c.VARIANT})")
+    empty = f"SELECT * EXCLUDE ({c.FEATURE_VALUES}), false AS clicked, 0::DOUBLE AS revenue, false AS purchased FROM empty_answers"
+    engine.execute(
+        f"CREATE TEMP TABLE seen AS SELECT {unit} AS unit, arms.arm, exposed.* FROM ("
+        + (
+            f"SELECT * FROM outcomes WHERE {c.SEEN_AT} IS NOT NULL"
+            if exposed == "seen"
+            else f"SELECT * FROM outcomes UNION ALL BY NAME {empty}"
+        )
+        + f") AS exposed JOIN arms USING ({c.VARIANT})"
+    )
 
 
 def _units(engine: duckdb.DuckDBPyConnection, experiment: Experiment, window: Window, cuped_days: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -167,7 +188,7 @@ def _units(engine: duckdb.DuckDBPyConnection, experiment: Experiment, window: Wi
     )
     found: dict[str, np.ndarray[Any, Any]] = engine.execute(
         f"""WITH a AS (
-            SELECT unit, any_value(arm) AS arm, count(*) AS shown, sum(clicked::INT) AS clicked, max(purchased::INT) AS purchased,
+            SELECT unit, any_value(arm) AS arm, count(*) FILTER ({c.RANK} > 0) AS shown, sum(clicked::INT) AS clicked, max(purchased::INT) AS purchased,
                 sum(CAST(revenue AS DECIMAL(38, 6)))::DOUBLE AS revenue, min({c.SHOWN_AT}) AS first_at
             FROM seen GROUP BY unit HAVING count(DISTINCT arm) = 1
         ), d AS (

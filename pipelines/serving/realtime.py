@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, Final
 from pipelines import columns as c
 from pipelines import config
 from pipelines.config import Home
+from pipelines.serving.lookout import Lookout
 from pipelines.serving.news import News
 from pipelines.serving.recent import Recent
 from pipelines.serving.shared_cache import SharedCache
@@ -96,11 +98,12 @@ class Intake:
         collecting.expect(home)  # from now on the bus keeps what is published until the lake has it
         return cls(home, buses.of(home, group=GROUP, consumer="intake"), recent, touched)
 
-    def take(self, rows: Sequence[Mapping[str, Any]], now: datetime) -> list[Verdict]:
+    def take(self, rows: Sequence[Mapping[str, Any]], now: datetime, request_id: str = "") -> list[Verdict]:
         """Return the fate of each row; once this returns, the bus keeps them all.
 
         A row without `event_at` happened now; one without `event_id` is named by its content, so that sending it twice counts once
-        where it says when it happened. All rows were received now, whatever they say; what a clock that is ahead by no more than the
+        where it says when it happened. Where it does not, the request belongs to its name, and how many like it stand before it in the batch: two
+        rows alike are two events, and the same request sent again brings the same ones. All rows were received now, whatever they say; what a clock that is ahead by no more than the
         rules allow says to come has happened now, so that the next answer knows it.
 
         Raises:
@@ -108,7 +111,8 @@ class Intake:
         """
         if not rows:
             return []
-        sent = _by_receipt([_completed(row, now) for row in rows], now, self._ahead)
+        met: Counter[bytes] = Counter()
+        sent = _by_receipt([_completed(row, now, request_id, met) for row in rows], now, self._ahead)
         messages = [Message("", micros(now), encode(row)) for row in sent]
         with self._turn:
             judged = self._judge.judge(messages)
@@ -129,17 +133,22 @@ class Intake:
         self._judge.close()
 
 
-def _completed(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return a row that the bus can carry and the rules can judge; what JSON cannot carry goes as text, to be refused."""
-    filled = {c.EVENT_AT: now, **{name: value for name, value in row.items() if value is not None}, c.RECEIVED_AT: now}
-    named = filled if c.EVENT_AT not in row else {name: value for name, value in filled.items() if name != c.RECEIVED_AT}
+def _completed(row: Mapping[str, Any], now: datetime, request_id: str, met: Counter[bytes]) -> dict[str, Any]:
+    """Return a row that the bus can carry and the rules can judge; what JSON cannot carry goes as text, to be refused.
+
+    Args:
+        met: rows of the batch that did not say when they happened, by content; this one is counted.
+    """
+    said = {name: value for name, value in row.items() if value is not None and name != c.RECEIVED_AT}
     try:
-        encode(filled)
-        content = encode(named)
+        content = encode(said)
     except (ValueError, TypeError, RecursionError):
-        filled = {"unreadable": ascii(dict(row))[:10_000], c.EVENT_AT: now, c.RECEIVED_AT: now}
-        content = encode(filled)
-    return {c.EVENT_ID: hashlib.blake2b(content, digest_size=16).hexdigest(), **filled}
+        said = {"unreadable": ascii(dict(row))[:10_000]}
+        content = encode(said)
+    if c.EVENT_AT not in said:
+        met[content] += 1
+        content += f"\0{request_id or now.isoformat()}\0{met[content]}".encode()
+    return {c.EVENT_ID: hashlib.blake2b(content, digest_size=16).hexdigest(), c.EVENT_AT: now, **said, c.RECEIVED_AT: now}
 
 
 def _by_receipt(rows: list[dict[str, Any]], now: datetime, ahead: timedelta) -> list[dict[str, Any]]:
@@ -169,50 +178,47 @@ class Follower:
 
     def __init__(self, home: Home, touched: Touched) -> None:
         self._home, self._touched = home, touched
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
-        self.trouble = ""  # why nothing is consumed just now; empty where something is
+        self.lookout = Lookout("reloop-sessions", self._lead, RETRY_SECONDS)
+        self._lock: int | None = None
         self.leads = False
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is consumed just now; empty where something is."""
+        return self.lookout.trouble
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self.lookout.start()
 
     def stop(self) -> None:
-        """End, after the delivery under way."""
-        self._stop.set()
-        self._thread.join(30)
+        """End, after the delivery under way, and let another process have the lock."""
+        self.lookout.stop()
+        self.leads = False
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
-    def _run(self) -> None:
-        lock = self._home.stream / ".consumer.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            while not self._stop.is_set():
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    self._stop.wait(RETRY_SECONDS)
-                    continue
-                self.leads = True
-                self._consume()
-        finally:
-            self.leads = False
-            os.close(descriptor)
+    def _lead(self) -> None:
+        """Consume until told to stop, or until something goes wrong; nothing where another process does.
 
-    def _consume(self) -> None:
-        """Consume until told to stop, or until something goes wrong; then leave everything and wait a little."""
+        Raises:
+            Exception: what went wrong; everything is left, and the lock kept for the next try.
+        """
+        if self._lock is None:
+            lock = self._home.stream / ".consumer.lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            name = f"serve-{socket.gethostname()}"
-            with (
-                closing(buses.of(self._home, group=GROUP, consumer=name)) as bus,
-                closing(Consumer(self._home, bus, on_pushed=self._touched)) as consumer,
-            ):
-                while not self._stop.is_set():
-                    consumer.step(wait_seconds=WAIT_SECONDS)
-                    self.trouble = ""
-        except Exception as error:  # noqa: BLE001 - the service answers without it, and says so
-            if (said := f"{type(error).__name__}: {error}") != self.trouble:
-                LOG.error("sessions are not brought up to date: %s", said)  # noqa: TRY400 - a server that is away needs no trace
-            self.trouble = said
-            self._stop.wait(RETRY_SECONDS)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        self.leads = True
+        name = f"serve-{socket.gethostname()}"
+        with (
+            closing(buses.of(self._home, group=GROUP, consumer=name)) as bus,
+            closing(Consumer(self._home, bus, on_pushed=self._touched)) as consumer,
+        ):
+            while not self.lookout.stopping.is_set():
+                consumer.step(wait_seconds=WAIT_SECONDS)
+                self.lookout.trouble = ""

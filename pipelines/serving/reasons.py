@@ -43,10 +43,13 @@ def of(engine: Engine, found: Found, items: Ints, sources: list[tuple[str, ...]]
         strength = related(engine, anchors, items)
         strength[anchors[:, None] == items[None]] = 0
     best = strength.argmax(axis=0) if len(anchors) else np.zeros(len(items), np.int64)
-    told = []
+    told, of_anchor = [], dict[int, Why]()
     for at, names in enumerate(sources):
         if names and len(anchors) and strength[best[at], at] > 0 and names != ("repeat",):
-            told.append(because(engine, found, int(anchors[best[at]]), c.EVENT_TYPES[int(kinds[best[at]])]))
+            which = int(best[at])
+            if which not in of_anchor:
+                of_anchor[which] = because(engine, found, int(anchors[which]), c.EVENT_TYPES[int(kinds[which])])
+            told.append(of_anchor[which])
         else:
             told.append(next((why for name, why in PLAIN if name in names), FOR_YOU))
     return told
@@ -88,6 +91,6 @@ def _weights(learnt: neighbours.State, anchors: Ints, items: Ints) -> Floats:
 def because(engine: Engine, found: Found, anchor: int, event_type: str) -> Why:
     """Return the reason that names an item of the history."""
     catalogue, row = found.binding.requests.catalogue, int(found.binding.row[anchor])
-    title = catalogue.items[c.TITLE][row].as_py() if row >= 0 else None
+    title = catalogue.told(row).get(c.TITLE) if row >= 0 else None
     item_id = str(engine.model.item_ids[anchor])
     return Why(f"because_you_{KINDS[event_type]}", f"Because you {DID[event_type]} {title or item_id}", item_id)

@@ -2,23 +2,34 @@
 
     serving/answers/<pid>    8 bytes: where the next record goes; then records, a line of JSON each, new over old
 
-Kept as bytes and not as objects: thousands of lists in memory would be walked by every garbage collection. A reader meets a
+A record is what was told, as it was sent, with the question and the values that the ranker read beside it: those as they lay in memory,
+because every answer is kept and hardly any is asked for (`record`, `told`). Kept as bytes and not as objects: thousands of lists in memory would be walked by every garbage collection. A reader meets a
 record that is just being overwritten as one that is no JSON, and knows it no more.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.config import Home
+import numpy as np
+from pydantic_core import to_json
 
+from pipelines.config import Home
+from pipelines.errors import StateError
+from pipelines.serving import allotted, explanation
+from pipelines.serving.request import Answer
+
+LOG: Final = logging.getLogger(__name__)
 _HEAD: Final = struct.Struct("<Q")
 _BEGIN: Final = b'\n{"request_id":"%s",'
 
@@ -32,19 +43,19 @@ class Ring:
     """What this process answered.
 
     Args:
-        size: bytes; the last size/5,000 answers or so.
+        size: bytes; the last size/5,000 answers or so. Where the disk has no room for them, nobody finds what is kept.
     """
 
     def __init__(self, home: Home, size: int) -> None:
         self._size = size
         folder(home).mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = folder(home) / str(os.getpid())
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            os.ftruncate(descriptor, _HEAD.size + size)
-            self._map = mmap.mmap(descriptor, _HEAD.size + size)
-        finally:
-            os.close(descriptor)
+            self._map = allotted.mapped(self.path, _HEAD.size + size, anew=True, mode=0o600)
+        except StateError as error:  # answers matter more than what is told of them later
+            LOG.error("answers of this process cannot be explained: %s", error)  # noqa: TRY400 - a full disk needs no trace
+            self.path.unlink(missing_ok=True)
+            self._map = mmap.mmap(-1, _HEAD.size + size)
         self._at = 0
 
     def keep(self, line: bytes) -> None:
@@ -63,6 +74,55 @@ class Ring:
         """Forget everything."""
         self._map.close()
         self.path.unlink(missing_ok=True)
+
+
+def record(answer: Answer, body: bytes) -> bytes:
+    """Return what is kept of an answer.
+
+    Args:
+        body: what was told of it, as JSON.
+    """
+    rows = getattr(answer.features, "rows", None)  # of a matrix as the ranker read it (`shown.Features`); else values by name
+    if rows is None:
+        read = b'"values":' + to_json({name: list(values) for name, values in answer.features.items()}, inf_nan_mode="null")
+    else:
+        kept = np.ascontiguousarray(rows, np.float32)
+        read = b'"names":%s,"rows":"%s"' % (_words(tuple(answer.features)), base64.b64encode(kept.tobytes()))
+    named = to_json(answer.ask.request_id)
+    drawn = to_json([shown.propensity for shown in answer.items], inf_nan_mode="null")
+    parts = _parts(tuple(answer.release.parts.items()))
+    return b'{"request_id":%s,"answer":%s,"parts":%s,"propensity":%s,%s,"asked":%s}' % (
+        named, body, parts, drawn, read, explanation.written(answer.ask),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _words(names: tuple[str, ...]) -> bytes:
+    return to_json(names)
+
+
+@lru_cache(maxsize=64)
+def _parts(parts: tuple[tuple[str, str], ...]) -> bytes:
+    return to_json(dict(parts))
+
+
+def told(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that a record knows of an answer, as `GET /v1/requests/{id}/explanation` tells it."""
+    items = kept["answer"]["items"]
+    values: dict[str, Any] = kept.get("values", {})
+    if "rows" in kept:
+        rows = np.frombuffer(base64.b64decode(kept["rows"]), np.float32).reshape(-1, len(kept["names"]))
+        values = {name: [value if np.isfinite(value) else None for value in rows[:, at].tolist()] for at, name in enumerate(kept["names"])}
+    each = [
+        {
+            "item_id": item["item_id"],
+            "propensity": kept["propensity"][place],
+            "features": {name: column[place] if place < len(column) else None for name, column in values.items()},
+        }
+        for place, item in enumerate(items)
+    ]
+    whole = {"found": True, "answer": kept["answer"], "parts": kept["parts"], "items": each, "asked": kept["asked"]}
+    return {"request_id": kept["request_id"], **whole}
 
 
 def find(home: Home, request_id: str) -> Mapping[str, Any] | None:

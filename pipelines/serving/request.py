@@ -145,6 +145,7 @@ class Answer:
         features: the values the ranker read, by feature, float per shown item in the order of `items`; empty where none were kept.
         remembered: it was made for a question of before, and is as good as a new one.
         known: whether anything is known of who asks: a profile, an event, a choice; None where nobody is named, or it was not looked up.
+        asked: the release whose engine was to answer, whoever's the list is; None where there was none.
     """
 
     ask: Ask
@@ -158,6 +159,7 @@ class Answer:
     remembered: bool = False
     assigned: str = ""
     known: bool | None = None
+    asked: Release | None = None
 
     @property
     def drawn(self) -> bool:

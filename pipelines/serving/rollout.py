@@ -2,7 +2,8 @@
 
 One process of a machine does it, whichever holds the lock; the others count. Each look reads what all of them counted (`tally`), asks the
 guard, and acts by an entry of the ledger that every process follows. A champion that was promoted at once is watched, too: against what
-the one before it was like just before, with wider bounds, and once: what was rolled back to is not rolled back from by a machine.
+the one before it was like just before, with wider bounds, and once: what was rolled back to is not rolled back from by a machine. Who takes
+the lock over goes on with the watch: the ledger tells since when, and what was counted lies on disk.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,12 +18,14 @@ from typing import Any, Final, Literal
 from pipelines.config import Home
 from pipelines.registry import ledger, rollback, rollouts
 from pipelines.registry.rollouts import Follower, Rollout, Seen
-from pipelines.serving import guard, tally
-from pipelines.serving.guard import Judgement
+from pipelines.serving import clicks, guard, tally
+from pipelines.serving.clicks import Sums
 from pipelines.serving.holder import workers
+from pipelines.serving.lookout import Lookout
 from pipelines.serving.shadow import Shadow
 from pipelines.serving.tally import Figures
 from pipelines.serving_policies import RolloutPolicy
+from pipelines.window import utc
 
 LOG: Final = logging.getLogger(__name__)
 BASELINE_SECONDS: Final = 600.0  # before a promotion, over which the champion of before is looked at
@@ -43,26 +45,41 @@ class Move:
     figures: dict[str, Any]
 
 
-def moved(share: float, seconds: float, whole: tuple[Figures, Figures], late: tuple[Figures, Figures], policy: RolloutPolicy) -> Move:
+def moved(
+    share: float,
+    seconds: float,
+    whole: tuple[Figures, Figures],
+    late: tuple[Figures, Figures],
+    policy: RolloutPolicy,
+    *,
+    acted: tuple[Sums, Sums],
+) -> Move:
     """Return what becomes of a canary after some seconds at a share; pure.
 
     Args:
         whole, late: challenger and control, since the step began, and of the newest `window_seconds`.
+        acted: what their users did since the step began (`clicks`).
     """
+    figures = {"clicks": {side: [int(of) for of in sums.sum(axis=0)] for side, sums in zip(("challenger", "control"), acted, strict=True)}}
     level = guard.alpha(policy, seconds, policy.most_step_seconds, len(policy.shares))
     found = guard.judged(*whole, policy, level, late=False)
     fresh = guard.judged(*late, policy, level, late=True)
-    if broken := tuple(dict.fromkeys((*found.broken, *fresh.broken))):
-        return Move("end", 0.0, broken, fresh.figures if fresh.broken else found.figures)
-    requests = min(whole[0].requests, whole[1].requests)
+    fewer = guard.clicked(*acted, policy, guard.CLICKS * policy.false_alarm_rate / len(policy.shares))
+    if broken := tuple(dict.fromkeys((*found.broken, *fresh.broken, *([fewer] if fewer else [])))):
+        return Move("end", 0.0, broken, (fresh.figures if fresh.broken else found.figures) | figures)
+    requests, figures = min(whole[0].requests, whole[1].requests), found.figures | figures
     enough = f"{whole[0].requests} requests at {share:.0%} of users in {seconds:.0f} s, no bound broken"
     if not (requests >= policy.step_requests and seconds >= policy.step_seconds):
         if seconds >= policy.most_step_seconds:
             few = f"{requests} requests in {seconds:.0f} s: not the {policy.step_requests} that it takes to go on"
-            return Move("end", 0.0, (few,), found.figures)
-        return Move("wait", share, (), found.figures)
-    further = [one for one in policy.shares if one > share]
-    return Move("step", further[0], (enough,), found.figures) if further else Move("promote", 1.0, (enough,), found.figures)
+            return Move("end", 0.0, (few,), figures)
+        return Move("wait", share, (), figures)
+    if further := [one for one in policy.shares if one > share]:
+        return Move("step", further[0], (enough,), figures)
+    clicked, others = (int(side[:, 1].sum()) for side in acted)
+    if others and clicked < policy.last_clicks and seconds < policy.click_seconds:
+        return Move("wait", share, (), figures)
+    return Move("promote", 1.0, (f"{enough}, {clicked} answers clicked",), figures)
 
 
 class Steward:
@@ -75,25 +92,20 @@ class Steward:
             shadow: where a challenger answers silently; without it a shadow waits.
         """
         self.home, self.policy, self.shadow = home, policy, shadow
-        self.last: Judgement | None = None
         self._lock: int | None = None
         self._follower: Follower | None = None
         self._seen: Seen | None = None
         self._begun = self._promoted = 0.0
         self._watched: tuple[int, int] | None = None  # version and the one before it
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.lookout = Lookout("reloop-steward", self.look, policy.look_seconds)
 
     def start(self) -> None:
         """Look again and again, in a thread."""
-        self._thread = threading.Thread(target=self._run, name="reloop-steward", daemon=True)
-        self._thread.start()
+        self.lookout.start()
 
     def stop(self) -> None:
         """End the thread, and let another process have the lock."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(60)
+        self.lookout.stop()
         if self.shadow is not None:
             self.shadow.stop()
         if self._follower is not None:
@@ -102,13 +114,6 @@ class Steward:
             os.close(self._lock)
             self._lock = None
 
-    def _run(self) -> None:
-        while not self._stop.wait(self.policy.look_seconds):
-            try:
-                self.look()
-            except Exception:
-                LOG.exception("the rollout could not be looked after; it is tried again")
-
     def look(self) -> None:
         """Look once, and act; nothing where another process does."""
         if not self._elected():
@@ -116,6 +121,8 @@ class Steward:
         if self._follower is None:
             self._follower = Follower(self.home)
         seen, now = self._follower.look(), time.perf_counter()
+        if self._seen is None:
+            clicks.sweep(self.home, seen.rollout)
         self._notice(seen, now)
         if self.shadow is not None and (seen.rollout is None or seen.rollout.kind != ledger.SHADOW):
             self.shadow.stop()
@@ -144,13 +151,14 @@ class Steward:
             self._begun = now
         if before is None:
             self._begun = now
-        elif seen.pointer.fence != before.pointer.fence:
+        if before is None or seen.pointer.fence != before.pointer.fence:
+            self._watched, self._promoted = None, now
             last = next((one for one in reversed(ledger.history(self.home)) if one["kind"] in ledger.REIGNS), None)
-            by_gate = last is not None and last["kind"] == ledger.PROMOTED
-            self._promoted = now
-            self._watched = (
-                (seen.pointer.version, before.pointer.version) if by_gate and seen.pointer.version and before.pointer.version else None
-            )
+            mine, other = seen.pointer.version, None if last is None else last.get("champion_before")
+            if last is not None and last["kind"] == ledger.PROMOTED and last.get("champion_after") == mine and mine and other:
+                self._watched = (mine, other)
+                if before is None and last["recorded_at"] is not None:  # the process that saw it has ended
+                    self._promoted = now - max((ledger.clock(self.home) - utc(last["recorded_at"])).total_seconds(), 0.0)
         self._seen = seen
 
     def _manage(self, rollout: Rollout, now: float) -> None:
@@ -163,15 +171,18 @@ class Steward:
             self._act(rollout, Move("end", 0.0, tuple(refused), {}))
             return
         if rollout.share <= 0:  # loaded beside the champion everywhere, then one switch
-            if held and all((one["challenger"] or {}).get("digest") == rollout.digest for one in held.values()):
-                self._act(rollout, Move("promote", 1.0, (f"{len(held)} processes have it loaded",), {}))
+            loaded = sum((one["challenger"] or {}).get("digest") == rollout.digest for one in held.values())
+            if held and loaded == len(held):
+                self._act(rollout, Move("promote", 1.0, (f"{loaded} processes have it loaded",), {}))
+            elif seconds >= self.policy.most_step_seconds:
+                self._act(rollout, Move("end", 0.0, (f"{loaded} of {len(held)} processes have it loaded after {seconds:.0f} s",), {}))
             return
         champion = rollout.baseline.version or 0
         whole, late = (
             (tally.between(self.home, rollout.version, since, now), tally.between(self.home, champion, since, now))
             for since in (self._begun + tally.PERIOD_SECONDS, max(self._begun + tally.PERIOD_SECONDS, now - self.policy.window_seconds))
         )
-        move = moved(rollout.share, seconds, whole, late, self.policy)
+        move = moved(rollout.share, seconds, whole, late, self.policy, acted=clicks.of(self.home, rollout))
         self._act(rollout, move)
 
     def _act(self, rollout: Rollout, move: Move) -> None:

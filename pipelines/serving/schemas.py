@@ -37,6 +37,13 @@ def _text_of_time(value: object) -> object:
     return value
 
 
+def _in_reach(value: datetime) -> datetime:
+    """Refuse a time at the ends of the calendar: with its offset it may have no moment in UTC. What is absurd short of that the rules of rows judge."""
+    if not 2 <= value.year <= 9998:
+        raise ValueError("must lie between the years 2 and 9998")
+    return value
+
+
 def _number(value: object) -> object:
     """Refuse what only looks like a number; 3.0 is 3, as JSON has it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -49,7 +56,7 @@ Text = Annotated[StrictStr, Field(min_length=1, max_length=MAX_ID, pattern=PRINT
 Word = Annotated[StrictStr, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 Price = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
-Moment = Annotated[AwareDatetime, BeforeValidator(_text_of_time)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_text_of_time), AfterValidator(_in_reach)]
 Amount = Annotated[Price, BeforeValidator(_number)]
 K = Annotated[int, Field(ge=1, le=MAX_K, description="Items wanted."), BeforeValidator(_number)]
 
@@ -83,12 +90,14 @@ class EventIn(Said):
 class UserEventIn(EventIn):
     """Something a known user did, to be kept and learnt from."""
 
+    # `seen` is no deed: it says that a place came into view, and goes to the impression log.
+    event_type: Literal["view", "click", "add_to_cart", "purchase", "rating", "seen"]  # type: ignore[assignment]
     user_id: Text
     value: Amount | None = Field(default=None, description="Amount paid, or the rating given.")
     quantity: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_number)] | None = None
     session_id: Text | None = None
     device: Word | None = None
-    request_id: Text | None = Field(default=None, description="The answer that the item was shown in.")
+    request_id: Text | None = Field(default=None, description="The answer that the item was shown in; `seen` needs it.")
 
 
 class EventsIn(Said):

@@ -15,6 +15,7 @@ import ipaddress
 import logging
 import multiprocessing
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -41,6 +42,7 @@ FOLDERS: Final = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
 GRACE_SECONDS: Final = 10.0
 CALM_SECONDS: Final = 10.0  # a worker that lived so long is started again at once
 MOST_PAUSE_SECONDS: Final = 30.0
+FILES_BESIDE: Final = 1024  # a worker's own: maps, stores, pipes
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -147,6 +149,17 @@ def alone(home: Home) -> Iterator[None]:
         os.close(descriptor)
 
 
+def cleared(home: Home) -> Path:
+    """Remove what processes of a service before this one left, for their ids are used again; return the folder of metrics, empty."""
+    metrics = home.serving / "metrics"
+    for left in (metrics, home.serving / "answers", home.serving / "holders"):
+        shutil.rmtree(left, ignore_errors=True)
+    metrics.mkdir(parents=True)
+    tally.sweep(home)
+    (home.serving / "rates").unlink(missing_ok=True)
+    return metrics
+
+
 class Supervisor:
     """Keeps a number of workers alive until told to stop."""
 
@@ -171,13 +184,7 @@ class Supervisor:
             self._run(on_ready)
 
     def _run(self, on_ready: Callable[[int], None]) -> None:
-        shared = Home(self._given.root).serving
-        metrics = shared / "metrics"
-        for left in (metrics, shared / "answers"):
-            shutil.rmtree(left, ignore_errors=True)
-        metrics.mkdir(parents=True)
-        tally.sweep(Home(self._given.root))
-        (shared / "rates").unlink(missing_ok=True)
+        metrics = cleared(Home(self._given.root))
         for name in FOLDERS:
             os.environ[name] = str(metrics)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -216,7 +223,8 @@ class Supervisor:
                     fold(Path(os.environ[FOLDERS[0]]), [pid])
                 except Exception:  # its file may end in the middle of a number
                     LOG.exception("the counts of worker %s stay in a file of their own", pid)
-                (Home(self._given.root).serving / "answers" / str(pid)).unlink(missing_ok=True)
+                for left in (f"answers/{pid}", f"holders/{pid}.json"):
+                    (Home(self._given.root).serving / left).unlink(missing_ok=True)
                 LOG.error("worker %s ended with %s; it is started again", pid, process.exitcode)
                 calm = time.monotonic() - began > CALM_SECONDS
                 self._pause = 1.0 if calm else min(self._pause * 2, MOST_PAUSE_SECONDS)
@@ -253,6 +261,7 @@ def work(given: Orders, listening: socket.socket, said: Any) -> None:
     home = Home(given.root)
     os.environ["RELOOP_HOME"] = str(home.root)
     limits = config.load(home).serving.limits
+    _may_open(limits.max_connections + FILES_BESIDE)
     traces = Traces.sending() if given.traces else None
     with assembly.house(home, given.clock or clock.wall) as made:
         keyring = Keyring(home) if given.auth else None
@@ -265,6 +274,14 @@ def work(given: Orders, listening: socket.socket, said: Any) -> None:
         server.run(sockets=[listening])
     if traces is not None:
         traces.close()
+
+
+def _may_open(files: int) -> None:
+    """Let this process have so many files open, or as many as the machine allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _orphaned() -> None:

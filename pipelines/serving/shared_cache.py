@@ -63,7 +63,6 @@ class SharedCache:
         self._prefix = prefix(home, policy)
         self.policy, self.breaker = policy, Breaker("redis cache", breaker)
         self._redis = client(policy.redis, policy.redis_ms)
-        self._seen: dict[str, int] = {}
 
     def get(self, wanted: Wanted, ask: Ask) -> tuple[Kept | None, str | None]:
         """Return what a process remembered, if nothing has happened to the user since, and the user's word; None of what there is none."""

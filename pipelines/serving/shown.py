@@ -31,18 +31,19 @@ class Features(Mapping[str, tuple[float, ...]]):
         rows: float32 [n shown, n_features]; kept, so a copy of the whole.
 
     Attributes:
+        rows: as given.
         n: places of the list; those behind `rows` were put there by no ranker, and have NaN.
     """
 
     def __init__(self, names: tuple[str, ...], rows: Floats) -> None:
-        self._names, self._rows, self.n = names, rows, len(rows)
+        self._names, self.rows, self.n = names, rows, len(rows)
 
     def __getitem__(self, name: str) -> tuple[float, ...]:
         try:
             at = self._names.index(name)
         except ValueError:
             raise KeyError(name) from None
-        told = self._rows[:, at].tolist()
+        told = self.rows[:, at].tolist()
         return (*told, *[math.nan] * (self.n - len(told)))
 
     def __iter__(self) -> Iterator[str]:

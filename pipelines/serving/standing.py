@@ -5,11 +5,16 @@ All of it lies in memory. `Stock` is what the rungs ask for; whoever holds the k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import numpy as np
+
 from pipelines import columns as c
+from pipelines.datasets.interactions import Bools, Longs
+from pipelines.features.catalogue_snapshot import CatalogueSnapshot
 from pipelines.serving.request import Ask, Filters
 
 EVERYBODY: Final = ""  # the segment that everyone is in
@@ -29,6 +34,10 @@ class Stock(Protocol):
 
     def popular(self, segment: str) -> Popular:
         """Return the items of a segment, best first; empty of an unknown one."""
+        ...
+
+    def meeting(self, filters: Filters) -> Iterator[str]:
+        """Yield every item that meets some filters, whether any list holds it or not, the most met first."""
         ...
 
 
@@ -58,6 +67,10 @@ class Standing:
         """Return the items of a segment, best first."""
         return self.lists.get(segment, ())
 
+    def meeting(self, filters: Filters) -> Iterator[str]:
+        """Yield every item that meets some filters, in the order of the catalogue."""
+        return (item for item, about in self.catalogue.items() if meets(filters, item, about))
+
 
 def meets(filters: Filters, item_id: str, about: Mapping[str, object]) -> bool:
     """Tell whether an item may be shown to who set some filters; what the catalogue does not know meets no filter that asks for it."""
@@ -73,3 +86,18 @@ def meets(filters: Filters, item_id: str, about: Mapping[str, object]) -> bool:
     if not isinstance(price, int | float):
         return False
     return (filters.min_price is None or price >= filters.min_price) and (filters.max_price is None or price <= filters.max_price)
+
+
+def meeting(shop: CatalogueSnapshot, filters: Filters, places: Longs) -> Bools:
+    """Return bool [n], what `meets` tells of places of a catalogue, but for what is excluded by name."""
+    good = shop.available[places] if filters.available_only else np.ones(len(places), bool)
+    for wanted, name in ((filters.categories, c.CATEGORY), (filters.brands, c.BRAND)):
+        if wanted:
+            codes, words = shop.words[name]
+            at = [(word, bisect_left(words, word)) for word in wanted]
+            good = good & np.isin(codes[places], [code for word, code in at if words[code : code + 1] == (word,)])
+    if filters.min_price is not None:
+        good = good & (shop.price[places] >= filters.min_price)
+    if filters.max_price is not None:
+        good = good & (shop.price[places] <= filters.max_price)
+    return np.asarray(good, bool)

@@ -14,7 +14,7 @@ for all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
@@ -31,13 +31,13 @@ from pipelines.serving.binding import Binding
 from pipelines.serving.deadline import Watch
 from pipelines.serving.knowledge import described
 from pipelines.serving.request import EMPTY, FULL, POPULAR, SEGMENT, Answer, Ask, Filters, Shown, Why
+from pipelines.serving.standing import meeting
 
 if TYPE_CHECKING:
     from pipelines.serving.engine import Engine, Found
 
 ANCHORS: Final = 5  # lists that `because_you_viewed` has at most
 SHORTEST: Final = 3  # items of one of them, where there are so many
-FEW: Final = 1024  # items that are looked through at first
 BASKET: Final = 50  # items of a basket that are asked about, the first
 
 
@@ -53,30 +53,22 @@ def answer(engine: Engine, ask: Ask) -> Answer:
         else:
             items, rung = _about(ask, alike, watch), FULL
         if not items:
-            items, rung = _popular(engine, ask, alike.binding, _unlike(ask, alike.shop))
+            items, rung = _popular(engine, ask, alike.binding)
         if not items and ask.changes:
             watch.degraded.append(f"like: nothing that may be shown is {' and '.join(critique.WORDS[change] for change in ask.changes)}")
     return Answer(ask, items, rung if items else EMPTY, engine.release, tuple(watch.degraded), stage_ms=watch.ms)
 
 
-def _unlike(ask: Ask, shop: CatalogueSnapshot) -> list[int]:
-    """Return the items that do not differ as asked; none where it is not asked, or nobody knows from what."""
-    anchor = next((place for item in ask.item_ids if (place := shop.place(item)) >= 0), -1)
-    return np.flatnonzero(~critique.changed(shop, anchor, ask.changes)).tolist() if ask.changes and anchor >= 0 else []
+def _unlike(ask: Ask, shop: CatalogueSnapshot, places: Longs) -> Bools:
+    """Return bool [n], which do not differ as asked; none where it is not asked, or nobody knows from what."""
+    anchor = next((place for item in ask.item_ids if (place := shop.place(item)) >= 0), -1) if ask.changes else -1
+    return ~critique.changed(shop, anchor, ask.changes, places) if anchor >= 0 else np.zeros(len(places), bool)
 
 
 def permitted(filters: Filters, binding: Binding, places: Longs, left_out: Iterable[int] = ()) -> Bools:
     """Return bool [n], which items of a snapshot may be shown; what is not known meets no filter that asks for it."""
     shop = binding.requests.catalogue
-    good = shop.available[places] if filters.available_only else np.ones(len(places), bool)
-    for wanted, name in ((filters.categories, c.CATEGORY), (filters.brands, c.BRAND)):
-        if wanted:
-            codes = [binding.code_of[name][word] for word in wanted if word in binding.code_of[name]]
-            good = good & np.isin(shop.words[name][0][places], codes)
-    if filters.min_price is not None:
-        good = good & (shop.price[places] >= filters.min_price)
-    if filters.max_price is not None:
-        good = good & (shop.price[places] <= filters.max_price)
+    good = meeting(shop, filters, places)
     out = [*left_out, *(shop.place(item) for item in filters.exclude)]
     return np.asarray(good & ~np.isin(places, out) if out else good, bool)
 
@@ -92,17 +84,16 @@ def _about(ask: Ask, alike: Alike, watch: Watch) -> tuple[Shown, ...]:
     found = fused((place, ways(place)) for place in anchors)
     good = permitted(ask.filters, alike.binding, found.place, anchors)
     if ask.surface == "like":
-        eligible = critique.changed(shop, anchors[0], ask.changes)
-        good &= eligible[found.place]
+        good &= critique.changed(shop, anchors[0], ask.changes, found.place)
         if good.sum() < ask.k:
-            found, good = _widened(found, good, ask, alike, (anchors[0], eligible))
+            found, good = _widened(found, good, ask, alike, anchors[0])
     return _shown(found, good, ask, alike)
 
 
-def _widened(found: Fused, good: Bools, ask: Ask, alike: Alike, eligible: tuple[int, Bools]) -> tuple[Fused, Bools]:
+def _widened(found: Fused, good: Bools, ask: Ask, alike: Alike, anchor: int) -> tuple[Fused, Bools]:
     """Return a list that goes on with whatever in the catalogue differs as asked, by how alike it is."""
-    anchor, others = eligible[0], np.flatnonzero(eligible[1])
-    others = others[permitted(ask.filters, alike.binding, others) & ~np.isin(others, found.place)]
+    others = alike.differing(anchor, ask.changes, lambda some: permitted(ask.filters, alike.binding, some))
+    others = others[~np.isin(others, found.place)]
     others = alike.described(anchor, others)
     n, least = len(others), float(found.score[-1]) if len(found.score) else 1.0
     wider = Fused(
@@ -187,14 +178,6 @@ def _popular(engine: Engine, ask: Ask, binding: Binding, used: Iterable[int] = (
     return found, SEGMENT if segment else POPULAR
 
 
-def _parts(shop: CatalogueSnapshot) -> Iterator[Longs]:
-    """Yield all places, the most met first: few, then ever more, because most lists are full after the first."""
-    first, size = 0, FEW
-    while first < len(shop.item_ids):
-        yield shop.most_met[first : first + size]
-        first, size = first + size, 4 * size
-
-
 def _standing(
     ask: Ask, binding: Binding, kind: str, segments: Sequence[tuple[str, Why]], left_out: Iterable[int] = ()
 ) -> tuple[Shown, ...]:
@@ -202,11 +185,12 @@ def _standing(
     shop, shown = binding.requests.catalogue, list[Shown]()
     used = {*left_out, *(place for item in ask.item_ids if (place := shop.place(item)) >= 0)}
     lists = [(*shop.lists.get((kind, segment), (np.empty(0, np.int32), np.empty(0, np.float32))), why) for segment, why in segments]
-    rest = ((part, np.zeros(len(part), np.float32), Why("popular", "Popular")) for part in _parts(shop))
+    rest = ((part, np.zeros(len(part), np.float32), Why("popular", "Popular")) for part in shop.parts())
     for places, scores, why in chain(lists, rest):
         if len(shown) >= ask.k:
             break
-        good = np.flatnonzero(permitted(ask.filters, binding, places.astype(np.int64), used))[: ask.k - len(shown)]
+        may = permitted(ask.filters, binding, places.astype(np.int64), used) & ~_unlike(ask, shop, places)
+        good = np.flatnonzero(may)[: ask.k - len(shown)]
         least = shown[-1].score if shown else np.inf
         for at in good.tolist():
             place = int(places[at])

@@ -5,17 +5,16 @@
 A period is five seconds of the machine's monotonic clock, which all processes share; a release has a ring of them, half an hour. Adding
 is a few increments under a lock; reading adds up files. Nobody waits for anybody, and a worker that is killed leaves its counts behind.
 
-A user counts once a minute, by the first answer. Only answers that the engine was asked for count: a list that is given again says nothing of the release.
+A user counts once a minute, by the first answer. Only answers that the engine was asked for count: a list that is given again says nothing of the
+release. What the engine itself puts in place of models that fail (popular, under the release's own name) is its answer, on a lower rung.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log2
 from pathlib import Path
@@ -25,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config import Home
-from pipelines.serving.request import BLEND, FULL, Answer, Shown
+from pipelines.serving import allotted
+from pipelines.serving.request import CACHED, FULL, SESSION, Answer, Shown
 
 Counts: TypeAlias = npt.NDArray[np.int64]
 
@@ -33,7 +33,7 @@ PERIOD_SECONDS: Final = 5.0
 PERIODS: Final = 360
 UNIT_SECONDS: Final = 60.0  # in which a user counts once, a worker: whose requests are alike are no independent evidence
 MOST_UNITS: Final = 100_000  # users that are remembered in a minute
-RELEASES: Final = 4
+RELEASES: Final = 16  # champion, challenger, those of before, and arms that name a version
 LATENCIES: Final = 96  # bins, eight to a doubling, from 0.1 ms
 FIRST_MS: Final = 0.1
 ROLLOUT: Final = "rollout-"  # begins a variant, with the challenger's version
@@ -101,18 +101,11 @@ def score_bins(items: tuple[Shown, ...]) -> list[int]:
 class Tally:
     """Counts the answers of one process; any number of threads."""
 
-    def __init__(self, home: Home, champion: Callable[[], int | None]) -> None:
-        """Make the file.
-
-        Args:
-            champion: which version answers whom no rollout deals out; what a lower rung answers in its place is no release's.
-        """
-        self._champion = champion
+    def __init__(self, home: Home) -> None:
+        """Make the file."""
         folder(home).mkdir(parents=True, exist_ok=True)
         self.path = folder(home) / f"{os.getpid()}-{time.perf_counter_ns()}"
-        with self.path.open("w+b") as file:
-            file.truncate(WORDS * 8)
-            self._map = mmap.mmap(file.fileno(), WORDS * 8)
+        self._map = allotted.mapped(self.path, WORDS * 8, anew=True)
         self._cells = memoryview(self._map).cast("q")
         self._turn = threading.Lock()
         self._minute, self._met = 0, set[tuple[int, str | None]]()
@@ -128,8 +121,9 @@ class Tally:
     def __call__(self, answer: Answer) -> None:
         """Count an answer; a watcher of the service."""
         failed = any(line.startswith(FULL) for line in answer.degraded)
-        version = self._asked(answer) if failed else answer.release.version
-        if not (failed or answer.rung in {FULL, BLEND}) or answer.remembered or version is None:
+        # What a lower rung answers in its place is the failure of the release that was asked.
+        version = (answer.asked.version if answer.asked is not None else None) if failed else answer.release.version
+        if not (failed or answer.rung not in {CACHED, SESSION}) or answer.remembered or version is None:
             return
         minute = int(time.perf_counter() / UNIT_SECONDS)
         if minute != self._minute:
@@ -163,23 +157,15 @@ class Tally:
             for at in bins:
                 cells[start + len(NAMES) + LATENCIES + at] += 1
 
-    def _asked(self, answer: Answer) -> int | None:
-        """Return the version that failed to answer; None where that cannot be told."""
-        parts = [part for part in answer.assigned.split("|") if part]
-        sides = [part.removeprefix(ROLLOUT).partition(":") for part in parts if part.startswith(ROLLOUT)]
-        if len(sides) < len(parts):  # an experiment's arm, which may have a release of its own
-            return None
-        return next((int(version) for version, _, side in sides if side == "canary" and version.isdigit()), self._champion())
-
     def _row(self, version: int) -> int:
-        """Return the row of a version; the newest take the place of the oldest."""
-        if (row := self._rows.get(version)) is None:
-            row = len(self._rows) if len(self._rows) < RELEASES else self._rows.pop(min(self._rows))
+        """Return the row of a version; a new one takes the place of the one that was counted longest ago."""
+        if (row := self._rows.pop(version, None)) is None:
+            row = len(self._rows) if len(self._rows) < RELEASES else self._rows.pop(next(iter(self._rows)))
             base = row * PERIODS * CELLS
             for at in range(PERIODS):
                 self._cells[base + at * CELLS] = 0
             self._cells[RELEASES * PERIODS * CELLS + row] = version
-            self._rows[version] = row
+        self._rows[version] = row  # the last counted is the last to give way
         return row
 
 

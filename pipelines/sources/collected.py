@@ -33,6 +33,17 @@ def newest(home: Home) -> datetime | None:
     return max((utc("1970-01-01") + timedelta(microseconds=_turns(file)[1]) for file in folder(home).glob("*.parquet")), default=None)
 
 
+def outlived(home: Home, landed: datetime | None, keep_days: float) -> list[Path]:
+    """Return the segments that no window will stage any more: every turn of theirs lies so many days before the end of what has landed.
+
+    None where nothing has landed: all of it is waiting for its window.
+    """
+    if landed is None:
+        return []
+    limit = micros(landed) - round(keep_days * 86_400_000_000)
+    return [file for file in sorted(folder(home).glob("*.parquet")) if _turns(file)[1] < limit]
+
+
 def _turns(file: Path) -> tuple[int, int]:
     """Return the first and the last turn of a segment."""
     first, last = (int(part) for part in file.name.split("-")[:2])

@@ -17,7 +17,7 @@ from pipelines.lake.landing import judged_folder
 from pipelines.validation import feature_profile, judging, profile, suites
 from pipelines.validation.data_docs import SEVERITIES, Verdict, evaluate
 from pipelines.validation.row_rules import table_rules
-from pipelines.window import Window, floor_day, utc
+from pipelines.window import Window, floor_day, stamp, utc
 
 DRY_RUN: Final = "_dry_run"
 SUITES: Final = {"events": suites.events, "items": suites.items, "users": suites.users}
@@ -108,7 +108,7 @@ def validate_features(home: Home, as_of: datetime) -> None:
                 held.append((suites.features(mart), frame(feature_profile.measure(engine, mart, files, today), FEATURE_NUMBERS)))
         finally:
             engine.close()
-        verdict = evaluate(home.reports / "gx", f"features-{utc(as_of):%Y-%m-%d}", as_of, held)
+        verdict = evaluate(home.reports / "gx", f"features-{stamp(as_of)}", as_of, held)
         record.update(figures(verdict, {}))
         gate(verdict, f"features of {utc(as_of):%Y-%m-%d}", f"see {verdict.page}; the online store and the champion are as they were")
 

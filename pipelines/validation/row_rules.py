@@ -46,7 +46,7 @@ def table_rules(settings: ValidationSettings) -> dict[str, TableRules]:
         "events": TableRules((c.EVENT_ID,), (c.RECEIVED_AT,), _events(settings)),
         "items": TableRules((c.ITEM_ID, c.VALID_FROM, LEARNT), (), (*_id(c.ITEM_ID), *_amount(c.PRICE), *_time(c.VALID_FROM))),
         "users": TableRules((c.USER_ID, c.VALID_FROM, LEARNT), (), (*_id(c.USER_ID), *_time(c.VALID_FROM))),
-        "impressions": TableRules((c.REQUEST_ID, c.ITEM_ID), (c.SHOWN_AT,), _impressions()),
+        "impressions": TableRules((c.REQUEST_ID, c.ITEM_ID, f"coalesce({c.RANK} < 0, false)"), (c.SHOWN_AT,), _impressions()),
     }
 
 
@@ -82,7 +82,11 @@ def _impressions() -> tuple[Rule, ...]:
         *_id(c.USER_ID),
         *_id(c.ITEM_ID),
         *_time(c.SHOWN_AT),
-        Rule("rank_missing", f"{c.RANK} IS NULL OR {c.RANK} < 1", f"{c.RANK} is missing or below 1"),
+        Rule(
+            "rank_missing",
+            f"{c.RANK} IS NULL OR {c.RANK} < {c.SEEN_RANK} OR ({c.RANK} = 0) <> ({c.ITEM_ID} = '{c.NOTHING}')",
+            f"{c.RANK} is missing or below 1",
+        ),
         Rule("score_not_finite", f"NOT isfinite({c.SCORE})", f"{c.SCORE} is not a finite number"),
         Rule("propensity_impossible", f"NOT ({c.PROPENSITY} > 0 AND {c.PROPENSITY} <= 1)", f"{c.PROPENSITY} is not above 0 and at most 1"),
     )

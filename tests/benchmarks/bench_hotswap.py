@@ -11,15 +11,11 @@ The peer of a latency is the same service in the same run while nothing changes.
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
+import itertools
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,77 +26,22 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import canary_lab
+import http_load
 import one_run
+import served_lists
 import served_shop
 import swap_lab
 import trained_shop
+from http_load import Clients, Process
 
 from pipelines import publish
-from pipelines.config import REPOSITORY, Home
+from pipelines.config import Home
 from pipelines.registry import releases, rollback
 from pipelines.serving.holder import Holder, workers
 from pipelines.serving_policies import RolloutPolicy
 
 WORKERS = 2
-SETTINGS = """
-[serving.log]
-access = false
-[serving.limits]
-requests_per_second = 100000.0
-max_waiting = 1000
-max_wait_ms = 20000.0
-[serving.deadline]
-request_ms = 20000.0
-retrieve_by_ms = 10000.0
-rank_by_ms = 10000.0
-store_ms = 5000.0
-[serving.cache]
-list_seconds = 0.0
-"""
-
-
-class Clients:
-    """Asks at a steady rate over connections that stay open; a request's time runs from when it was due."""
-
-    def __init__(self, port: int, rate: float, threads: int = 6) -> None:
-        self.port, self.rate, self.threads = port, rate, threads
-        self.done: list[tuple[float, float, int, str, int]] = []  # due, seconds, status, rung, version
-        self.closed: list[str] = []
-        self._stop, self._next, self._turn = threading.Event(), 0, threading.Lock()
-
-    def _run(self, begun: float) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        while not self._stop.is_set():
-            with self._turn:
-                at, self._next = self._next, self._next + 1
-            due = begun + at / self.rate
-            time.sleep(max(0.0, due - time.perf_counter()))
-            path, body, status = f"/v1/users/u{at % 768:08d}/recommendations?k=10", {}, 0
-            for _ in range(2):  # a connection that was idle may be closed by the server at that very moment: clients ask again
-                try:
-                    connection.request("GET", path)
-                    got = connection.getresponse()
-                    body, status = json.loads(got.read()), got.status
-                    break
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    self.closed.append(repr(error))
-                    connection.close()
-                    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-            model = body.get("model") or {}
-            self.done.append((due, time.perf_counter() - due, status, str(body.get("rung")), int(model.get("version") or 0)))
-        connection.close()
-
-    def __enter__(self) -> Clients:
-        begun = time.perf_counter()
-        self._threads = [threading.Thread(target=self._run, args=(begun,)) for _ in range(self.threads)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+USERS = [f"u{at:08d}" for at in range(64)]
 
 
 def pss_mb(pid: int) -> float:
@@ -114,42 +55,35 @@ def vitals(pid: int) -> tuple[float, int, int]:
     return pss_mb(pid), len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
-def taken(home: Home, version: int, since: float) -> tuple[float, list[dict[str, Any]]]:
-    """Wait until every worker serves a version; return the seconds since a moment, and what each said of its swap."""
-    while True:
-        held = workers(home)
-        if len(held) == WORKERS and all((one["champion"] or {}).get("version") == version for one in held.values()):
-            return time.perf_counter() - since, [one["swap"] for one in held.values()]
-        if time.perf_counter() - since > 600:
-            raise SystemExit(f"version {version} does not serve after ten minutes: {held}")
-        time.sleep(0.02)
-
-
 def ms(values: list[float], q: float) -> float:
     """Return a percentile in milliseconds."""
     return float(np.percentile(values, q)) * 1e3 if values else float("nan")
 
 
-def swapping(home: Home, digests: dict[int, str], port: int, rate: float, swaps: int) -> dict[str, Any]:
-    """Promote under load, then roll back under load; return what was measured."""
+def swapping(service: Process, digests: dict[int, str], asked: argparse.Namespace) -> dict[str, Any]:
+    """Promote under load, then roll back under load, until as many answers were looked at as are asked for; return what was measured."""
+    home, taken = service.home, service.taken
     found: dict[str, Any] = {"phases": [], "to_all": [], "back": [], "at": []}
-    with Clients(port, rate) as clients:
+    look = served_lists.Whole(served_lists.Quiet(home, digests, USERS))
+    with Clients(service.port, asked.rate, USERS, look=look) as clients:
         time.sleep(5)
         for version in (2, 3):  # so that there is a release of before
             swap_lab.promoted(home, version, digests[version])
-            taken(home, version, time.perf_counter())
+            taken(version, time.perf_counter())
         time.sleep(1)
         found["before"] = {pid: vitals(pid) for pid in workers(home)}
         quiet_from = time.perf_counter()
         time.sleep(20)
         quiet_to = time.perf_counter()
-        for at in range(swaps):
+        for at in itertools.count():
+            if at >= asked.swaps and len(clients.done) >= asked.answers:
+                break
             version = at % 4 + 2
             if releases.pointer(home).version == version:
                 continue
             begun = time.perf_counter()
             swap_lab.promoted(home, version, digests[version])
-            seconds, said = taken(home, version, begun)
+            seconds, said = taken(version, begun)
             found["to_all"].append(seconds)
             found["at"].append(begun)
             found["phases"] += [one["seconds"] for one in said if not one["was_loaded"]]
@@ -158,22 +92,22 @@ def swapping(home: Home, digests: dict[int, str], port: int, rate: float, swaps:
             begun = time.perf_counter()
             left = releases.pointer(home).version
             back = rollback.roll_back(home, reason="the benchmark")
-            found["back"].append(taken(home, back["champion_after"], begun)[0])
+            found["back"].append(taken(back["champion_after"], begun)[0])
             swap_lab.promoted(home, left or 0, digests[left or 0])
-            taken(home, left or 0, begun)
+            taken(left or 0, begun)
         time.sleep(1.0)
         found["after"] = {pid: vitals(pid) for pid in workers(home)}
-    quiet = [one[1] for one in clients.done if quiet_from <= one[0] < quiet_to]
+    quiet = [one.seconds for one in clients.done if quiet_from <= one.due < quiet_to]
     near = [
-        one[1]
+        one.seconds
         for one in clients.done
-        if any(begun - 0.2 <= one[0] <= begun + took + 0.2 for begun, took in zip(found["at"], found["to_all"], strict=True))
+        if any(begun - 0.2 <= one.due <= begun + took + 0.2 for begun, took in zip(found["at"], found["to_all"], strict=True))
     ]
-    found |= {"quiet": quiet, "near": near, "requests": len(clients.done), "failed": sum(one[2] != 200 for one in clients.done)}
+    found |= {"quiet": quiet, "near": near, "requests": len(clients.done), "failed": clients.failed, "mixed": clients.wrong}
     found["closed"] = dict(Counter(clients.closed))
-    found["statuses"] = dict(Counter(one[2] for one in clients.done))
-    found["full"] = sum(one[3] == "full" for one in clients.done) / max(len(clients.done), 1)
-    found["seen"] = sorted({one[4] for one in clients.done})
+    found["statuses"] = dict(Counter(one.status for one in clients.done))
+    found["full"] = sum(one.rung == "full" for one in clients.done) / max(len(clients.done), 1)
+    found["seen"] = sorted({one.version for one in clients.done})
     return found
 
 
@@ -233,42 +167,19 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, help="folder of a shop that was trained twice")
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
     parser.add_argument("--swaps", type=int, default=24)
+    parser.add_argument("--answers", type=int, default=0, help="at least so many are looked at; 100000 is the promise")
     parser.add_argument("--runs", type=int, default=20, help="canaries a fault")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     work = Path(tempfile.mkdtemp(prefix="reloop-hotswap-"))
     trained = Home(asked.trained) if asked.trained else trained_shop.twice(work / "trained")
     home = served_shop.released(trained, work / "served")
-    with (home.root / "reloop.toml").open("a", encoding="utf-8") as file:
-        file.write(SETTINGS)
+    http_load.configured(home)
     first, second = swap_lab.versions(home)
-    digests = {version: swap_lab.marked(home, first if version % 2 else second, version) for version in range(2, 6)}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.cli",
-        "serve",
-        "--home",
-        str(home.root),
-        "--port",
-        str(port),
-        "--workers",
-        str(WORKERS),
-        "--now",
-        "data",
-    ]
-    environment = {**os.environ, "RELOOP_HOME": str(home.root)}
-    with (work / "serve.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
-    try:
-        taken(home, 1, time.perf_counter())
-        found = swapping(home, digests, port, asked.rate, asked.swaps)
-    finally:
-        server.terminate()
-        server.wait(60)
+    digests = {1: second} | {version: swap_lab.marked(home, first if version % 2 else second, version) for version in range(2, 6)}
+    with http_load.serving(home, work / "serve.log", workers=WORKERS) as service:
+        service.taken(1, time.perf_counter())
+        found = swapping(service, digests, asked)
     alone = pause(home, digests)
     rows = report(found, asked)
     for name, values in alone.items():
@@ -306,8 +217,12 @@ def report(found: dict[str, Any], asked: argparse.Namespace) -> list[dict[str, A
             "p99 around a swap, against quiet", ms(found["near"], 99), ms(found["quiet"], 99), "ms", "+10 ms",
             met=ms(found["near"], 99) <= ms(found["quiet"], 99) + 10,
         ),
-        one_run.row("switch, p99", ms([one["switch"] for one in found["phases"]], 99), 10.0, "ms", "< 10 ms", met=True),
+        one_run.row(
+            "switch, p99", ms([one["switch"] for one in found["phases"]], 99), 10.0, "ms", "< 10 ms",
+            met=ms([one["switch"] for one in found["phases"]], 99) < 10,
+        ),
         one_run.row(f"failed of {found['requests']} requests", found["failed"], 1, "requests", "0", met=found["failed"] == 0),
+        one_run.row(f"mixed of {found['requests']} answers", len(found["mixed"]), 1, "answers", "0", met=not found["mixed"]),
         one_run.row("answers on the rung full", 100 * found["full"], 100, "%", "told", met=True),
     ]  # fmt: skip
     for pid, (memory, files, threads) in found["before"].items():

@@ -12,121 +12,30 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from open_loop import SLO_MS, Call, Seen, Service, everything, load, saturating
+
 from pipelines import publish
 from pipelines.config import REPOSITORY, Home
 
-TICKS = os.sysconf("SC_CLK_TCK")
-SLO_MS = 100.0
-QUICK_MS = 30.0
 
-
-@dataclass
-class Seen:
-    """What a load met."""
-
-    rate: float
-    seconds: float = 0.0
-    codes: dict[int, int] = field(default_factory=dict)
-    rungs: dict[str, int] = field(default_factory=dict)
-    accepted_ms: list[float] = field(default_factory=list)
-    refused_ms: list[float] = field(default_factory=list)
-    cpu_seconds: float = 0.0
-    resident: int = 0
-
-    @property
-    def sent(self) -> int:
-        return sum(self.codes.values())
-
-    @property
-    def shed(self) -> float:
-        return sum(count for code, count in self.codes.items() if code in {429, 503}) / max(self.sent, 1)
-
-    @property
-    def broken(self) -> int:
-        return sum(count for code, count in self.codes.items() if code not in {200, 202, 429, 503})
-
-    def quantile(self, q: float) -> float:
-        return statistics.quantiles(self.accepted_ms, n=1000)[int(q * 1000) - 1] if len(self.accepted_ms) > 1 else float("nan")
-
-
-@dataclass
-class Service:
-    """`reloop serve` in processes of its own."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-
-    def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    def cpu(self) -> float:
-        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.workers()]
-        return sum(int(stat[11]) + int(stat[12]) for stat in stats) / TICKS
-
-    def resident(self) -> int:
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.workers()) * os.sysconf("SC_PAGESIZE")
-
-
-async def load(service: Service, rate: float, seconds: float, path: Callable[[], str], seed: int = 1) -> Seen:
-    """Send requests at a rate, and return what became of them."""
-    rng, seen, idle = random.Random(seed), Seen(rate), list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
-    running: set[asyncio.Task[None]] = set()
-
-    async def ask(due: float, url: str) -> None:
-        try:
-            reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", service.port)
-            writer.write(f"GET {url} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
-            code = int(head.split(b" ", 2)[1])
-            length = int(next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split(b":")[1])
-            body = await asyncio.wait_for(reader.readexactly(length), 20)
-            idle.append((reader, writer))
-        except (OSError, asyncio.IncompleteReadError, TimeoutError):
-            code, body = 0, b""
-        took = (time.perf_counter() - due) * 1e3
-        seen.codes[code] = seen.codes.get(code, 0) + 1
-        (seen.accepted_ms if code == 200 else seen.refused_ms).append(took)
-        if code == 200 and b'"rung"' in body:
-            rung = body.split(b'"rung":"', 1)[1].split(b'"', 1)[0].decode()
-            seen.rungs[rung] = seen.rungs.get(rung, 0) + 1
-
-    before, begun = service.cpu(), time.perf_counter()
-    due = begun
-    while due < begun + seconds:
-        wait = due - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        task = asyncio.create_task(ask(due, path()))
-        running.add(task)
-        task.add_done_callback(running.discard)
-        due += rng.expovariate(rate)
-    await asyncio.gather(*running)
-    seen.seconds = time.perf_counter() - begun
-    seen.cpu_seconds, seen.resident = service.cpu() - before, service.resident()
-    for _, writer in idle:
-        writer.close()
-    return seen
-
-
-def started(home: Path, workers: int, log: Path) -> Service:
+def started(home: Path, workers: int, log: Path) -> tuple[subprocess.Popen[bytes], Service]:
     """Start the service and wait until all workers answer."""
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", "0", "--workers", str(workers), "--now", "data"]
     environment = {**os.environ, "RELOOP_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -135,7 +44,7 @@ def started(home: Path, workers: int, log: Path) -> Service:
         if process.poll() is not None:
             raise SystemExit(f"the service did not start: {text[-2000:]}")
         time.sleep(0.2)
-    return Service(process, int(text.split("http://127.0.0.1:", 1)[1].split("/", 1)[0]))
+    return process, Service(process.pid, int(text.split("http://127.0.0.1:", 1)[1].split("/", 1)[0]))
 
 
 def prepared(home: Path | None, folder: Path) -> Path:
@@ -167,10 +76,42 @@ def users(service: Service, many: int) -> list[str]:
     return list(dict.fromkeys(found))[:many]
 
 
+def objective(
+    measure: Callable[..., Seen], service: Service, given: argparse.Namespace, known: list[str], rows: list[dict[str, Any]]
+) -> None:
+    """Ask over all surfaces at a stated rate for a stated time, and hold it against the objective."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{service.port}/v1/trending?k=200", timeout=20) as answer:
+        items = [item["item_id"] for item in json.load(answer)["items"]]
+    seen = measure("all surfaces, as a shop has them", given.slo_rate, given.slo_seconds, everything(known, items))
+    about = f"objective: {given.slo_rate:g}/s for {given.slo_seconds:g} s"
+    rows += [
+        {"case": f"{about}: p50", "ours": seen.quantile(0.5), "peer": None, "unit": "ms", "ratio": None, "target": 20.0, "met": seen.quantile(0.5) <= 20},
+        {"case": f"{about}: p99", "ours": seen.quantile(0.99), "peer": None, "unit": "ms", "ratio": None, "target": SLO_MS, "met": seen.quantile(0.99) <= SLO_MS},
+        {"case": f"{about}: answered and no 5xx", "ours": seen.available, "peer": None, "unit": "share", "ratio": None, "target": 0.9995, "met": seen.available >= 0.9995},
+    ]  # fmt: skip
+    for tier in sorted(seen.tiers):
+        rows.append(
+            {
+                "case": f"{about}: {tier}, p99",
+                "ours": seen.quantile(0.99, tier),
+                "peer": None,
+                "unit": "ms",
+                "ratio": None,
+                "target": None,
+                "met": None,
+            }
+        )
+        print(f"{tier}: {len(seen.tiers[tier])} requests, p50 {seen.quantile(0.5, tier):.1f} ms, p99 {seen.quantile(0.99, tier):.1f} ms")
+    print(f"{about}: p50 {seen.quantile(0.5):.1f} ms, p99 {seen.quantile(0.99):.1f} ms, answered and no 5xx {seen.available:.4%}")
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--home", type=Path)
     options.add_argument("--seconds", type=float, default=15.0)
+    options.add_argument("--overload-seconds", type=float, default=30.0, help="300 is the promise")
+    options.add_argument("--slo-rate", type=float, default=20.0, help="requests a second over all surfaces; 0 leaves it out")
+    options.add_argument("--slo-seconds", type=float, default=30.0, help="1800 is the promise")
     options.add_argument("--workers", type=int, default=1)
     options.add_argument("--rates", type=float, nargs="*", default=[20.0, 50.0, 100.0])
     given = options.parse_args()
@@ -190,18 +131,18 @@ def main() -> None:
     )
     folder = Path(tempfile.mkdtemp(prefix="bench-http-"))
     home = prepared(given.home, folder)
-    service = started(home, given.workers, folder / "serve.log")
+    process, service = started(home, given.workers, folder / "serve.log")
     count = 0
     try:
         known = users(service, 500)
 
-        def everyone() -> str:  # another device each time: a list that was never asked for, at no other cost
+        def everyone() -> Call:  # another device each time: a list that was never asked for, at no other cost
             nonlocal count
             count += 1
-            return f"/v1/users/{known[count % len(known)]}/recommendations?k=10&device=d{count}"
+            return Call(f"/v1/users/{known[count % len(known)]}/recommendations?k=10&device=d{count}")
 
-        def measure(case: str, rate: float, seconds: float, path: Callable[[], str]) -> Seen:
-            seen = asyncio.run(load(service, rate, seconds, path))
+        def measure(case: str, rate: float, seconds: float, call: Callable[[], Call]) -> Seen:
+            seen = asyncio.run(load(service, rate, seconds, call))
             cpu = seen.cpu_seconds / max(seen.sent, 1) * 1e3
             rungs = ", ".join(f"{rung} {number / max(sum(seen.rungs.values()), 1):.0%}" for rung, number in sorted(seen.rungs.items()))
             table.add_row(
@@ -234,32 +175,37 @@ def main() -> None:
 
         measure("warm", 20, 3, everyone)
         rows.clear()
-        measure("healthz (the floor of HTTP)", 200, given.seconds / 2, lambda: "/healthz")
-        measure("the same list again (cached)", 100, given.seconds / 2, lambda: f"/v1/users/{known[0]}/recommendations?k=10")
+        measure("healthz (the floor of HTTP)", 200, given.seconds / 2, lambda: Call("/healthz"))
+        measure("the same list again (cached)", 100, given.seconds / 2, lambda: Call(f"/v1/users/{known[0]}/recommendations?k=10"))
         for rate in given.rates:
             full = measure("home, a new list each time", rate, given.seconds, everyone)
+        if given.slo_rate:
+            objective(measure, service, given, known, rows)
         each = full.cpu_seconds / max(full.sent, 1)
-        capacity = given.workers / each
+        capacity = asyncio.run(saturating(service, 5.0, everyone))
         before = service.resident()
-        over = measure("three times what it can", 3 * capacity, given.seconds * 2, everyone)
+        over = measure("three times what it can", 3 * capacity, given.overload_seconds, everyone)
         after = [measure(f"afterwards, second {second + 1}", 0.3 * capacity, 1.0, everyone) for second in range(6)]
         recovered = next((second + 1 for second, seen in enumerate(after) if seen.shed == 0 and not seen.broken), None)
         rows += [
             {"case": "overload: accepted p99", "ours": over.quantile(0.99), "peer": None, "unit": "ms", "ratio": None, "target": SLO_MS, "met": over.quantile(0.99) <= SLO_MS},
+            {"case": "overload: told to come back without saying when", "ours": over.untold, "peer": None, "unit": "requests", "ratio": None, "target": 0, "met": over.untold == 0},
             {"case": "overload: told to come back", "ours": over.shed, "peer": None, "unit": "share", "ratio": None, "target": None, "met": None},
             {"case": "overload: neither answered nor told", "ours": over.broken, "peer": None, "unit": "requests", "ratio": None, "target": 0, "met": over.broken == 0},
             {"case": "overload: seconds until nobody is turned away", "ours": recovered, "peer": None, "unit": "s", "ratio": None, "target": 10, "met": recovered is not None},
             {"case": "overload: memory grew by", "ours": (service.resident() - before) / 2**20, "peer": None, "unit": "MB", "ratio": None, "target": None, "met": None},
         ]  # fmt: skip
     finally:
-        service.process.send_signal(signal.SIGTERM)
-        service.process.wait(30)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
     out.print(table)
     busy = os.getloadavg()[0]
     client = resource.getrusage(resource.RUSAGE_SELF)
     notes = f"{given.workers} workers, {os.cpu_count()} cores, load of the machine {busy:.1f}, client {client.ru_utime + client.ru_stime:.0f} CPU s"
-    out.print(f"capacity at one core a worker: {capacity:.0f} requests a second ({each * 1e3:.2f} ms of CPU each); {notes}")
+    out.print(
+        f"capacity here and now: {capacity:.0f} new lists a second; at a core a worker: {given.workers / each:.0f} ({each * 1e3:.2f} ms of CPU each); {notes}"
+    )
     publish.write_json(
         Home.from_environment().reports / "bench" / "http.json",
         {"name": "http", "machine": f"{os.cpu_count()} cores", "rows": rows, "notes": notes},

@@ -2,6 +2,7 @@
 
     make demo-loop                     60 days, every policy; goes on where it was stopped
     make demo-loop ARGS='--days 14 --policies reloop popular oracle random'
+    make demo-loop ARGS='--turn 28'    everybody's taste turns on the 28th day
 
 Policies begin with the same shop on the same day: `reloop` (weekly through the Dags, with exploration and calibration), `greedy` (the same
 without either), `static` (the first model for good, features kept fresh), `popular` (what was taken most in seven days), `random`,
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -35,14 +37,15 @@ from closed_loop import (
 )
 from one_run import machine, write_page
 
-from pipelines import lake
+from pipelines import config, lake
 from pipelines.config import Home
 from pipelines.cycle import every
 from pipelines.features import build, store
-from pipelines.registry import ledger
+from pipelines.monitoring import drift
+from pipelines.registry import ledger, releases
 from pipelines.sources import reading
-from pipelines.sources.request import Request
-from pipelines.sources.simulator import Shop
+from pipelines.sources.request import Request, World
+from pipelines.sources.simulator import Shift, Shop
 from pipelines.sources.simulator.shoppers import Shoppers
 from pipelines.streaming import collecting
 from pipelines.validation import checkpoint
@@ -51,10 +54,10 @@ from pipelines.window import Window
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-WARM: Final = 42  # days before the first list
+WARM: Final = 28  # days before the first list
 WEEK: Final = 7
 GREEDY: Final = ()
-CAREFUL: Final = ("[exploration]", 'method = "thompson"', "share = 0.5", "[rerank.calibration]", "trade_off = 0.3")
+CAREFUL: Final = ("[exploration]", 'method = "thompson"', "[rerank.calibration]", "trade_off = 0.3")
 SETTINGS: Final = {"reloop": CAREFUL, "greedy": GREEDY, "static": GREEDY}
 POLICIES: Final = ("oracle", "random", "popular", "static", "greedy", "reloop")
 STYLE: Final = {
@@ -80,9 +83,15 @@ def refreshed(home: Home, request: Request, first: int, end: int) -> None:
     store.materialize(home, window.end)
 
 
-def through_the_service(root: Path, name: str, days: int, request: Request) -> list[dict[str, Any]]:
+def copied(source: Path, target: Path) -> None:
+    """Copy a state folder from another process: one that opens and closes the file of a database gives up its own locks on it (POSIX)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", str(source), str(target)], check=True)
+
+
+def through_the_service(root: Path, name: str, shop: Shop, days: int, request: Request) -> list[dict[str, Any]]:
     """Live with the real service in front, a week at a time; a week that was lived is not lived again."""
-    home, shop, found = begun(root / name, request, WARM, SETTINGS[name]), Shop(WORLD), []
+    home, found = begun(root / name, request, WARM, SETTINGS[name]), []
     for first in range(WARM, WARM + days, WEEK):
         end = min(first + WEEK, WARM + days)
 
@@ -90,11 +99,11 @@ def through_the_service(root: Path, name: str, days: int, request: Request) -> l
             before = root / "weeks" / name / str(first)  # the state at the week's beginning: a week that was killed begins again
             if not before.is_dir():
                 shutil.rmtree(root / "weeks" / name, ignore_errors=True)
-                partial = shutil.copytree(home.root, before.with_name("partial"))
+                copied(home.root, partial := before.with_name("partial"))
                 partial.rename(before)
             else:
                 shutil.rmtree(home.root)
-                shutil.copytree(before, home.root)
+                copied(before, home.root)
             with served(home, clock := Clock()) as shows:
                 lists = [asdict(lived(Shoppers(shop, number, share=ASKING), shows, shows.heard)) for number in range(first, end)]  # type: ignore[attr-defined]
             if name == "static":
@@ -111,9 +120,8 @@ def through_the_service(root: Path, name: str, days: int, request: Request) -> l
     return found
 
 
-def by_itself(name: str, days: int) -> list[dict[str, Any]]:
+def by_itself(name: str, shop: Shop, days: int) -> list[dict[str, Any]]:
     """Live with somebody who needs no pipeline."""
-    shop = Shop(WORLD)
     shows, heard = popular(shop, WARM) if name == "popular" else ({"oracle": by_truth, "random": by_lot}[name], lambda _: None)
     return [asdict(lived(Shoppers(shop, number, share=ASKING), shows, heard)) for number in range(WARM, WARM + days)]
 
@@ -130,17 +138,37 @@ def decisions(root: Path, name: str) -> dict[str, Any]:
     }
 
 
-def plotted(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
-    """Draw what every policy was worth, day by day, in weekly means, and how widely it showed the shop."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True)
+def drifts(root: Path, name: str, days: int) -> list[tuple[float, float]]:
+    """Return, for each week's end, how far the feature, score or list that moved most is from its champion's reference: PSI by threshold.
+
+    The Dags leave it in the record of their cycle. Where no Dag looked (`static`), the day is compared with the first model here.
+    """
+    home = Home(root / name)
+    ends = [day_of(min(first + WEEK, WARM + days)) for first in range(WARM, WARM + days, WEEK)]
+    told = {moment: record["features"] for moment, record in every(home, "drift")}
+    policy = config.load(home).drift
+    found = []
+    for day in ends:
+        if day not in told and (champion := releases.champion_of(home, day)) is not None:
+            told[day] = drift.measure(home, champion.digest, day, policy).to_json()["features"]
+        moved = [one["psi"] / one["threshold"] for one in told.get(day, {}).values()]
+        if moved:
+            found.append(((day - day_of(WARM)).days, max(moved)))
+    return found
+
+
+def plotted(found: dict[str, list[dict[str, Any]]], moved: dict[str, list[tuple[float, float]]], file: Path) -> None:
+    """Draw what every policy was worth, in weekly means, how widely it showed the shop, and what drifted."""
+    figure, axes = plt.subplots(3, 2, figsize=(10, 10), sharex=True)
     for (what, title), axis in zip(
         {
             "worth": "taste met (0 random, 1 best)",
             "ctr": "taken, per place shown",
             "coverage": "share of the shop shown a day",
             "gini": "Gini of exposure",
+            "categories": "categories in a list",
         }.items(),
-        axes.flat,
+        axes.flat[:5],
         strict=True,
     ):
         for name, days in found.items():
@@ -150,7 +178,13 @@ def plotted(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
             axis.plot([at + WEEK / 2 for at in range(0, len(values), WEEK)], weeks, color=colour, linestyle=line, label=name, marker=".")
         axis.set_title(title, fontsize=10)
         axis.grid(color="0.9")
-    for axis in axes[1]:
+    for name, weeks in moved.items():
+        colour, line = STYLE[name]
+        axes[2][1].plot(*zip(*weeks, strict=True), color=colour, linestyle=line, marker=".")
+    axes[2][1].axhline(1, color="0.8")
+    axes[2][1].set_title("drift: largest PSI by its threshold", fontsize=10)
+    axes[2][1].grid(color="0.9")
+    for axis in axes[2]:
         axis.set_xlabel("days since the first list")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
@@ -161,23 +195,27 @@ def plotted(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=Path("var/bench/loop-closed"), help="where the shops live")
+    parser.add_argument("--home", type=Path, default=Path("var/bench/loop-closed"), help="where the shops live, a folder a world")
     parser.add_argument("--days", type=int, default=60)
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--turn", type=int, help="day from the first list on which everybody's taste turns; default: it never does")
     parser.add_argument("--plot", type=Path, help="file of the plot; default: closed-loop.svg in --home")
     arguments = parser.parse_args()
     root = arguments.home.resolve()
-    request = written(root / "source", WARM, arguments.days)
+    turned = () if arguments.turn is None else (f"{Shift.TASTE_SHIFT}@{day_of(WARM + arguments.turn):%Y-%m-%d}",)
+    shop = Shop(WORLD.model_copy(update={"shifts": turned}))
+    request = written(root / "source", shop, WARM, arguments.days)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in arguments.policies:
         print(name, flush=True)
         if name in SETTINGS:
-            found[name] = through_the_service(root, name, arguments.days, request)
+            found[name] = through_the_service(root, name, shop, arguments.days, request)
         else:
-            found[name] = kept(root / "results" / f"{name}-{arguments.days}.json", lambda name=name: by_itself(name, arguments.days))
+            found[name] = kept(root / "results" / f"{name}-{arguments.days}.json", lambda name=name: by_itself(name, shop, arguments.days))
         summary(name, found[name])
-    plotted(found, arguments.plot or root / "closed-loop.svg")
-    publish_page(root, found)
+    moved = {name: weeks for name in found if name in SETTINGS and (weeks := drifts(root, name, arguments.days))}
+    plotted(found, moved, arguments.plot or root / "closed-loop.svg")
+    publish_page(root, found, shop.world)
 
 
 def summary(name: str, days: list[dict[str, Any]]) -> None:
@@ -192,7 +230,7 @@ def summary(name: str, days: list[dict[str, Any]]) -> None:
         )
 
 
-def publish_page(root: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+def publish_page(root: Path, found: dict[str, list[dict[str, Any]]], world: World) -> None:
     """Write the figures: each policy's last two weeks beside Reloop's, and Reloop's own first week."""
     rows = []
 
@@ -235,7 +273,7 @@ def publish_page(root: Path, found: dict[str, list[dict[str, Any]]]) -> None:
             )
     for one in rows:
         print(f"  {'ok  ' if one['met'] else 'MISS'} {one['case']}: {one['ours']} / {one['peer']}  target {one['target']}")
-    shape = f"{WORLD.users:,} users, {WORLD.items} items, {WORLD.events_per_day:,} events a day; {ASKING:.0%} of the visits see lists of {closed_loop.K}"
+    shape = f"{world.users:,} users, {world.items} items, {world.events_per_day:,} events a day, {' '.join(world.shifts) or 'no shift'}; {ASKING:.0%} of the visits see lists of {closed_loop.K}"
     write_page("loop", rows, f"{shape}; first model after {WARM} days; {len(next(iter(found.values())))} days lived; on {machine()}")
 
 

@@ -155,9 +155,8 @@ def lived(shoppers: Shoppers, shows: Shows, heard: Heard) -> Day:
     )
 
 
-def written(folder: Path, warm: int, days: int) -> Request:
+def written(folder: Path, shop: Shop, warm: int, days: int) -> Request:
     """Write the shop's own log as files: everybody's up to the first list, then of those who ask for none; return how it is read."""
-    shop = Shop(WORLD)
     if not (folder / "mapping.yml").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         whole = Window(day_of(0), day_of(warm + days))

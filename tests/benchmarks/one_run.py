@@ -43,7 +43,7 @@ def row(case: str, ours: float, peer: float, unit: str, target: str, *, met: boo
         "ours": round(ours, 2),
         "peer": round(peer, 2),
         "unit": unit,
-        "ratio": round(peer / ours, 3),
+        "ratio": round(peer / ours, 3) if ours else None,
         "target": target,
         "met": met,
     }

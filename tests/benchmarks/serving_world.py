@@ -166,7 +166,7 @@ def sources(home: Home, size: Size) -> TwoStage:
         model = lineup.make(name, {"n_epochs": 3} if name == "als" else {})
         fitted = model.fit(known)
         if name == "als" and size.items > 50_000:
-            fitted = Indexed(fitted, IndexSettings(kind="ivf", min_recall=0.5, target_recall=0.95, n_queries=200)).over(known)
+            fitted = Indexed(fitted, IndexSettings(hnsw_below=50_000, n_queries=400)).over(known)
         models[name] = fitted
     return TwoStage(
         item_ids=known.item_ids,

@@ -16,8 +16,9 @@ import trained_shop
 from stack import Stack, reports, running
 
 from pipelines import cycle, publish
-from pipelines.config import REPOSITORY
+from pipelines.config import REPOSITORY, Home
 from pipelines.registry import ledger, releases, review
+from pipelines.registry.markdown import plain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 MINUTE = 60
@@ -28,9 +29,8 @@ def settings(stack: Stack, hours: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def asked(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Return a running Airflow over a shop that was trained twice, where nothing is released without a person."""
-    trained = trained_shop.twice(tmp_path_factory.getbasetemp() / "trained")
     with running(trained_shop.copied(trained, tmp_path_factory.mktemp("review") / "var"), {}) as stack:
         yield stack
 
@@ -78,7 +78,7 @@ def test_a_person_is_shown_the_evidence_and_the_answer_is_recorded_by_name(asked
     entry = ledger.history(asked.home)[-1]
     assert entry["kind"] == "waiting for review"
     assert len(entry["reasons"]) > 1
-    assert all(review._plain(reason) in shown["body"] for reason in entry["reasons"])
+    assert all(plain(reason) in shown["body"] for reason in entry["reasons"])
     _look(asked, page, run)
     answer = {"chosen_options": ["Promote"], "params_input": {"why": "the intervals convince"}}
     asked.api().call("PATCH", f"{run}/taskInstances/review/-1/hitlDetails", answer)
@@ -124,12 +124,12 @@ def test_the_rollback_dag_goes_back_in_the_name_of_who_filled_in_its_form(asked:
     assert releases.pointer(home).version == 1
 
 
-def test_a_headless_run_asks_nobody_and_leaves_the_review_open(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def test_a_headless_run_asks_nobody_and_leaves_the_review_open(trained: Home, tmp_path: Path) -> None:
     """`reloop run` has no scheduler and nobody to ask: without this it would wait for ever."""
     sys.path.append(str(REPOSITORY / "dags"))
     from reloop_environment import environment
 
-    home = trained_shop.copied(trained_shop.twice(tmp_path_factory.getbasetemp() / "trained"), tmp_path / "var")
+    home = trained_shop.copied(trained, tmp_path / "var")
     publish.write_text(home.root / "reloop.toml", f'{trained_shop.SETTINGS}\n[release]\nmode = "review"\n')
     airflow = [str(Path(sys.executable).parent / "airflow")]
     around = environment(home) | {"RELOOP_RETRIES": "0", "RELOOP_HEADLESS": "1", "OMP_NUM_THREADS": "1"}

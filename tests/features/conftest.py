@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shared_folder
 from feast import FeatureStore, RepoConfig
 from feature_world import END, day, events, items, table, users
 from shops_world import declared
@@ -26,16 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
     The second landing brings events that were received days before: the days since are built again.
     """
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lived"
-    with root.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        home = Home(root)
-        if not (root / "ready").exists():
-            shutil.rmtree(root, ignore_errors=True)
-            _live(home)
-            (root / "ready").touch()
-    return home
+    return Home(shared_folder.once(shared_folder.root(tmp_path_factory) / "lived", lambda folder: _live(Home(folder))))
 
 
 def _live(home: Home) -> None:

@@ -114,6 +114,8 @@ class World:
             "online_store": {"type": PLUGGED[kind] if plugged else kind, **place, **settings},
             "entity_key_serialization_version": 3,
         }
+        if plugged and kind == "redis":
+            config["online_store"].setdefault("read_timeout_ms", 1000)  # the default is a request's, not that of two busy test processes
         if plugged:
             config["batch_engine"] = {"type": ENGINE, **engine}
         store = FeatureStore(config=RepoConfig(**config, repo_path=str(self.folder)))

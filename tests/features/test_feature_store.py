@@ -232,7 +232,7 @@ def same_as_offline(home: Home, at: datetime) -> bool:
     return offline.to_pylist() == online.to_pylist()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("redis", marks=pytest.mark.slow)])  # Redis by itself: test_materialization
 def test_the_online_store_never_goes_back_and_loses_no_correction(
     lived: Home, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ):

@@ -177,6 +177,7 @@ def test_two_loads_and_a_stream_at_once_end_in_the_newest(world: World, kind: st
     assert {row["count"] for row in found[5:]} == {2}
 
 
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("redis", marks=pytest.mark.slow)], indirect=True)
 def test_killed_anywhere_and_run_again_it_ends_in_the_same_values(world: World, kind: str, address: str):
     """No kill tears an entity; after each, every one is wholly of the old day or of the new."""
     users = [f"u{n}" for n in range(8000)]

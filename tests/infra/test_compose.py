@@ -4,9 +4,13 @@ import re
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from pipelines.cli import entry
 from pipelines.config import REPOSITORY
+from pipelines.errors import StateError
+from pipelines.serving import server
 
 INFRA = REPOSITORY / "infra"
 ONE_SHOT = {"prepare", "settle"}
@@ -26,14 +30,33 @@ def dockerfile() -> list[str]:
 
 def test_the_services_are_those_of_make_up_and_their_stores(compose):
     components = {"api-server", "scheduler", "dag-processor", "triggerer", "mlflow"}
-    assert set(compose["services"]) == components | ONE_SHOT | {"postgres", "redis"}
+    assert set(compose["services"]) == components | ONE_SHOT | {"postgres", "redis", "service"}
     assert {tuple(compose["services"][name]["command"]) for name in components} == {("serve", name) for name in components}
+
+
+def test_the_service_starts_with_flags_that_exist_and_is_well_when_it_may_be_asked(compose):
+    service = compose["services"]["service"]
+    assert service["entrypoint"] == ["reloop"]
+    name, *flags = [re.sub(r"\$\{\w+:-(\d+)\}", r"\1", word) for word in service["command"]]
+    options: Any = typer.main.get_command(entry.app)
+    asked = options.commands[name].make_context(name, flags).params
+    assert (asked["host"], asked["port"], asked["workers"], asked["auth"]) == ("0.0.0.0", 8000, 2, None)
+    assert service["ports"] == ["127.0.0.1:${SERVICE_PORT:-8000}:8000"]
+    assert not server.loopback(asked["host"]), "so keys are asked for"
+    assert "http://127.0.0.1:8000/readyz" in service["healthcheck"]["test"][-1]
+    assert "user" not in service, "the image's own, which is not root"
+    compile(service["healthcheck"]["test"][-1], "healthcheck", "exec")
+
+
+def test_a_service_that_listens_beyond_loopback_does_not_start_without_a_key(home):
+    with pytest.raises(StateError, match="no API key"):
+        server.orders(home, "0.0.0.0")
 
 
 def test_every_image_is_pinned_to_a_full_version(compose, dockerfile):
     images = [service["image"] for service in compose["services"].values()]
     images += [line.split()[1] for line in dockerfile if line.startswith("FROM")]
-    assert len(images) == 11
+    assert len(images) == 12
     assert all(re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?", image) for image in images)
 
 
@@ -47,7 +70,7 @@ def test_nothing_is_privileged_or_shares_the_host(compose):
 
 def test_ports_are_published_on_loopback_only_and_stores_not_at_all(compose):
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
-    assert set(published) == {"api-server", "mlflow"}
+    assert set(published) == {"api-server", "mlflow", "service"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert compose["networks"]["inside"]["internal"] is True
 

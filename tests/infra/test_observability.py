@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 import served_shop
-import trained_shop
 import yaml
 from running_service import Running, running
 
-from pipelines.config import REPOSITORY
+from pipelines.config import REPOSITORY, Home
 from pipelines.monitoring import exposition
 from pipelines.serving import assembly, clock
 from pipelines.serving.metrics import Metrics
@@ -125,9 +124,8 @@ SILENT = {
 
 
 @pytest.fixture
-def service(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Running]:
-    base = tmp_path_factory.getbasetemp()
-    home = served_shop.copied(served_shop.released(trained_shop.twice(base / "trained"), base / "served"), tmp_path / "var")
+def service(served: Home, tmp_path: Path) -> Iterator[Running]:
+    home = served_shop.copied(served, tmp_path / "var")
     with (
         served_shop.environment(home),
         assembly.house(home, clock.starting(home, "data") or clock.wall) as made,

@@ -93,6 +93,21 @@ def test_too_few_rows_is_an_answer_and_never_drift() -> None:
     assert verdict({}).verdict == drift.NOT_ENOUGH
 
 
+def test_days_before_an_accepted_change_of_type_say_nothing_of_what_is_usual(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text became a number and a number a text, which a person accepted: the next bundle freezes what they are now."""
+    now = columns()
+    now["user_daily__spend"] = now.pop("user_daily__events_7d")
+    texts, numbers = pa.chunked_array([pa.array(["old"] * 2000)]), pa.chunked_array([pa.array(np.arange(2000.0))])
+    before = now | {"item_daily__price": texts, "traffic__device": numbers}
+    monkeypatch.setattr(population, "columns", lambda *_: now)
+    monkeypatch.setattr(population, "known", lambda *_: before)
+    frozen = population.profile(home, DAY, {}, POLICY)
+    assert set(frozen.references) == set(now)
+    assert {name for name, lags in frozen.movement.items() if lags} == {"user_daily__spend"}
+    assert len(frozen.weekdays) == 6
+    assert all(set(counted) == {"user_daily__spend"} for counted in frozen.weekdays.values())
+
+
 def test_a_feature_that_is_gone_or_new_is_said() -> None:
     now = columns(seed=2)
     now["user_daily__brand_new"] = now.pop("item_daily__price")
@@ -144,7 +159,7 @@ def test_a_shop_that_stays_as_it_is_does_not_drift_week_after_week(fresh: Home) 
         assert evidently_page.page_file(fresh, as_of).is_file()
 
 
-@pytest.mark.parametrize("shift", ["taste_shift", "traffic_mix"])
+@pytest.mark.parametrize("shift", ["taste_shift", pytest.param("traffic_mix", marks=pytest.mark.slow)])
 def test_a_shop_that_changes_drifts_within_two_weeks(fresh: Home, shift: str) -> None:
     """The same shop, but from the last known day on everybody's taste turns, or other people come."""
     promotion.decide(fresh, SECOND)

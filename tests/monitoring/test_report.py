@@ -20,7 +20,7 @@ from pipelines.config import Home
 from pipelines.monitoring import exposition, line_plot, report, report_page
 from pipelines.monitoring.line_plot import Series
 from pipelines.registry import ledger, releases
-from pipelines.window import utc
+from pipelines.window import stamp, utc
 
 FIRST = utc("2025-02-10")
 NASTY = '<script>alert("x")</script>'
@@ -39,7 +39,7 @@ def lived(home: Home, weeks: int = 3) -> Home:
             features = {"user_daily__events_7d": {"psi": psi, "threshold": 0.2}, NASTY: {"psi": 0.01, "threshold": 0.2}}
             record |= {"verdict": "drift" if psi > 0.2 else "no drift", "reasons": [f"PSI {psi:.2f}"], "features": features, "champion": 1}
         publish.write_json(
-            home.reports / "drift" / f"{as_of:%Y-%m-%d}.json",
+            home.reports / "drift" / f"{stamp(as_of)}.json",
             {"features": {name: {**found, "missing": 0.125} for name, found in features.items()}},
         )
         with cycle.stage(home, as_of, "quality") as record:
@@ -183,12 +183,12 @@ def test_every_plot_says_in_words_what_it_shows_and_has_its_figures_beside_it(ho
 
 
 def test_links_go_where_a_file_is(home: Home):
-    evidently = home.reports / "evidently" / f"{LAST:%Y-%m-%d}.html"
+    evidently = home.reports / "evidently" / f"{stamp(LAST)}.html"
     publish.write_text(evidently, "a page")
     report.write(home, LAST)
     where = report.folder(home)
     local = [link for link in seen((where / "2025-02-24T000000.html").read_text()).linked if "://" not in link]
-    assert "../evidently/2025-02-24.html" in local
+    assert "../evidently/2025-02-24T000000.html" in local
     assert all((where / link).resolve().is_file() for link in local)
     index = seen((home.reports / "index.html").read_text())
     assert index.linked == ["runs/2025-02-24T000000.html"]

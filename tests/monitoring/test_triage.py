@@ -13,8 +13,9 @@ from trained_shop import FIRST, SECOND
 
 from pipelines.config import Home
 from pipelines.decision_policies import TriagePolicy
-from pipelines.features import build
-from pipelines.monitoring import comparison, faults, triage, triggers
+from pipelines.features import build, parity
+from pipelines.monitoring import comparison, evidently_page, faults, quality, triage, triggers
+from pipelines.monitoring import drift as drifting
 from pipelines.monitoring.churn import Churn
 from pipelines.monitoring.comparison import Check, Finding
 from pipelines.monitoring.faults import Fault
@@ -153,3 +154,20 @@ def test_each_shift_of_the_shop_is_triaged_to_its_cause_within_a_week(fresh: Hom
     found = triage.check(fresh, week_later)
     assert found.cause == cause, found.reasons
     assert triggers.pending(fresh, week_later)[0].kind == triggers.OF_CAUSE[cause]
+
+
+def test_what_two_cycles_of_a_day_leave_stands_side_by_side(home: Home) -> None:
+    morning, evening = FIRST.replace(hour=6), FIRST.replace(hour=18)
+    for moment, says in ((morning, ["broken"]), (evening, [])):
+        triage.alert(home, moment, "triage", says, blocks=bool(says))
+    assert triage.alert_file(home, morning).is_file(), "a calm evening takes nothing back of the morning"
+    for file in (
+        drifting.report_file,
+        quality.report_file,
+        triage.report_file,
+        triage.alert_file,
+        evidently_page.page_file,
+        parity.report_file,
+    ):
+        assert file(home, morning) != file(home, evening)
+        assert file(home, morning).name.startswith("2025-02-10T060000.")

@@ -19,7 +19,7 @@ from pipelines.monitoring.comparison import Check
 from pipelines.monitoring.faults import Fault
 from pipelines.monitoring.triggers import Request, Situation, judge
 from pipelines.registry import ledger, releases
-from pipelines.window import utc
+from pipelines.window import DAY, utc
 
 NOW = utc("2025-03-10")
 POLICY = RetrainPolicy()  # every 7 days, never within 1
@@ -152,8 +152,56 @@ def test_which_causes_were_answered_is_read_from_the_records(home: Home) -> None
         if trained:
             with cycle.stage(home, moment, "bundle") as record:
                 record |= {"digest": "d"}
-    assert triggers.answered(home, NOW) == {"drift": NOW - timedelta(days=1)}
+    assert triggers.answered(home, NOW) == dict.fromkeys(["drift", "catalogue"], NOW - timedelta(days=1))
     assert triggers.answered(home, NOW - timedelta(days=1)) == {}
+
+
+def test_a_whole_training_answers_other_people_and_new_items_whichever_asked_for_it(home: Home) -> None:
+    """It made sources, index and ranker again; one of the catalogue alone kept the ranker, and a champion that falls is its own matter."""
+
+    def trained(day: int, kinds: list[str], scope: str) -> None:
+        moment = NOW - timedelta(days=day)
+        with cycle.stage(home, moment, "trigger") as record:
+            record |= {"due": True, "kinds": kinds, "scope": scope}
+        with cycle.stage(home, moment, "bundle"):
+            pass
+
+    trained(9, ["catalogue"], "catalogue")
+    assert triggers.answered(home, NOW) == {"catalogue": NOW - timedelta(days=9)}
+    trained(6, ["age"], "all")
+    assert triggers.answered(home, NOW) == {"catalogue": NOW - timedelta(days=9)}, "no cause of the data asked for it"
+    trained(3, ["quality"], "all")
+    assert triggers.answered(home, NOW) == dict.fromkeys(["quality", "drift", "catalogue"], NOW - timedelta(days=3))
+    trained(1, ["drift"], "all")
+    assert triggers.answered(home, NOW) == {"quality": NOW - timedelta(days=3)} | dict.fromkeys(["drift", "catalogue"], NOW - DAY)
+
+
+@pytest.mark.parametrize(
+    ("failed", "ago", "due"), [(1, 1.9, False), (1, 2, True), (2, 3.9, False), (2, 4, True), (9, 6.9, False), (9, 7, True)]
+)
+def test_a_training_that_came_to_nothing_is_tried_again_after_a_pause_that_doubles(failed: int, ago: float, due: bool) -> None:
+    """Also the first of all, which else waits for nothing; a person who asks waits for none of it."""
+    tried = tuple(NOW - timedelta(days=ago + day) for day in range(failed))
+    for known in (at(failed=tried), at(30, failed=tried), at(30, failed=tried, requests=(DRIFTED,))):
+        found = judge(known, POLICY)
+        assert found.due is due, found.reasons
+        if not due:
+            assert "came to no bundle" in found.reasons[0]
+        assert bool(found.alerts) is (failed >= POLICY.alert_after_rejections)
+    assert judge(at(30, failed=tried, requested="mended"), POLICY).due
+
+
+def test_a_training_that_is_broken_is_not_begun_with_every_batch_of_features(home: Home) -> None:
+    """Eight batches in two days; the second is due while nothing is known of the first, the day's own rerun always is."""
+    lake.land_tables(home, events=shop(35, first=NOW - timedelta(days=33), rows_a_day=2))
+    begun = [hours for hours in range(0, 48, 6) if triggers.decide(home, NOW + timedelta(hours=hours)).due]
+    assert begun == [0]
+    assert triggers.decide(home, NOW).due, "the same moment again is the same training"
+    assert triggers.failed(home, NOW + 2 * DAY) == (NOW,)
+    assert triggers.decide(home, NOW + timedelta(hours=7), "mended").due
+    with cycle.stage(home, NOW + timedelta(hours=7), "bundle"):
+        pass
+    assert triggers.failed(home, NOW + 2 * DAY) == ()
 
 
 def test_nothing_is_trained_on_faulty_data_whoever_asks() -> None:

@@ -21,6 +21,7 @@ from pipelines.ranking.protocol import Ranker
 from pipelines.ranking.two_stage import TwoStage
 from pipelines.registry import bundle, evidence, evidence_lists, evidence_scoring, gate, gate_guardrails, ledger, releases
 from pipelines.registry.evidence_scoring import Asked
+from pipelines.registry.gate_guardrails import Exact, Timed
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,12 @@ def test_a_ranker_that_takes_thrice_as_long_is_found_and_the_same_one_is_not(sho
 
     same = evidence_scoring.timed(shop.asked, shop.asked, 12, 3)
     late = evidence_scoring.timed(shop.asked, spoilt(shop, slow), 12, 3)
-    assert same is not None
-    assert late is not None
+    assert isinstance(same, Timed)
+    assert isinstance(late, Timed)
     assert np.median(late.after / late.before) > 1.5 > np.median(same.after / same.before)
-    assert evidence_scoring.timed(shop.asked, replace(shop.asked, model=replace(shop.model, serves="blend"))) is None
+    other = evidence_scoring.timed(shop.asked, replace(shop.asked, model=replace(shop.model, serves="blend")), 12, 3)
+    assert isinstance(other, Exact), "a list without features is no measure of one with them"
+    assert other.after > 0
 
 
 def test_lists_of_one_item_are_caught_by_what_is_guarded(shop: Weighed) -> None:

@@ -155,6 +155,9 @@ def harm() -> None:
     times = np.random.default_rng(2).uniform(0.01, 0.02, 24)
     assert one(Timed(times, times * 1.5), "latency") == KEEP
     assert one(Timed(times, times * np.linspace(0.7, 1.7, 24)), "latency") == NOT_ENOUGH
+    assert one(Exact(0.0, 0.2), "latency") == KEEP  # a ranker after a blend: nothing to compare with, but a list is due in time
+    assert one(Exact(0.0, 0.01), "latency") == PROMOTE
+    assert one(Exact(0.0, float("nan")), "latency") == KEEP
     nulls = np.zeros(3)
     assert one(Rates(("a", "b", "c"), nulls, np.array([0.0, 0.5, 0.0]), np.full(3, 0.01)), "null_rates") == KEEP
     assert one(Exact(100.0, 160.0), "bundle_size") == KEEP

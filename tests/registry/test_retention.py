@@ -82,7 +82,7 @@ def test_what_is_kept_is_worked_out_on_paper() -> None:
         *(entry(ledger.PROMOTED, n) for n in (8, 9)),
     ]
     pointer = releases.Pointer(9, names[9], "2025-03-09", 8, names[8], 9)
-    found = retention.kept(built, pointer, history, RetentionPolicy(keep_last=2))
+    found = retention.kept(built, pointer, history, RetentionPolicy(keep_last=2), {})
     assert {int(digest[0], 16) if digest[0] != "a" else 10: reason for digest, reason in ((d, r) for d, r in found.items())} == {
         9: "champion",
         8: "previous champion",
@@ -91,11 +91,39 @@ def test_what_is_kept_is_worked_out_on_paper() -> None:
         10: "one of the 2 newest bundles",
     }
     answered = [*history, {"kind": ledger.REJECTED, "answers": "decide/3", "key": "answer/3"}]
-    assert names[3] not in retention.kept(built, pointer, answered, RetentionPolicy(keep_last=2))
-    least = retention.kept(built, pointer, answered, RetentionPolicy(keep_last=0))
+    assert names[3] not in retention.kept(built, pointer, answered, RetentionPolicy(keep_last=2), {})
+    least = retention.kept(built, pointer, answered, RetentionPolicy(keep_last=0), {})
     assert set(least) == {names[9], names[8], names[10]}, (
         "the champion, the one before and what the gate has not seen stay whatever is said"
     )
+
+
+TRIED = "[x]\n[x.arms.control]\n[x.arms.old]\nversion = 2\n"
+
+
+def test_what_an_experiment_answers_from_stays_as_long_as_it_is_declared(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(home, keep_last=0)
+    made = {version: bundle(home, version) for version in range(1, 6)}
+    for version, digest in made.items():
+        release(home, version, digest)
+    home.experiments.write_text(TRIED[:-5])
+    assert retention.collect(home)["collected"] == [], "what cannot be read may name any of them"
+    home.experiments.write_text(TRIED)
+    found = retention.collect(home, dry_run=True)
+    assert found["kept"][made[2]] == "experiment x answers from it"
+    real = retention.kept
+
+    def planned(*arguments: Any) -> dict[str, str]:
+        plan = real(*arguments)
+        home.experiments.write_text(TRIED + "[x.arms.older]\nversion = 1\n")  # declared between the plan and the taking
+        return plan
+
+    monkeypatch.setattr(retention, "kept", planned)
+    assert [one["version"] for one in retention.collect(home)["collected"]] == [3]
+    bundle_folder.checked(home, made[2])
+    home.experiments.unlink()
+    monkeypatch.setattr(retention, "kept", real)
+    assert [one["version"] for one in retention.collect(home)["collected"]] == [1, 2]
 
 
 def test_the_rest_is_taken_and_going_back_to_it_says_so(home: Home) -> None:

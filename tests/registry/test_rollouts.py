@@ -137,6 +137,6 @@ def test_retention_keeps_what_is_being_rolled_out(home: Home) -> None:
     now = begun(home, 3)
     there = [retention.Bundle(now.digest, 3, "2025-01-01", 0, decided=True)]
     keeps_none = RetentionPolicy(keep_last=0)
-    assert retention.kept(there, releases.pointer(home), ledger.history(home), keeps_none) == {now.digest: "is being rolled out"}
+    assert retention.kept(there, releases.pointer(home), ledger.history(home), keeps_none, {}) == {now.digest: "is being rolled out"}
     rollouts.end(home, now, reasons=["errors"], author="reloop", figures={})
-    assert retention.kept(there, releases.pointer(home), ledger.history(home), keeps_none) == {}
+    assert retention.kept(there, releases.pointer(home), ledger.history(home), keeps_none, {}) == {}

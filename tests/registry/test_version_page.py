@@ -123,3 +123,4 @@ def test_a_ranker_that_tells_probabilities_has_its_reliability_plotted(metric: s
     found = version_page.plots(7, said, {"movement": {}, "importance": {}}, {})
     assert "ECE 0.0100" in found["reliability.svg"]
     assert "history is too short to tell" in found["psi.svg"]
+    assert list(found)[-1] == version_page.LAST, "a page that was begun is finished by a rerun: its mark comes last"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.decision_policies import GatePolicy
-from pipelines.errors import NotEnoughData
+from pipelines.errors import NotEnoughData, StateError
 from pipelines.replay import outcome, policies
 from pipelines.replay.matrix import Cell, Matrix, Week
 from pipelines.replay.policies import POLICIES, Rules
@@ -174,3 +174,10 @@ def test_all_begin_with_the_first_release_of_the_ledger():
     assert outcome.first([], DAYS) == DAYS[0]
     with pytest.raises(NotEnoughData, match="one more after"):
         outcome.first([{"kind": "promoted", "as_of": DAYS[4].isoformat()}], DAYS)
+
+
+def test_an_incumbent_that_no_source_is_called_is_refused_and_one_that_is_off_guards_nothing() -> None:
+    off = policies.asked_of(GatePolicy(incumbents=("popular_7d",)), matrix())
+    assert (off.incumbents, off.guardrails) == ((), ())
+    with pytest.raises(StateError, match="did you mean 'item_knn'"):
+        policies.asked_of(GatePolicy(incumbents=("item_kn",)), matrix())

@@ -10,7 +10,7 @@ from pipelines.model_settings import IndexSettings
 from pipelines.retrieval.bpr import Bpr
 
 # Small layouts are no gain over comparing with everything, so a kind is named where one is wanted.
-LAYOUTS = ("flat", "ivf", "hnsw")
+LAYOUTS = ("flat", "ivf", "hnsw", "scan")
 
 
 def settings(kind: str = "ivf", **knobs) -> IndexSettings:

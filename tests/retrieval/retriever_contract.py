@@ -117,6 +117,7 @@ class RetrieverContract:
     personal: ClassVar[bool] = True  # False: the same list for everyone
     proposes_seen_only: ClassVar[bool] = False
     proposes_new: ClassVar[bool] = False  # True: also items that nobody liked yet
+    worlds: ClassVar[tuple[int, ...]] = tuple(range(12))  # random ones, of which a network, slow to fit, meets all in a slow test only
     by_blas: ClassVar[bool] = False  # True: BLAS may round a block of another height otherwise, which can swap near-ties
 
     def __init_subclass__(cls) -> None:
@@ -162,8 +163,17 @@ class RetrieverContract:
     @pytest.mark.parametrize("exclude_seen", [False, True])
     @pytest.mark.parametrize("k", [1, 60])
     def test_lists_are_well_formed_in_any_world(self, k: int, exclude_seen: bool) -> None:
+        self.check_lists(self.worlds, k, exclude_seen)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("exclude_seen", [False, True])
+    @pytest.mark.parametrize("k", [1, 60])
+    def test_lists_are_well_formed_in_twelve_worlds(self, k: int, exclude_seen: bool) -> None:
+        self.check_lists(RetrieverContract.worlds, k, exclude_seen)
+
+    def check_lists(self, worlds: tuple[int, ...], k: int, exclude_seen: bool) -> None:
         proposed = 0
-        for seed in range(12):
+        for seed in worlds:
             interactions, fitted = self.shared(seed)
             known = everyone(interactions)
             found = fitted.retrieve(known, k, exclude_seen=exclude_seen)

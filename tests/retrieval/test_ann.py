@@ -75,8 +75,8 @@ def test_recall_counts_what_scores_as_the_last_of_the_exact_list():
 def test_a_small_catalogue_is_compared_one_by_one_and_a_larger_one_is_not():
     assert plans.grid(49_999, IndexSettings()) == [Plan("flat")]
     assert plans.grid(0, IndexSettings(kind="ivf")) == [Plan("flat")]
-    assert {plan.kind for plan in plans.grid(50_000, IndexSettings())} == {"ivf", "hnsw"}
-    assert plans.grid(1_000_000, IndexSettings()) == [Plan("ivf", 4096, in_bytes=True), Plan("ivf", 4096)]
+    assert {plan.kind for plan in plans.grid(50_000, IndexSettings())} == {"ivf", "hnsw", "scan"}
+    assert plans.grid(1_000_000, IndexSettings()) == [Plan("ivf", 4096, in_bytes=True), Plan("ivf", 4096), Plan("scan")]
 
 
 def test_the_cheapest_that_reaches_the_target_is_chosen_and_measured_on_others(indexed):
@@ -105,6 +105,20 @@ def test_a_layout_that_finds_too_little_fails_the_build_and_says_what_it_reached
     noise = np.random.default_rng(0).standard_normal((N, 8)).astype(np.float32)
     with pytest.raises(StateError, match=r"index of Bpr: recall@100 0\.\d+ .*expected at least 0.98. Hint: .*'flat'"):
         Indexed(model(noise), settings("auto", flat_below=1)).over(users)
+
+
+def test_vectors_without_any_clusters_are_all_gone_through_in_halves(users):
+    noise = np.random.default_rng(0).standard_normal((20_000, 64)).astype(np.float32)
+    vector, live, queries = noise, np.ones(len(noise), bool), np.random.default_rng(1).standard_normal((60, 64)).astype(np.float32)
+    chosen = choosing.choose("noise", vector, live, queries, IndexSettings(flat_below=1, hnsw_below=1, target_recall=0.99, min_recall=0.98))
+    assert chosen.index.plan == Plan("scan")
+    assert chosen.recall_at_100 >= 0.98
+    of_scan = [trial.work for trial in chosen.trials if trial.plan.kind == "scan"]
+    assert min(trial.work for trial in chosen.trials if trial.recall_at_100 >= 0.99) in of_scan
+    found, exact = chosen.index.search(queries, np.ones(60, bool), 150), chosen.index.exact(queries, 150)
+    assert choosing.recall(found, exact) >= 0.98
+    blocked = np.arange(len(noise)) % 2 == 0
+    assert (chosen.index.search(queries, np.ones(60, bool), 150, blocked=blocked).item % 2 == 1).all()
 
 
 def test_a_new_item_is_found_and_a_removed_one_is_not_without_training(indexed, users):
@@ -160,7 +174,7 @@ def test_a_catalogue_grows_around_its_items_whatever_their_ids(indexed, users):
         indexed.grown(ids, new)
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "scan"])
 def test_a_changed_index_answers_the_same_after_a_trip_to_disk(kind, users, tmp_path):
     asked = everyone(users)
     fitted = Indexed(model(clustered(N)), settings(kind)).over(users)

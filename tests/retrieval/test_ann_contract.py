@@ -22,6 +22,13 @@ class TestInAGraph(RetrieverContract):
         return Indexed(lineup.make(self.source), settings("hnsw"))
 
 
+class TestInHalves(RetrieverContract):
+    source, by_blas = "bpr", True
+
+    def make(self) -> Retriever:
+        return Indexed(lineup.make(self.source), settings("scan"))
+
+
 class TestOneByOne(RetrieverContract):
     source, by_blas = "als", True
 

@@ -220,12 +220,14 @@ def rated(interactions: Interactions, value: Floats) -> Interactions:
     return replace(interactions, event_type=kind, value=value.astype(np.float32))
 
 
+FEW_WORLDS = (3, 5, 7)  # those that other tests of the contract fit as well
 SMALL = {"n_factors": 16, "learning_rate": 1e-2, "warmup": 1, "n_epochs": 20, "patience": 20, "batch_size": 16}
 
 
 class SequenceContract(RetrieverContract):
     """On the checkerboard of a model of sequences, the order of a user's steps says nothing."""
 
+    worlds = FEW_WORLDS
     knobs: ClassVar[dict[str, Any]] = SMALL | {"decay": 1.0, "max_history": 10, "n_negatives": 0}
     by_blas = True
 
@@ -255,6 +257,7 @@ class TestBert4Rec(SequenceContract):
 
 class TestTwoTower(RetrieverContract):
     source, by_blas = "two_tower", True
+    worlds = FEW_WORLDS
 
     def make(self) -> Retriever:
         knobs = {"max_history": 10, "batch_size": 64, "n_epochs": 10, "n_negatives": 16, "n_pool": 16, "n_hard": 1}
@@ -263,6 +266,7 @@ class TestTwoTower(RetrieverContract):
 
 class TestLightGcn(RetrieverContract):
     source, by_blas = "lightgcn", True
+    worlds = FEW_WORLDS
 
     def make(self) -> Retriever:
         return lineup.make(self.source, SMALL | {"batch_size": 128, "n_negatives": 32})
@@ -270,6 +274,7 @@ class TestLightGcn(RetrieverContract):
 
 class TestNeuMf(RetrieverContract):
     source, by_blas = "neumf", True
+    worlds = FEW_WORLDS
 
     def make(self) -> Retriever:
         return lineup.make(self.source, SMALL | {"max_history": 10, "n_epochs": 30})

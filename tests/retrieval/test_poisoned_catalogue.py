@@ -286,7 +286,7 @@ def broken(monkeypatch):
 def test_a_breakage_is_caught(name, broken, tmp_path):
     broken(*BREAKAGES[name])
     caught = []
-    for check in (check_refusals, lambda: check_kept(tmp_path), check_small_worlds, lambda: check_lists(600)):
+    for check in (check_refusals, lambda: check_kept(tmp_path), check_small_worlds, lambda: check_lists(1200)):
         try:
             check()
         except (AssertionError, pytest.fail.Exception, RuntimeWarning, IndexError, RuntimeError, ValueError) as failure:

@@ -1,34 +1,16 @@
-"""A shop that was trained twice, shared by the tests of the service."""
+"""A house that is open, and releases to swap, shared by the tests of the service."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import shared_folder
 
 from pipelines.config import Home
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Return the shop with two bundles; not to be changed."""
-    import trained_shop
-
-    base = tmp_path_factory.getbasetemp()
-    return trained_shop.twice((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained")
-
-
-@pytest.fixture(scope="session")
-def served(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Return the shop with a release that serves, features in SQLite, snapshots published; not to be changed (`served_shop.copied`)."""
-    import served_shop
-
-    base = tmp_path_factory.getbasetemp()
-    return served_shop.released(trained, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "served")
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +22,7 @@ def open_house(served: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     home = served_shop.copied(served, tmp_path_factory.mktemp("open") / "var")
     # A busy machine may take its time: what is late is tried elsewhere.
-    patient = "request_ms = 20000\nstore_ms = 5000\nretrieve_by_ms = 10000\nrank_by_ms = 15000\n[serving.limits]\nmax_wait_ms = 20000\n"
+    patient = "request_ms = 20000\nstore_ms = 5000\nretrieve_by_ms = 10000\nrank_by_ms = 15000\n[serving.limits]\nmax_wait_ms = 20000\nmax_late_ms = 20000\n"
     with (home.root / "reloop.toml").open("a") as settings:
         settings.write(f"\n[serving.deadline]\n{patient}")
     with served_shop.environment(home), assembly.house(home, clock.starting(home, "data")) as made:
@@ -52,11 +34,13 @@ def stable(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Return bundles of versions 1 to 4, marked in every part (`swap_lab`); not to be changed."""
     import swap_lab
 
-    home = swap_lab.emptied(trained, tmp_path_factory.mktemp("stable") / "var")
-    first, second = swap_lab.versions(home)
-    found = [swap_lab.marked(home, first if version % 2 else second, version) for version in range(1, 5)]
-    (home.root / "digests").write_text("\n".join(found))
-    return home
+    def mark(folder: Path) -> None:
+        home = swap_lab.emptied(trained, folder)
+        first, second = swap_lab.versions(home)
+        found = [swap_lab.marked(home, first if version % 2 else second, version) for version in range(1, 5)]
+        (folder / "digests").write_text("\n".join(found))
+
+    return Home(shared_folder.once(shared_folder.root(tmp_path_factory) / "stable", mark, "digests"))
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import json
 
 import pytest
 from full_path import ask, opened, some_users
+from pydantic_core import to_json
 
 from pipelines.config import Home
 from pipelines.errors import StateError
-from pipelines.serving import explanation
+from pipelines.serving import api, explanation
 from pipelines.serving.engine import Engine
 from pipelines.serving.request import Filters
 from pipelines.streaming.session import SessionEvent
@@ -61,12 +62,13 @@ def test_a_question_comes_back_from_json_as_it_was():
     filters = Filters(("tea",), (), 1.0, None, ("i1", "i2"), available_only=False)
     events = (SessionEvent(5, "e", "i", "view", None),)
     question = ask("like", user_id="ann", item_ids=("i",), changes=("cheaper",), events=events, filters=filters, device="phone")
-    assert explanation.read(json.loads(json.dumps(explanation.written(question)))) == question
+    assert explanation.read(json.loads(explanation.written(question))) == question
 
 
 def test_a_process_tells_why_of_what_it_answered(open_house):
     home, made = open_house
     answer = made.service.answer(ask(at=made.clock(), user_id=some_users(home, 3)[1]))
+    made.keep(answer, to_json(api.told(answer), inf_nan_mode="null"))
     found = made.remembered(answer.ask.request_id)
     assert found["why"]["reproduced"] is True
     assert [line["item"] for line in found["why"]["list"]] == [shown.item_id for shown in answer.items]

@@ -11,7 +11,9 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scripted
@@ -19,11 +21,13 @@ import scripted
 from pipelines.config import Home
 from pipelines.decision_policies import ImpressionPolicy
 from pipelines.errors import ValidationBlocked
-from pipelines.lake import segments
+from pipelines.lake import impressions, outcomes, segments
+from pipelines.ranking import deeds
 from pipelines.serving import collecting
-from pipelines.serving.journal import Journal
+from pipelines.serving.assembly import House
+from pipelines.serving.journal import Journal, Seen
 from pipelines.serving.request import CACHED, EMPTY, FULL, Answer
-from pipelines.window import DAY, floor_day
+from pipelines.window import DAY, Window, floor_day
 
 POLICY = ImpressionPolicy(feature_share=0.25)
 AS_OF = floor_day(scripted.NOW) + DAY
@@ -96,9 +100,50 @@ def test_who_is_nobody_is_logged_and_is_nobody_twice(home: Home):
     assert {row["user_id"] for row in lake_of(home)} == {"anonymous:r1", "anonymous:r2"}
 
 
-def test_an_answer_that_showed_nothing_is_no_impression(home: Home):
-    assert logged(home, [Answer(scripted.ask(), (), EMPTY, scripted.RELEASE)]).counts.rows == 0
-    assert collecting.collect(home, AS_OF) == []
+def test_an_answer_that_showed_nothing_is_an_exposure_and_no_impression(home: Home):
+    empty = Answer(scripted.ask(), (), EMPTY, scripted.RELEASE, assigned="x:control")
+    assert logged(home, [empty, answer(7)]).counts.rows == 4
+    (report,) = collecting.collect(home, AS_OF)
+    assert report["rows"]["accepted"] == 4
+    with impressions.connect(home, Window(AS_OF - DAY, AS_OF)) as engine:
+        shown = engine.execute("SELECT DISTINCT request_id FROM impressions").fetchall()
+        nothing = engine.execute("SELECT request_id, user_id, variant, rung, rank, item_id FROM empty_answers").fetchall()
+    assert (shown, nothing) == ([("r7",)], [("r1", "bo", "x:control", "empty", 0, "(nothing)")])
+
+
+def test_a_place_that_came_into_view_is_marked_once_whenever_the_mark_lands(home: Home, tmp_path: Path):
+    """A mark before its answer, in its batch or after it, once or twice: the same bytes; a mark of nothing that was shown is no impression."""
+    marks = [Seen("r1", "bo", "b", scripted.NOW + timedelta(seconds=9)), Seen("r1", "bo", "b", scripted.NOW + timedelta(minutes=5))]
+    stray = [Seen("r1", "bo", "elsewhere", scripted.NOW), Seen("r1", "bo", "c", scripted.NOW + timedelta(days=3))]
+    found = []
+    for number, order in enumerate(
+        [(marks, [answer(1)]), ([answer(1)], marks), ([answer(1), *marks], [marks[1]]), (marks[::-1], [answer(1)])]
+    ):
+        other = Home(tmp_path / str(number))
+        for batch in (*order, stray):
+            journal = Journal(other, POLICY.model_copy(update={"feature_share": 0.0}))
+            for one in batch:
+                journal(one) if isinstance(one, Answer) else journal.saw(one)
+            journal.close()
+            collecting.collect(other, AS_OF)
+        found.append({name: digest for name, digest in digests(other).items() if "shown_date" in name})
+    assert len(found[0]) == 2
+    assert all(one == found[0] for one in found)
+    with outcomes.connect(other, Window(AS_OF - DAY, AS_OF), 24.0) as engine:
+        seen = dict(engine.execute("SELECT item_id, seen_at FROM outcomes ORDER BY rank").fetchall())
+    assert seen == {"a": None, "b": marks[0].at, "c": None}, "a mark counts within a day"
+
+
+def test_training_may_take_what_was_seen_alone(home: Home):
+    logged(home, [answer(1)])
+    journal = Journal(home, POLICY)
+    journal.saw(Seen("r1", "bo", "b", scripted.NOW))
+    journal.close()
+    collecting.collect(home, AS_OF)
+    asked = (home, Window(AS_OF - DAY, AS_OF), np.array(["bo"]), np.array(["a", "b", "c"]))
+    assert deeds.shown(*asked).key.tolist() == [0, 1, 2]
+    (home.root / "reloop.toml").write_text("[impressions]\ntrain_on_seen = true\n")
+    assert deeds.shown(*asked).key.tolist() == [1]
 
 
 def test_a_full_buffer_drops_and_counts_and_never_waits(home: Home):
@@ -107,6 +152,30 @@ def test_a_full_buffer_drops_and_counts_and_never_waits(home: Home):
         journal(answer(number))
     journal.close()
     assert (journal.counts.rows, journal.counts.dropped) == (9, 6)
+
+
+def test_marks_leave_room_for_what_is_shown(home: Home):
+    journal = Journal(home, POLICY.model_copy(update={"buffer_rows": 100}))
+    taken = [journal.saw(Seen("r", "bo", f"i{n}", scripted.NOW)) for n in range(90)]
+    assert taken == [True] * 25 + [False] * 65
+    for number in range(25):
+        journal(answer(number))
+    assert journal.counts.dropped == 65
+    journal.flush()
+    assert (journal.counts.answers, journal.counts.rows) == (25, 100)
+    assert journal.saw(Seen("r", "bo", "later", scripted.NOW)), "what was written has made room"
+    journal.close()
+
+
+def test_what_is_no_item_was_never_seen(home: Home):
+    made = SimpleNamespace(journal=Journal(home, POLICY))
+    mark = {"user_id": "bo", "item_id": "(nothing)", "event_type": "seen", "request_id": "r"}
+    assert "no item" in House._saw(made, mark, scripted.NOW).reasons[0]  # type: ignore[arg-type]
+    assert House._saw(made, {**mark, "item_id": "a"}, scripted.NOW).accepted  # type: ignore[arg-type]
+    made.journal.policy = made.journal.policy.model_copy(update={"buffer_rows": 1})
+    assert "too many" in House._saw(made, {**mark, "item_id": "b"}, scripted.NOW).reasons[0]  # type: ignore[arg-type]
+    made.journal.close()
+    assert made.journal.counts.rows == 1
 
 
 def test_taking_an_answer_costs_microseconds(home: Home):
@@ -201,6 +270,48 @@ def test_a_segment_that_is_being_written_is_left_alone(home: Home):
     assert done == [0]
     journal.close()
     assert len(collecting.collect(home, AS_OF)) == 1
+
+
+@pytest.mark.parametrize("harm", ["removed", "a folder where it is to be closed"])
+def test_a_segment_that_cannot_be_closed_does_not_end_the_log(home: Home, harm: str):
+    journal = Journal(home, POLICY.model_copy(update={"flush_seconds": 0.01, "segment_seconds": 0.02}))
+    journal(answer(1))
+    journal.flush()
+    segment = next(segments.folder(home).glob(f"*{segments.OPEN}"))
+    if harm == "removed":
+        segment.unlink()
+    else:
+        segment.with_suffix(segments.CLOSED).mkdir()
+    journal.start()
+    time.sleep(0.1)
+    journal(answer(2))
+    for _ in range(500):
+        if journal.counts.segments:
+            break
+        time.sleep(0.01)
+    journal.close()
+    assert (journal.counts.rows, journal.counts.segments, journal.counts.lost) == (6, 1, 0)
+
+
+def test_what_is_written_after_somebody_removed_the_segment_goes_to_the_next(home: Home):
+    journal = Journal(home, POLICY)
+    journal(answer(1))
+    journal.flush()
+    next(segments.folder(home).glob("*")).unlink()
+    journal(answer(2))
+    journal.close()
+    collecting.collect(home, AS_OF)
+    assert {row["request_id"] for row in lake_of(home)} == {"r2"}
+
+
+def test_who_tidies_asks_for_the_lock_and_not_for_the_process(home: Home):
+    journal = Journal(home, POLICY)
+    journal._name = "999999999-of another container"
+    journal._begin()
+    left = segments.folder(home) / f"{os.getpid()}-of a process that ended-000000{segments.NEW}"
+    left.touch()
+    assert segments.abandoned(home) == [left]
+    journal.close()
 
 
 BAD = {

@@ -1,17 +1,22 @@
 """Every rung of the ladder answers when those above it cannot, says which it is and why, and never shows what it must not."""
 
+import threading
 import time
 from dataclasses import replace
+from itertools import product
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from scripted import HASTY, NOW, PATIENT, RELEASE, STOCK, Engine, ask, hanging, items, raising, shown
 
 from pipelines.config import Home
+from pipelines.features.catalogue_snapshot import CatalogueSnapshot
 from pipelines.serving import blocked
 from pipelines.serving.blocked import Blocked
 from pipelines.serving.ladder import Ladder
-from pipelines.serving.request import FULL, Answer, Filters, Why
-from pipelines.serving.standing import EVERYBODY, Standing
+from pipelines.serving.request import FULL, Answer, Filters, Release, Why
+from pipelines.serving.standing import EVERYBODY, Standing, meeting, meets
 from pipelines.serving_policies import DeadlinePolicy, ServingSettings
 from pipelines.streaming.session import SessionEvent
 from pipelines.window import micros
@@ -114,7 +119,38 @@ def test_threads_that_hang_do_not_make_more_threads(ladder):
     way = ladder(Engine(hanging), settings)
     told = [way.answer(ask()).degraded[0] for _ in range(5)]
     assert [text.split(" within")[0] for text in told[:3]] == ["full: not done", "full: not done", "full: not begun"]
-    assert way._crew._started == 2
+    assert way._release(RELEASE).crew._started == 2
+
+
+def test_a_release_that_hangs_takes_nothing_from_one_that_is_sound(home: Home) -> None:
+    sound, stuck = Engine(), Engine(hanging, release=Release(7, "7" * 64))
+    calm = ServingSettings().ladder.breaker.model_copy(update={"failures": 1000, "trouble_seconds": 1000.0})  # so that every thread hangs
+    settings = ServingSettings(
+        deadline=DeadlinePolicy(request_ms=200), ladder=ServingSettings().ladder.model_copy(update={"reserve_ms": 180, "breaker": calm})
+    )
+    way = Ladder(
+        settings, lambda asked: (stuck if asked.user_id == "canary" else sound, ""), lambda: STOCK, Blocked(home, follow_seconds=0)
+    )
+    assert {way.answer(ask(user_id="canary")).rung for _ in range(10)} == {"popular"}
+    way.settings = PATIENT
+    assert [way.answer(ask()).rung for _ in range(3)] == [FULL] * 3
+
+
+def test_releases_that_are_asked_no_more_leave_no_threads_and_the_newest_asked_stay(ladder) -> None:
+    def engines() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("engine-")}
+
+    way, before = ladder(None), engines()  # others hang still
+    kept = way._release(RELEASE)
+    for version in range(20):
+        way._release(RELEASE)
+        way._release(Release(version, f"{version}")).crew.call(lambda: Answer(ask(), (), FULL, RELEASE), 20_000)
+    assert len(way.breakers()) == 8
+    assert way._release(RELEASE) is kept
+    begun = time.perf_counter()
+    while len(engines() - before) > 8:
+        assert time.perf_counter() - begun < 30
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +196,31 @@ def test_filters_hold_on_the_lower_rungs(ladder):
     assert items(way.answer(ask(k=5))) == ["p0", "p1", "p2", "p3", "p5"]  # p4 cannot be bought
     assert items(way.answer(ask(k=2, filters=Filters(exclude=("p0", "p1"))))) == ["p2", "p3"]
     assert way.answer(ask(filters=Filters(brands=("nobody",)))).rung == "empty"
+
+
+def test_a_filter_finds_what_no_standing_list_holds(ladder):
+    stock = Standing({EVERYBODY: STOCK.lists[EVERYBODY]}, STOCK.catalogue)
+    answer = ladder(None, stock=stock).answer(ask(filters=Filters(categories=("saunas",), max_price=1003, exclude=("s1",))))
+    assert (answer.rung, items(answer)) == ("popular", ["s0", "s2", "s3"])
+    both = ladder(None, stock=stock).answer(ask(k=13, filters=Filters(categories=("pots",), min_price=5)))
+    assert items(both) == ["p5", "p7", "p9", "p11", "p13", "p15", "p17", "p19", "i0", "i1", "i2", "i3", "i4"], "the list first"
+    assert [one.score for one in both.items] == sorted((one.score for one in both.items), reverse=True)
+    assert ladder(None, stock=stock).answer(ask(filters=Filters(categories=("cars",)))).rung == "empty"
+
+
+def test_a_catalogue_is_filtered_as_its_items_are_one_by_one():
+    rows = {
+        "item_id": ["a", "b", "d", "e", "f"], "category": ["tea", "pots", None, "tea", "zinc"], "brand": [None, "x", "x", "y", "y"],
+        "price": [1.0, None, 3.0, 4.0, 5.0], "available": [True, None, False, False, True], "n_events": [5, 4, 3, 2, 1],
+    }  # fmt: skip
+    table = pa.table({name: pa.chunked_array([values]) for name, values in rows.items()})
+    shop = CatalogueSnapshot(table["item_id"], table, {}, {})
+    one = {row.pop("item_id"): row for row in table.to_pylist()}
+    words, prices = ((), ("tea",), ("tea", "zinc"), ("nothing",), ("a", "pots")), (None, 1.0, 3.5)
+    for categories, brand, low, high, available in product(words, ((), ("x",), ("y", "no")), prices, prices, (True, False)):
+        filters = Filters(categories, brand, low, high, (), available)
+        good = meeting(shop, filters, np.arange(5))
+        assert good.tolist() == [meets(filters, item, about) for item, about in one.items()], filters
 
 
 def test_the_item_that_is_looked_at_is_not_its_own_neighbour(ladder):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.serving.limits import Buckets, Overloaded, Turnstile
+from pipelines.serving.limits import Buckets, Lateness, Overloaded, Turnstile
 from pipelines.serving_policies import LimitPolicy
 
 
@@ -112,3 +112,45 @@ def test_answers_are_given_one_at_a_time() -> None:
 
     asyncio.run(scene())
     assert most == 1
+
+
+def test_a_loop_that_is_late_twice_in_a_row_is_late_and_one_stall_is_not() -> None:
+    async def stalled(times: int) -> float:
+        lateness = Lateness()
+        lateness.seconds()
+        await asyncio.sleep(2.5 * Lateness.EVERY_SECONDS)
+        for _ in range(times):
+            time.sleep(0.3)
+            await asyncio.sleep(0.0)
+            await asyncio.sleep(0.0)
+        return lateness.seconds()
+
+    assert asyncio.run(stalled(0)) < 0.1
+    assert asyncio.run(stalled(1)) < 0.1
+    assert asyncio.run(stalled(3)) > 0.1
+
+
+def test_a_loop_that_was_late_is_forgiven_and_another_loop_is_not_blamed() -> None:
+    lateness = Lateness()
+
+    async def late() -> tuple[float, float]:
+        lateness.seconds()
+        for _ in range(4):
+            time.sleep(0.2)
+            await asyncio.sleep(0.0)
+            await asyncio.sleep(0.0)
+        held_up = lateness.seconds()
+        for _ in range(100):
+            await asyncio.sleep(Lateness.EVERY_SECONDS)
+            if lateness.seconds() < 0.05:
+                break
+        return held_up, lateness.seconds()
+
+    held_up, after = asyncio.run(late())
+    assert held_up > 0.1
+    assert after < 0.1
+
+    async def other() -> float:
+        return lateness.seconds()
+
+    assert asyncio.run(other()) == 0.0

@@ -52,7 +52,10 @@ def test_a_click_changes_the_lists_and_every_item_says_why(service: Running, bro
     assert len(items(window, "#because")) > 0
     assert len(items(window, "#trending")) > 0
     assert "version 1" in window.inner_text("#state")
-    assert "rung" in window.inner_text("#state")
+    assert "rung full" in window.inner_text("#state")
+    assert "variant none" in window.inner_text("#state")
+    cut = "[...document.querySelectorAll('.card, .row')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert window.evaluate(cut) == 0, "nothing is cut off"
 
     window.click("#home .card .open >> nth=3")
     window.wait_for_selector('body[data-ready="2"]')
@@ -77,6 +80,26 @@ def test_a_click_changes_the_lists_and_every_item_says_why(service: Running, bro
     assert said == []
 
 
+def test_another_shopper_is_picked_and_sees_other_lists(service: Running, browser: Any) -> None:
+    window = browser.new_page(viewport={"width": 1400, "height": 1000})
+    window.set_default_timeout(30_000)
+    window.goto(service.address)
+    window.wait_for_selector("#some button")
+    window.fill("#user", "u00000003")
+    window.click("#who button")
+    window.wait_for_selector("#home .card")
+    assert window.evaluate("location.hash") == "#u00000003"
+    theirs = items(window, "#home")
+    window.click('#some button:has-text("u00000001")')
+    for _ in range(600):  # the page allows no eval, so nothing waits inside it
+        if window.evaluate("location.hash") == "#u00000001" and items(window, "#home") not in ([], theirs):
+            break
+        window.wait_for_timeout(50)
+    assert window.evaluate("location.hash") == "#u00000001"
+    assert items(window, "#home") != theirs
+    assert len(items(window, "#home")) == 12
+
+
 def test_it_works_with_the_keyboard_and_at_the_width_of_a_phone(service: Running, browser: Any) -> None:
     window = browser.new_page(viewport={"width": 360, "height": 740})
     window.set_default_timeout(30_000)
@@ -90,6 +113,30 @@ def test_it_works_with_the_keyboard_and_at_the_width_of_a_phone(service: Running
     assert window.evaluate("document.activeElement.id") == "item-title"
     unnamed = "[...document.querySelectorAll('button,input')].filter((one) => !(one.labels?.length || one.ariaLabel || one.textContent.trim())).length"
     assert window.evaluate(unnamed) == 0
+
+
+@pytest.mark.parametrize(("propensity", "told"), [(None, "not known"), (0.0, "0.0 %"), (0.25, "25.0 %")])
+def test_a_chance_that_nobody_knows_is_not_told_as_none(browser: Any, propensity: float | None, told: str) -> None:
+    window = browser.new_page()
+    place = {"item_id": "i", "propensity": propensity, "features": {}}
+    explained = {"found": True, "items": [place], "answer": {"stage_ms": {"rank": 1.0}}}
+
+    def answered(route: Any) -> None:
+        path = route.request.url.removeprefix("http://shop.test/")
+        if path in {"", "shop.css", "shop.js"}:
+            route.fulfill(path=page.FOLDER / (path or "index.html"))
+        elif path.endswith("/explanation"):
+            route.fulfill(json=explained)
+        else:
+            route.fulfill(status=503, json={})
+
+    window.route("**/*", answered)
+    window.goto("http://shop.test/")
+    item = {"item_id": "i", "rank": 1, "score": None, "reason": {"kind": "popular", "text": "Popular"}, "sources": [], "rules": []}
+    answer = {"request_id": "r", "rung": "full", "model": {"version": 1, "bundle": "b"}, "variant": "", "degraded": [], "stage_ms": {}}
+    window.evaluate("([item, answer]) => why(item, answer)", [item, answer])
+    window.wait_for_selector("#why[open]", timeout=30_000)
+    assert f"chance of standing here\n{told}" in window.inner_text("#why dl")
 
 
 def test_the_page_holds_nothing_of_other_hosts() -> None:

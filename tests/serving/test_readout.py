@@ -33,8 +33,11 @@ interleave = ["control", "better"]
 RATE = {"control": 0.10, "better": 0.2}
 
 
-def live(home: Home, n_users: int = 1200, *, lost: float = 0.0) -> None:
-    """Let users ask twice, see five items and click by the arm that placed them; a share of what the better arm showed is not logged."""
+def live(home: Home, n_users: int = 1200, *, lost: float = 0.0, empty: float = 0.0) -> None:
+    """Let users ask twice, see five items and click by the arm that placed them.
+
+    A share of what the better arm showed is not logged; a share of its users gets nothing.
+    """
     home.root.mkdir(parents=True, exist_ok=True)
     (home.root / assignment.FILE).write_text(DECLARED, encoding="utf-8")
     dealt, rng = assignment.load(home), np.random.default_rng(0)
@@ -43,6 +46,7 @@ def live(home: Home, n_users: int = 1200, *, lost: float = 0.0) -> None:
         user = f"u{number}"
         (found,) = dealt.assign({"user": user}, START)
         hidden = found.arm == "better" and rng.random() < lost
+        nothing = found.arm == "better" and rng.random() < empty
         for visit in range(2):
             moment, request = START + timedelta(days=3 * visit, minutes=number), f"{user}-{visit}"
             if found.arm == "mixed":
@@ -50,6 +54,10 @@ def live(home: Home, n_users: int = 1200, *, lost: float = 0.0) -> None:
                 placed = [(item, ("control", "better")[side]) for item, side in zip(drafted.items, drafted.sides, strict=True)]
             else:
                 placed = [(f"{found.arm[0]}{n}", found.arm) for n in range(5)]
+            if nothing:
+                shown.append({"request_id": request, "user_id": user, "item_id": "(nothing)", "rank": 0, "shown_at": moment,
+                              "variant": f"other:x|{found.label}", "sources": []})  # fmt: skip
+                continue
             for rank, (item, arm) in enumerate(placed, 1):
                 if not hidden:
                     sources = [f"{TEAM}{arm}"] if found.arm == "mixed" else ["als"]
@@ -104,6 +112,38 @@ def test_impressions_that_get_lost_in_one_arm_block_the_reading(home: Home):
     assert found["reasons"][0].startswith("sample ratio mismatch")
     assert found["interleaving"]["mixed"]["winner"] == "b"  # within one arm's own users nothing was lost
     assert code == 1
+
+
+def test_who_was_shown_nothing_counts_in_his_arm(home: Home):
+    """Left out, they would look like a sample ratio mismatch; in, they are users who did not click."""
+    live(home, empty=0.4)
+    _, found = analysed(home)
+    assert found["srm"]["p"] > 0.001
+    assert sum(found["srm"]["counts"]) == 1200
+    assert found["empty"] == {"better": pytest.approx(0.4, abs=0.06), "control": 0.0, "mixed": 0.0}
+    effects = {one["metric"]: one for one in found["effects"] if one["arm"] == "better"}
+    assert effects["ctr"]["treatment"] == pytest.approx(0.2, abs=0.02), "of what was shown"
+    assert effects["click_rate"]["treatment"] < 0.6 * (1 - 0.8**10) + 0.1, "of all users of the arm"
+
+
+def test_only_what_came_into_view_is_an_exposure_where_that_is_asked_for(home: Home):
+    """The two upper places of everybody's first visit are reported as seen."""
+    live(home)
+    for file in sorted((home.lake / "impressions").rglob("*.parquet")):
+        rows = pq.read_table(file).to_pylist()
+        marks = [
+            {name: row[name] for name in ("request_id", "user_id", "item_id", "shown_at")} | {"rank": -1}
+            for row in rows
+            if row["rank"] <= 2 and row["request_id"].endswith("-0")
+        ]
+        pq.write_table(pa.Table.from_pylist(rows + marks, tables.IMPRESSIONS), file)
+    _, everything = analysed(home)
+    _, found = analysed(home, "--exposed", "seen")
+    assert found["exposed"] == "seen"
+    assert {arm: count / 5 for arm, count in everything["impressions"].items()} == found["impressions"]
+    assert sum(found["srm"]["counts"]) == 1200
+    wrong = CliRunner().invoke(app, ["experiment", "analyse", "lists", "--exposed", "x", "--home", str(home.root)])
+    assert isinstance(wrong.exception, StateError)
 
 
 def test_early_days_are_not_yet_and_exit_1(home: Home):

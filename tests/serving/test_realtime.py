@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import served_shop
@@ -186,6 +186,27 @@ def test_sending_a_batch_again_changes_nothing(shop, process):
     assert len(here.recent.of("u00000005", micros(here.clock()))) == 3
     waited(lambda: _consumed(shop))
     assert items(asked(here)) == after
+
+
+def test_two_rows_alike_are_two_events_and_the_same_request_again_brings_no_more():
+    """Without a time of their own, nothing but their places tells them apart; a row that names its time or itself is known by that."""
+    view = {"user_id": "u1", "item_id": "i1", "event_type": "view"}
+    timed = {**view, c.EVENT_AT: NOW.isoformat()}
+    batch = [view, timed, view, {**view, "item_id": "i2"}, timed, {**view, c.EVENT_ID: "mine"}]
+
+    def names(request_id: str, now: datetime = NOW) -> list[str]:
+        met: Counter[bytes] = Counter()
+        return [str(realtime._completed(row, now, request_id, met)[c.EVENT_ID]) for row in batch]
+
+    first = names("r1")
+    assert len(set(first)) == 5
+    assert first[1] == first[4]
+    assert first[5] == "mine"
+    assert names("r1", NOW + timedelta(minutes=1)) == first, "whenever it is sent again"
+    other = names("r2")
+    assert [one == two for one, two in zip(first, other, strict=True)] == [False, True, False, False, True, True]
+    assert names("") == names("")
+    assert not {names("")[0], names("")[2]} & {names("", NOW + timedelta(seconds=1))[0]}
 
 
 def _consumed(home: Home) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import pytest
 from swap_lab import NOW, Telling, canary, digests, promoted
 
+from pipelines import publish
 from pipelines.config import Home
 from pipelines.errors import StateError
 from pipelines.registry import ledger, releases, rollback, rollouts
 from pipelines.registry.choosing import Serving
-from pipelines.serving import tally
+from pipelines.serving import holder, tally
 from pipelines.serving.holder import Holder, workers
 from pipelines.serving.request import BLEND, FULL, POPULAR, Answer, Ask, Release, Shown, Why
 from pipelines.serving.rollout import Steward
@@ -59,6 +61,13 @@ class Nothing(Faulty):
         return replace(super().answer(ask), rung=BLEND)
 
 
+class Dead(Faulty):
+    """No model answers, so the release fills up with what is popular (`surfaces.filled`, and every surface of items)."""
+
+    def answer(self, ask: Ask) -> Answer:
+        return replace(super().answer(ask), rung=POPULAR, degraded=("item_knn: ValueError: broken",))
+
+
 class SameForAll(Faulty):
     """The same list for everybody."""
 
@@ -83,7 +92,7 @@ class Shop:
 
         self.home, self.holder = home, Holder(home, bind, POLICY)
         self.holder.follow()
-        self.tally = Tally(home, lambda: self.holder.held.champion.release.version if self.holder.held.champion else None)
+        self.tally = Tally(home)
         self.steward = Steward(home, POLICY)
         self.user = 0
 
@@ -99,7 +108,15 @@ class Shop:
             except StateError as error:
                 shown = (Shown("best", 1, 1.0, Why("popular", "")),)
                 answer = Answer(ask, shown, POPULAR, Release(None, None), degraded=(f"full: {error}",))
-            self.tally(replace(answer, variant=variant, assigned=variant, stage_ms={FULL: 5.0 + getattr(engine, "slower_ms", 0.0)}))
+            self.tally(
+                replace(
+                    answer,
+                    variant=variant,
+                    assigned=variant,
+                    asked=engine.release,
+                    stage_ms={FULL: 5.0 + getattr(engine, "slower_ms", 0.0)},
+                )
+            )
         self.holder.follow()
         self.steward.look()
 
@@ -136,7 +153,9 @@ def test_a_challenger_that_fails_goes_back_with_what_was_measured(shop: Home) ->
     assert one.holder.held.challenger is None
 
 
-@pytest.mark.parametrize(("second", "bound"), [(Slow, "p50 of time"), (Nothing, "lower"), (SameForAll, "same"), (Flat, "scores")])
+@pytest.mark.parametrize(
+    ("second", "bound"), [(Slow, "p50 of time"), (Nothing, "lower"), (Dead, "lower"), (SameForAll, "same"), (Flat, "scores")]
+)
 def test_a_canary_that_is_slow_blind_or_the_same_for_all_goes_back(shop: Home, second: type[Faulty], bound: str) -> None:
     promoted(shop, 1, digests(shop)[1])
     one = Shop(shop, second=second)
@@ -147,11 +166,18 @@ def test_a_canary_that_is_slow_blind_or_the_same_for_all_goes_back(shop: Home, s
     assert [reason for reason in ended["reasons"] if reason.startswith(bound)]
 
 
-def test_a_champion_that_was_promoted_at_once_is_watched_and_rolled_back_once(shop: Home) -> None:
+@pytest.mark.parametrize("ends", [False, True], ids=["stays", "ends"])
+def test_a_champion_that_was_promoted_at_once_is_watched_and_rolled_back_once_though_the_process_that_saw_it_ends(
+    shop: Home, ends: bool
+) -> None:
     promoted(shop, 1, digests(shop)[1])
     one = Shop(shop, {2: 0.6})
     one.until(lambda: tally.between(shop, 1, 0, 1e12).requests > 300)
     promoted(shop, 2, digests(shop)[2])
+    one.steward.look()
+    if ends:
+        one.steward.stop()
+        one.steward = Steward(shop, POLICY)
     one.until(lambda: releases.pointer(shop).version == 1)
     last = ledger.history(shop)[-1]
     assert (last["kind"], last["author"]) == (ledger.ROLLED_BACK, rollback.MACHINE)
@@ -172,6 +198,26 @@ def test_blue_green_is_loaded_everywhere_and_then_one_switch(shop: Home) -> None
     assert releases.pointer(shop).version == 2
     one.holder.follow()
     assert one.holder.swaps[-1].was_loaded
+
+
+def test_blue_green_that_is_not_loaded_everywhere_ends_in_time_and_whoever_looks_from_elsewhere_removes_nothing(home: Home) -> None:
+    promoted(home, 1, "1" * 64)
+    elsewhere = holder.folder(home) / "999999999.json"  # a process of another container: no such id here
+    publish.write_json(elsewhere, {"champion": None, "challenger": None, "refused": {}})
+    assert (workers(home), elsewhere.is_file()) == ({}, True)
+    publish.write_json(holder.folder(home) / f"{os.getpid()}.json", {"champion": None, "challenger": None, "refused": {}})
+    rollouts.begin(
+        home, releases.pointer(home), key="r", kind=ledger.CANARY, share=0.0, version=2, digest="2" * 64, as_of=None, body={"reasons": [], "author": "ada"}
+    )  # fmt: skip
+    steward = Steward(home, POLICY.model_copy(update={"most_step_seconds": 0.5}))
+    steward.look()
+    assert rollouts.current(home) is not None
+    time.sleep(0.6)
+    steward.look()
+    steward.stop()
+    ended = ledger.history(home)[-1]
+    assert ended["kind"] == ledger.ENDED
+    assert ended["reasons"][0].startswith("0 of 1 processes have it loaded after ")
 
 
 def test_a_challenger_that_no_process_can_load_ends_its_rollout(shop: Home) -> None:
@@ -198,8 +244,27 @@ def test_one_process_of_a_machine_looks_after_rollouts_and_another_takes_over(sh
     second.stop()
 
 
+def test_who_takes_over_watches_as_long_as_was_left(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    promoted(home, 1, "1" * 64)
+    first = Steward(home, POLICY)
+    first.look()
+    promoted(home, 2, "2" * 64)
+    first.look()
+    assert first._watched == (2, 1)
+    first.stop()
+    real, watched = ledger.clock, []
+    for later in (0.0, 540.0, 660.0):
+        monkeypatch.setattr(ledger, "clock", lambda home, later=later: real(home) + timedelta(seconds=later))
+        second, begun = Steward(home, POLICY), time.perf_counter()
+        second.look()
+        second.stop()
+        assert second._promoted == pytest.approx(begun - later, abs=60)
+        watched.append(second._watched)
+    assert watched == [(2, 1), (2, 1), None], "ten minutes, whoever looks"
+
+
 def test_counts_of_processes_that_are_gone_are_swept_whoever_has_their_id_now(home: Home) -> None:
-    mine = Tally(home, lambda: 1)
+    mine = Tally(home)
     counts = mine.path.read_bytes()
     old = [
         f"{os.getpid()}-1",
@@ -213,22 +278,44 @@ def test_counts_of_processes_that_are_gone_are_swept_whoever_has_their_id_now(ho
     mine.close()
 
 
+def test_a_champion_is_counted_however_many_releases_answer_and_however_old_it_is(home: Home) -> None:
+    counted, begun = Tally(home), time.perf_counter()
+
+    def count(version: int, user: int) -> None:
+        counted(Answer(Ask("home", "r", NOW, 5, f"u{user}"), (Shown("i", 1, 1.0, Why("for_you", "")),), FULL, Release(version, "d")))
+
+    for user in range(100):
+        for version in (3, 4, 5, 6, 7):
+            count(version, user)
+    for version in range(8, 30):  # each for a moment; the champion answers all the while
+        count(version, 100 + version)
+        count(3, 100 + version)
+    requests = {version: tally.between(home, version, begun - 1, begun + 600).requests for version in (3, 4, 29)}
+    counted.close()
+    assert requests[3] >= 122  # a unit may end meanwhile, and then counts anew
+    assert (requests[4], requests[29]) == (0, 1), "who answered longest ago gave way"
+
+
 def test_counts_of_all_processes_are_added_up_and_a_user_counts_once_a_minute(shop: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "UNIT_SECONDS", 60.0)
     begun = time.perf_counter()
-    tallies = [Tally(shop, lambda: 1), Tally(shop, lambda: 1)]
+    tallies = [Tally(shop), Tally(shop)]
     items = tuple(Shown(f"i{at}", at, float(at), Why("for_you", "")) for at in range(1, 6))
     for counted in tallies:
         for user in (*range(10), *range(10)):
             counted(Answer(Ask("home", "r", NOW, 5, f"u{user}"), items, FULL, Release(1, "d"), stage_ms={FULL: 8.0}))
         counted(Answer(Ask("home", "r", NOW, 5, "u11"), items, "cached", Release(1, "d")))
+        counted(Answer(Ask("home", "r", NOW, 5, "u14"), items, "session", Release(1, "d")))
         counted(Answer(Ask("home", "r", NOW, 5, "u13"), items, FULL, Release(1, "d"), remembered=True))
-        counted(Answer(Ask("home", "r", NOW, 5, "u12"), (), "empty", Release(None, None), ("full: late",), assigned="rollout-2:canary"))
+        counted(Answer(Ask("similar", "r", NOW, 5, "u1"), items, POPULAR, Release(4, "d"), ("als: broken",), asked=Release(4, "d")))
+        counted(Answer(Ask("home", "r", NOW, 5, "u12"), (), "empty", Release(None, None), ("full: late",), asked=Release(2, "d")))
     found, failed = (tally.between(shop, version, begun - 1, begun + 60) for version in (1, 2))
     minutes = 2 if found.requests > 20 else 1  # a minute may end meanwhile
     assert 20 <= found.requests <= 40 * minutes
     assert (found.pairs, found.same) == (found.requests - 2, found.requests - 2), "the same list for everybody"
     assert found.quantile_ms(0.5) == pytest.approx(8.0, rel=0.1)
     assert (failed.requests, failed.failed, failed.empty, failed.lower) == (2, 2, 2, 2)
+    filled = tally.between(shop, 4, begun - 1, begun + 60)
+    assert (filled.requests, filled.failed, filled.empty, filled.lower) == (2, 0, 0, 2), "popular in the release's own name"
     for counted in tallies:
         counted.close()

@@ -10,6 +10,7 @@ from canary_lab import Fault, World, rolled_out
 from scipy import stats
 
 from pipelines.serving import guard
+from pipelines.serving.clicks import BUCKETS
 from pipelines.serving.rollout import moved
 from pipelines.serving.tally import EDGES_MS, LATENCIES, SCORES, Figures, latency_bin
 from pipelines.serving_policies import RolloutPolicy
@@ -85,19 +86,78 @@ def test_what_may_be_wrong_is_shared_out_over_looks_steps_and_tests() -> None:
     seconds, steps = POLICY.most_step_seconds, len(POLICY.shares)
     looks = int(seconds / POLICY.look_seconds)
     spent = sum(guard.alpha(POLICY, look * POLICY.look_seconds, seconds, steps) for look in range(1, looks + 1))
-    assert spent * steps * guard.TESTS == pytest.approx(POLICY.false_alarm_rate)
+    assert spent * steps * guard.TESTS == pytest.approx(guard.ANSWERS * POLICY.false_alarm_rate)
 
 
 def test_a_canary_waits_for_requests_and_time_and_goes_on_step_by_step() -> None:
     enough, few = (healthy(600), healthy(9000)), (healthy(499), healthy(9000))
-    assert moved(0.01, 299, enough, enough, POLICY).to == "wait"
-    assert moved(0.01, 301, few, few, POLICY).to == "wait"
-    assert [moved(share, 301, enough, enough, POLICY).share for share in (0.01, 0.1, 0.5)] == [0.1, 0.5, 1.0]
-    assert moved(0.5, 301, enough, enough, POLICY).to == "promote"
-    ended = moved(0.01, POLICY.most_step_seconds, few, few, POLICY)
+    assert moved(0.01, 299, enough, enough, POLICY, acted=NO_CLICKS).to == "wait"
+    assert moved(0.01, 301, few, few, POLICY, acted=NO_CLICKS).to == "wait"
+    assert [moved(share, 301, enough, enough, POLICY, acted=NO_CLICKS).share for share in (0.01, 0.1, 0.5)] == [0.1, 0.5, 1.0]
+    assert moved(0.5, 301, enough, enough, POLICY, acted=NO_CLICKS).to == "promote"
+    ended = moved(0.01, POLICY.most_step_seconds, few, few, POLICY, acted=NO_CLICKS)
     assert (ended.to, ended.reasons) == ("end", (f"499 requests in {POLICY.most_step_seconds:.0f} s: not the 500 that it takes to go on",))
     nothing = (healthy(0), healthy(0))
-    assert moved(0.01, 10**9, nothing, nothing, POLICY).to == "end", "no figures never count as health"
+    assert moved(0.01, 10**9, nothing, nothing, POLICY, acted=NO_CLICKS).to == "end", "no figures never count as health"
+
+
+def test_the_last_share_waits_for_clicks_where_anybody_clicks_and_not_for_ever() -> None:
+    enough, few, taken = (healthy(600), healthy(9000)), (sides(9000, 2999), sides(9000, 1)), (sides(9000, 3000), sides(9000, 1))
+    assert moved(0.1, 301, enough, enough, POLICY, acted=few).to == "step", "only the last share does"
+    assert moved(0.5, 301, enough, enough, POLICY, acted=few).to == "wait"
+    assert moved(0.5, POLICY.click_seconds, enough, enough, POLICY, acted=few).to == "promote"
+    assert moved(0.5, 301, enough, enough, POLICY, acted=taken).to == "promote"
+
+
+def sides(answers: int, clicked: int, buckets: int = BUCKETS) -> np.ndarray:
+    """Return the sums of one side, spread over its buckets as evenly as they go."""
+    found = np.zeros((BUCKETS, 2), np.int64)
+    for column, whole in enumerate((answers, clicked)):
+        found[:buckets, column] = whole // buckets + (np.arange(buckets) < whole % buckets)
+    return found
+
+
+NO_CLICKS = (sides(0, 0), sides(0, 0))
+
+
+def drawn_sides(rng: np.random.Generator, answers: int, rate: float) -> np.ndarray:
+    n = rng.poisson(answers / BUCKETS, BUCKETS)
+    return np.stack([n, rng.binomial(n, rate)], axis=1)
+
+
+def test_fewer_clicks_are_told_in_words_and_few_answers_tell_nothing() -> None:
+    rng = np.random.default_rng(0)
+    fewer, control = drawn_sides(rng, 40_000, 0.08), drawn_sides(rng, 40_000, 0.10)
+    said = guard.clicked(fewer, control, POLICY, 1e-3)
+    assert said is not None
+    assert said.startswith(f"clicks: {fewer[:, 1].sum()} of {fewer[:, 0].sum()} answers (")
+    assert "surely more than 5% below it" in said
+    assert moved(0.1, 20, (healthy(600), healthy(900)), (healthy(60), healthy(90)), POLICY, acted=(fewer, control)).reasons == (said,)
+    assert guard.clicked(control, fewer, POLICY, 1e-3) is None, "more clicks harm nobody"
+    assert guard.clicked(fewer, control, POLICY.model_copy(update={"max_click_loss": 0.3}), 1e-3) is None
+    assert guard.clicked(fewer, control, POLICY.model_copy(update={"click_answers": 50_000}), 1e-3) is None
+    assert guard.clicked(sides(5000, 0, buckets=49), control, POLICY, 1e-3) is None, "too few buckets for a variance"
+    assert guard.clicked(*NO_CLICKS, POLICY, 1e-3) is None
+    assert guard.clicked(sides(10**6, 0), sides(10**6, 0), POLICY, 1e-3) is None, "nobody clicks anywhere: nothing can be told"
+
+
+def ends_at(rng: np.random.Generator, loss: float, looks: int = 40, answers: int = 1200, rate: float = 0.1) -> int | None:
+    """Return at which look, each of so many answers a side, the clicks of a challenger end its rollout."""
+    ours, theirs = np.zeros((BUCKETS, 2), np.int64), np.zeros((BUCKETS, 2), np.int64)
+    for look in range(1, looks + 1):
+        ours, theirs = ours + drawn_sides(rng, answers, rate * (1 - loss)), theirs + drawn_sides(rng, answers, rate)
+        if guard.clicked(ours, theirs, POLICY, guard.CLICKS * POLICY.false_alarm_rate / 3) is not None:
+            return look
+    return None
+
+
+def test_a_fifth_of_the_clicks_less_is_found_and_equal_ones_are_left_alone_however_often_one_looks() -> None:
+    """Even without any margin the test holds its level; with it equal challengers are far from it."""
+    rng = np.random.default_rng(1)
+    found = [ends_at(rng, 0.2) for _ in range(20)]
+    assert sum(look is not None for look in found) >= 19
+    assert sum(ends_at(rng, 0.0) is not None for _ in range(20)) == 0
+    assert sum(ends_at(rng, 0.05) is not None for _ in range(20)) == 0, "what is allowed ends nothing"
 
 
 @pytest.mark.parametrize(
@@ -111,10 +171,16 @@ def test_a_fault_is_rolled_back_within_a_minute_at_a_hundred_requests_a_second(f
     assert ended.detected <= 60
 
 
+def test_a_challenger_that_loses_a_fifth_of_the_clicks_is_rolled_back_at_the_boundary() -> None:
+    ended = rolled_out(POLICY, 100, 12, Fault("clicks", fewer=0.2), 0.5)
+    assert not ended.promoted
+    assert ended.reasons[0].startswith("clicks: ")
+
+
 def test_an_equal_challenger_is_promoted() -> None:
-    ended = rolled_out(POLICY.model_copy(update={"step_seconds": 60.0, "step_requests": 20}), 20, 3)
+    ended = rolled_out(POLICY.model_copy(update={"step_seconds": 60.0, "step_requests": 20, "click_seconds": 0.0}), 20, 3)
     assert ended.promoted
-    assert ended.reasons[0].endswith("no bound broken")
+    assert "no bound broken" in ended.reasons[0]
 
 
 def test_users_in_the_lab_differ_so_that_its_requests_are_no_independent_evidence() -> None:
@@ -127,6 +193,6 @@ def test_users_in_the_lab_differ_so_that_its_requests_are_no_independent_evidenc
 @pytest.mark.timeout(3600)
 def test_of_three_hundred_equal_challengers_one_in_a_hundred_at_most_is_rolled_back() -> None:
     """Upper bound of the share by Clopper and Pearson, 95%: nothing in 300 is below one in a hundred."""
-    fast = POLICY.model_copy(update={"step_seconds": 120.0, "step_requests": 200})
+    fast = POLICY.model_copy(update={"step_seconds": 120.0, "step_requests": 200, "click_seconds": 600.0})
     wrong = sum(not rolled_out(fast, 30, seed).promoted for seed in range(300))
     assert stats.beta.ppf(0.95, wrong + 1, 300 - wrong) <= 0.01

@@ -84,6 +84,68 @@ def test_what_is_no_http_is_refused_and_others_are_served_meanwhile(service: Run
         thread.join()
 
 
+GOOD = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+LIST = b"GET /v1/trending?k=1 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+
+
+def opened(service: Running, *lines: bytes) -> socket.socket:
+    """Return a connection that stays open, after an answer to each line."""
+    address = urlsplit(service.address)
+    connection = socket.create_connection((address.hostname, address.port), timeout=20)
+    for line in lines:
+        connection.sendall(line)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    return connection
+
+
+def closed(connection: socket.socket) -> bool:
+    """Tell whether the other side has hung up."""
+    connection.settimeout(0.05)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_idle_connections_keep_nobody_out_and_the_one_idle_longest_goes_first(open_house: tuple[Home, Any]) -> None:
+    home, made = open_house
+    with running(made, home, LimitPolicy(max_connections=40, max_requests=2)) as service:
+        idle = [opened(service, GOOD) for _ in range(60)]
+        again = idle[25]
+        again.sendall(GOOD)  # not idle for long
+        assert again.recv(65536).startswith(b"HTTP/1.1 200")
+        assert exchange(service, LIST)[0].startswith(b"HTTP/1.1 200")
+        open_still = [place for place, one in enumerate(idle) if not closed(one)]
+        assert 38 <= len(open_still) <= 40
+        assert open_still == sorted([*range(60 - len(open_still), 60)])
+        more = [opened(service, GOOD) for _ in range(10)]
+        assert not closed(again), "who asked a moment ago stays"
+        for one in (*idle, *more):
+            one.close()
+
+
+def test_more_requests_than_have_room_are_told_to_come_back_and_the_process_still_says_that_it_lives(open_house: tuple[Home, Any]) -> None:
+    home, made = open_house
+    with running(made, home, LimitPolicy(slow_seconds=10), limits_of_gate={"max_requests": 2}) as service:
+        head = b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
+        slow = [opened(service) for _ in range(2)]
+        for one in slow:
+            one.sendall(head)
+        until(lambda: b" 503 " in exchange(service, LIST)[0][:20], 20)
+        told = exchange(service, LIST)[0]
+        assert b"retry-after: " in told.lower()
+        assert b'"error":"overloaded"' in told
+        assert service.get("/healthz")[0] == 200
+        for one in slow:
+            one.sendall(b"{}")
+            assert b" 422 " in one.recv(65536)[:20]
+        assert exchange(service, LIST)[0].startswith(b"HTTP/1.1 200")
+        for one in slow:
+            one.close()
+
+
 def test_an_address_that_is_taken_is_said_so() -> None:
     taken = server.bound("127.0.0.1", 0)
     taken.listen()
@@ -105,6 +167,15 @@ def test_a_second_service_of_a_state_folder_is_refused_and_leaves_the_files_of_t
     with server.alone(home):
         pass
     listening.close()
+
+
+def test_what_processes_of_before_said_of_themselves_is_gone_when_a_service_starts(home: Home) -> None:
+    left = [home.serving / name for name in ("holders/7.json", "answers/7", "metrics/counter_7.db", "rates")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert list(server.cleared(home).iterdir()) == []
+    assert not any(path.exists() for path in left)
 
 
 def get(port: int, path: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,26 @@ def answer(*items: str, rung: str = FULL, degraded: tuple[str, ...] = ()) -> Ans
 def test_gini_is_as_on_paper(counts: list[int], catalogue: int, expected: float) -> None:
     """One item of n shown: 1 - 1/n. Shares 1/4 and 3/4 of two: 1/4. Half of the items, evenly: 1/2."""
     assert gini(np.array(counts), catalogue) == pytest.approx(expected)
+
+
+def test_the_pulse_and_a_scrape_count_nothing_twice() -> None:
+    metrics, both, before = Metrics(), threading.Barrier(2), sys.getswitchinterval()
+
+    def looks() -> None:
+        for total in range(1, 2001):
+            both.wait()
+            metrics.logged({"written": total})
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=looks) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert metrics.impressions.labels("written")._value.get() == 2000
 
 
 def test_coverage_and_concentration_are_of_the_last_answers() -> None:
@@ -69,6 +90,7 @@ def test_what_serves_is_one_bundle_at_a_time() -> None:
 
 WORKER = """
 import sys
+import threading
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.request import Release
 metrics = Metrics()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,6 +27,7 @@ from pipelines.lake import segments
 from pipelines.monitoring import report, skew
 from pipelines.ranking import two_stage
 from pipelines.registry import bundle_folder, choosing, releases
+from pipelines.rerank_policies import RerankSettings
 from pipelines.serving import assignment, collecting, engine
 from pipelines.serving.experimenting import Experimenting
 from pipelines.serving.journal import Journal
@@ -219,6 +222,26 @@ def test_a_skewed_service_is_an_exit_code_and_an_alarm(logged: Home, tmp_path: P
         assert done.exit_code == 1
         figures = report.gather(home, AS_OF)
     assert any(alarm["what"] == "skew" for alarm in figures["alarms"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "compared"),
+    [("", 2), ("x:control", 2), ("rollout-7:canary|x:control", 2), ("x:varied", 0), ("rollout-7:canary|x:varied", 0), ("gone:new", 0)],
+)
+def test_scores_of_an_arm_that_re_ranks_tell_of_places_not_of_items(home: Home, monkeypatch, variant: str, compared: int):
+    """The second item has the higher score of its own, and was given that of its place."""
+    home.root.mkdir(parents=True, exist_ok=True)
+    home.experiments.write_text("[x.arms.control]\n[x.arms.varied.rerank]\nmmr = true\n", encoding="utf-8")
+    values = np.array([[1.0], [2.0]], np.float32)
+    ranker = SimpleNamespace(features=("f",), score=lambda matrix, _: matrix[:, 0])
+    past = SimpleNamespace(
+        home=home, model=SimpleNamespace(ranker=ranker, rerank=RerankSettings(availability=None)), of=lambda one: object()
+    )
+    monkeypatch.setattr(skew, "recomputed", lambda *_: values)
+    one = skew.Shown("r", "u", AT, 1, ("a", "b"), ("f",), values, np.array([2.0, 1.0]), -1, country=False, variant=variant)
+    found = skew._with(skew.Skew(), one, past, ALL, Counter())
+    assert (found.wrong, found.scores, found.wrong_scores) == (0, compared, compared)
+    assert found.judged(ALL)[0] == (skew.SKEWED if compared else skew.OK)
 
 
 def test_the_verb_that_lands_impressions_tells_what_came(served: Home, tmp_path: Path):

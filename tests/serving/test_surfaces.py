@@ -113,7 +113,7 @@ def test_a_critique_holds_for_every_item(engine, change):
 def test_a_critique_finds_whatever_the_catalogue_holds(engine):
     shop = engine.knowledge.catalogue
     place = shop.place(item(engine, 3))
-    eligible = critique.changed(shop, place, ("other_category", "dearer")) & shop.available
+    eligible = critique.changed(shop, place, ("other_category", "dearer"), np.arange(len(shop.item_ids))) & shop.available
     answer = engine.answer(ask("like", item_ids=(item(engine, 3),), changes=("other_category", "dearer"), k=200))
     assert {shown.item_id for shown in answer.items} == {shop.item_ids[int(at)].as_py() for at in np.flatnonzero(eligible)}
 
@@ -225,3 +225,25 @@ def test_a_release_of_one_item_and_one_of_none_answer(served, engine, n):
 def fitted(item_ids: np.ndarray) -> Popular:
     n = len(item_ids)
     return Popular(state={"n_items": np.array([n]), "score": np.ones(n, np.float32), "order": np.arange(n, dtype=np.int32)})
+
+
+@pytest.mark.parametrize(
+    "changes", [("same_brand",), ("cheaper",), ("dearer", "same_category"), ("other_brand", "cheaper"), ("other_category",)]
+)
+def test_the_orders_of_brand_category_and_price_hold_what_a_look_through_the_catalogue_finds(engine, changes, monkeypatch):
+    shop, alike = engine.knowledge.catalogue, engine.alike(engine.knowledge.known)
+    everything, anything = np.arange(len(shop.item_ids)), 0
+    for place in range(0, len(everything), 7):
+        expected = np.flatnonzero(critique.changed(shop, place, changes, everything) & (everything % 3 > 0))
+        for narrow in (0, 10**9):
+            monkeypatch.setattr("pipelines.serving.alike.NARROW", narrow)
+            found = alike.differing(place, changes, lambda some: some % 3 > 0)
+            assert sorted(found.tolist()) == expected.tolist()
+        monkeypatch.setattr("pipelines.serving.alike.SHELF", 5)
+        met = shop.items["n_events"].to_numpy()
+        best = alike.differing(place, changes, lambda some: some % 3 > 0)
+        assert len(best) == min(5, len(expected))
+        assert sorted(met[best])[:1] == sorted(-np.sort(-met[expected])[:5])[:1]
+        monkeypatch.setattr("pipelines.serving.alike.SHELF", 5000)
+        anything += len(expected)
+    assert anything

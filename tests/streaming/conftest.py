@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import shared_folder
 from streaming_world import day, events, items, table
 
 from pipelines import lake, tables
@@ -18,17 +18,14 @@ from pipelines.features import build, repository, store
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Return a home whose lake holds the two weeks, its marts built in two runs, of which the second resumes the first."""
-    base = tmp_path_factory.getbasetemp()
-    home = Home((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "streamed")
-    with home.root.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home.root / "ready").exists():
-            shutil.rmtree(home.root, ignore_errors=True)
-            lake.land_tables(home, events=table("events", events()), items=items())
-            build.build(home, day(8))
-            build.build(home, day(13))
-            (home.root / "ready").touch()
-    return home
+
+    def live(folder: Path) -> None:
+        home = Home(folder)
+        lake.land_tables(home, events=table("events", events()), items=items())
+        build.build(home, day(8))
+        build.build(home, day(13))
+
+    return Home(shared_folder.once(shared_folder.root(tmp_path_factory) / "streamed", live))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Final
 
 import pytest
 
@@ -21,7 +22,11 @@ from pipelines.streaming.sqlite_bus import SqliteBus
 Member = Callable[..., EventBus]
 
 
-@pytest.fixture(params=["sqlite", "redis", "kafka"])
+# Each group of Kafka's takes seconds to form, waiting: one fast test of it stands for the contract, the rest are slow.
+KAFKA: Final = pytest.param("kafka", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["sqlite", "redis", KAFKA])
 def member(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Member]:
     """Return a maker of members of one fresh topic: a file, Redis itself, and librdkafka's own mock cluster on loopback."""
     if request.param == "sqlite":
@@ -78,6 +83,7 @@ def test_what_is_published_is_consumed_once_when_acknowledged(member: Member):
     assert member().consume(10, 2.0) == []
 
 
+@pytest.mark.parametrize("member", ["sqlite", "redis", "kafka"], indirect=True)
 def test_what_was_not_acknowledged_comes_again_under_the_same_position(member: Member):
     bus = member()
     bus.publish(numbered(0, 20))

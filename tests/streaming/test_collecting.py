@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 
 from pipelines import lake, publish
 from pipelines.config import Home
+from pipelines.lake import segments
+from pipelines.registry import retention
 from pipelines.sources import collected, plan, reading
 from pipelines.sources.request import Request, Source, World
 from pipelines.streaming import bus, collecting
@@ -126,3 +130,68 @@ def test_a_file_that_is_read_to_its_end_goes_on_while_the_bus_brings_events(home
 def test_where_nobody_publishes_no_bus_is_made(home: Home):
     ingested(home, FIRST)
     assert not home.stream.exists()
+
+
+def test_what_the_bus_brought_is_kept_until_its_window_has_landed_and_some_days_more(home: Home, member: EventBus, monkeypatch):
+    """Landed until the 8th: what was received on the 6th goes once no day is kept; what waits for its window never does."""
+    member.publish([seen(1, "2025-01-06T10:00:00")])
+    collecting.collect(home)
+    member.publish([seen(2, "2025-01-09T10:00:00")])
+    collecting.collect(home)
+    old, waiting = sorted(collected.folder(home).glob("*.parquet"))
+    assert collected.outlived(home, None, 0) == [], "nothing has landed"
+    ingested(home, FIRST)
+    monkeypatch.setattr(retention, "_mark", lambda _: 0)
+    kept = retention.collect(home)["segments"]
+    assert (kept, old.is_file()) == ([], True), "a week of them, unless the settings say otherwise"
+    (home.root / "reloop.toml").write_text("[retention]\ncollected_days = 0\n")
+    assert retention.collect(home, dry_run=True)["segments"] == [old.name]
+    assert old.is_file()
+    found = retention.collect(home)
+    assert (found["segments"], old.is_file(), waiting.is_file()) == ([old.name], False, True)
+    assert found["bytes"] > 0
+    assert retention.collect(home)["segments"] == []
+    assert ingested(home, SECOND)["events"] > 1
+    assert of_the_web(home) == ["web1", "web2"]
+    ingested(home, FIRST)  # a window that is read again without them takes nothing away
+    assert of_the_web(home) == ["web1", "web2"]
+
+
+def test_segments_are_taken_one_by_one_so_that_a_kill_leaves_nothing_in_halves(home: Home, member: EventBus, monkeypatch):
+    for day in ("2025-01-06", "2025-01-07"):
+        member.publish([seen(1, f"{day}T10:00:00", event_id=f"web{day}")])
+        collecting.collect(home)
+    ingested(home, FIRST)
+    monkeypatch.setattr(retention, "_mark", lambda _: 0)
+    (home.root / "reloop.toml").write_text("[retention]\ncollected_days = 0\n")
+    real, gone = Path.unlink, []
+
+    def once(path: Path, **more: Any) -> None:
+        if path.suffix == ".parquet" and gone:
+            raise KeyboardInterrupt
+        gone.append(path)
+        real(path, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", once)
+        retention.collect(home)
+    assert len(list(collected.folder(home).glob("*.parquet"))) == 1
+    retention.collect(home)
+    assert list(collected.folder(home).glob("*.parquet")) == []
+    assert len(of_the_web(home)) == 2
+
+
+def test_empty_segments_that_nobody_writes_go_and_no_other_one(home: Home):
+    place = segments.folder(home)
+    place.mkdir(parents=True)
+    for name, text in {
+        "999999999-a-0.open": "",
+        "999999999-a-1.open": "{}\n",
+        f"{os.getpid()}-a-0.open": "",
+        "999999999-a-2.jsonl": "",
+    }.items():
+        (place / name).write_text(text)
+    with (place / f"{os.getpid()}-a-0.open").open("a") as written:
+        fcntl.flock(written, fcntl.LOCK_EX)
+        assert retention.collect(home)["segments"] == ["999999999-a-0.open"]
+    assert len(list(place.iterdir())) == 3

@@ -252,7 +252,7 @@ def child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("in the transaction", 30),
         pytest.param("after the transaction", 2, marks=pytest.mark.slow),
         pytest.param("after the push", 2, marks=pytest.mark.slow),
-        ("after the quarantine", 1),
+        pytest.param("after the quarantine", 1, marks=pytest.mark.slow),
         ("before the acknowledgement", 3),
     ],
 )

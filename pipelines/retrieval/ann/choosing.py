@@ -119,7 +119,9 @@ def _chosen(name: str, candidates: list[Plan], vector: Floats, live: Bools, *, q
     for plan in candidates:
         if plan.n_lists and plan.n_lists not in centroids:
             centroids[plan.n_lists] = plans.centroids_of(points, plan.n_lists, settings.seed)
-        index = laid_out(plan, vector, live, length, plans.built(plan, points, centroids.get(plan.n_lists)))
+        scan = plan.kind == "scan"  # by inner products: nothing is to be lifted
+        structure = plans.built(plan, vector[live] if scan else points, centroids.get(plan.n_lists))
+        index = laid_out(plan, vector, live, 0.0 if scan else length, structure)
         tried += _climb(index, asked, exact, settings)
     trials = tuple(trial for trial, _ in tried)
     good = [one for one in tried if one[0].recall_at_100 >= settings.target_recall] or [
@@ -155,8 +157,9 @@ def _climb(index: Index, queries: Floats, exact: Candidates, settings: IndexSett
             began = time.perf_counter()
             found = harder.search(queries, told, MEASURED_AT, refill=False)
             seconds = time.perf_counter() - began
-        trial = Trial(index.plan, effort, recall(found, exact), _work(index.plan) / len(queries), 1e3 * seconds / len(queries))
-        if tried and settings.kind == "auto" and trial.work > WORTH * len(index.item_of):
+        trial = Trial(index.plan, effort, recall(found, exact), _work(harder, len(queries)) / len(queries), 1e3 * seconds / len(queries))
+        scan = index.plan.kind == "scan"  # the last resort: any gain will do
+        if (tried or scan) and settings.kind == "auto" and trial.work > (1 if scan else WORTH) * len(index.item_of):
             break
         tried.append((trial, harder))
         if trial.recall_at_100 >= settings.target_recall:
@@ -164,8 +167,12 @@ def _climb(index: Index, queries: Floats, exact: Candidates, settings: IndexSett
     return tried
 
 
-def _work(plan: Plan) -> float:
+def _work(index: Index, n_queries: int) -> float:
     """Return the distances of the searches since FAISS's counters were reset, weighed by how they lie in memory."""
+    plan = index.plan
+    if plan.kind == "scan":
+        n = len(index.item_of)
+        return float(n_queries * (plans.IN_HALVES * n + plans.FETCHED * min(index.effort * index.fetched(MEASURED_AT), n)))
     if plan.kind == "hnsw":
         return float(plans.AT_RANDOM * faiss.cvar.hnsw_stats.ndis)
     counted = faiss.cvar.indexIVF_stats

@@ -118,18 +118,24 @@ class Index:
         """Yield the rows that fetch about as many candidates together, and how many."""
         n_forbidden = len(self.item_of) - rule.n_allowed
         extra = n_forbidden if n_forbidden < FILTERED_FROM else 0
-        need = MARGIN * np.maximum(k + rule.n_hidden[rows] + extra, 1)
-        fetch = np.minimum(2 ** np.ceil(np.log2(need)), len(self.item_of)).astype(np.int64)
+        fetch = self.fetched(k + rule.n_hidden[rows] + extra)
         for size in np.unique(fetch):
             alike = rows[fetch == size]
-            room = max(1, topk.BLOCK // int(size * self.vector.shape[1]))
+            wide = size * self.effort * HARDER if self.plan.kind == "scan" else size
+            room = max(1, topk.BLOCK // int(wide * self.vector.shape[1]))
             yield from ((alike[first : first + room], int(size)) for first in range(0, len(alike), room))
+
+    def fetched(self, wanted: Any) -> Any:
+        """Return how many candidates are asked of the structure for so many items, a number or int64 [n]; a scan, times its effort."""
+        return np.minimum(2 ** np.ceil(np.log2(MARGIN * np.maximum(wanted, 1))), len(self.item_of)).astype(np.int64)
 
     def _fill(self, found: Candidates, query: Floats, rows: Longs, *, fetch: int, effort: float, rule: _Rule) -> None:
         """Set some rows of `found` to the best of what the structure finds."""
         harder = max(1.0, fetch / (2 * MEASURED_AT)) * len(self.item_of) / max(rule.n_allowed, 1)
         parameters = self.plan.parameters(effort * harder, self._filter(rule))
-        _, label = self.structure.search(plans.asked(query[rows], self.length), fetch, params=parameters)
+        if self.plan.kind == "scan":
+            fetch = int(min(fetch * effort, len(self.item_of)))
+        _, label = self.structure.search(plans.widened(plans.asked(query[rows], self.length), self.structure.d), fetch, params=parameters)
         # A label of -1 says that there was no more; as an index it would be the last item.
         item = np.sort(np.where(label < 0, np.int32(-1), self.item_of[label]), axis=1)
         may = (item >= 0) & rule.allowed[item] & ~_among(rows[:, None] * self.n_items + item, rule.hidden)
@@ -203,7 +209,7 @@ class Index:
             return replace(changed, vector=vectors, live=live)
         structure = faiss.clone_index(self.structure)
         with plans.threads(1):
-            structure.add(plans.lifted(vector, self.length))
+            structure.add(plans.widened(plans.lifted(vector, self.length), structure.d))
         return replace(changed, vector=vectors, live=live, structure=structure, item_of=np.append(changed.item_of, items.astype(np.int32)))
 
     def _check_items(self, items: Longs) -> None:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from pipelines import publish
 from pipelines.errors import StateError
 from pipelines.model_settings import IndexSettings
+from pipelines.retrieval.ann import plans
 from pipelines.retrieval.ann.index import Index
 from pipelines.retrieval.ann.indexed import Built, Indexed
 from pipelines.retrieval.ann.plans import Plan
@@ -161,7 +162,8 @@ def _checked(path: Path, said: dict[str, Any]) -> bytes:
 def _agree(folder: Path, facts: dict[str, Any], plan: Plan, structure: Any, *, n_held: int, shape: tuple[int, ...]) -> None:
     """Refuse an index whose parts do not fit each other."""
     held = (0, shape[1] + bool(facts["length"])) if structure is None else (structure.ntotal, structure.d)
-    wanted = (n_held, facts["n_factors"] + bool(facts["length"]))
+    width = facts["n_factors"] + bool(facts["length"])
+    wanted = (n_held, plans.padded(width) if plan.kind == "scan" else width)
     if (plan.kind == "flat") != (structure is None) or held != wanted or shape != (facts["n_items"], facts["n_factors"]):
         raise StateError(
             str(folder),
@@ -169,5 +171,6 @@ def _agree(folder: Path, facts: dict[str, Any], plan: Plan, structure: Any, *, n
             allowed=f"{wanted}",
             hint="fit the source again",
         )
-    if structure is not None and isinstance(structure, faiss.IndexIVF) != (plan.kind == "ivf"):
+    of_kind = {"ivf": faiss.IndexIVF, "scan": faiss.IndexScalarQuantizer, "hnsw": faiss.IndexHNSW}
+    if structure is not None and not isinstance(structure, of_kind[plan.kind]):
         raise StateError(str(folder), found=f"a {type(structure).__name__}", allowed=f"an index of kind {plan.kind}")

@@ -3,6 +3,9 @@
 Both search by Euclidean distance, so vectors get one coordinate more, sqrt(M^2 - |x|^2), with M the longest of
 them, and queries a zero: then the nearest has the largest inner product (Bachrach et al., RecSys 2014, eq. 2). Where
 all have one length already, as under a cosine, nothing is added.
+
+Lists and graphs need vectors that lie in clusters. Those of a catalogue that few events tell of do not, and then every list must be
+looked into. For them all vectors are gone through after all, but in half the bytes (bfloat16); the best by these are scored on floats.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ EFFORTS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 3
 # What a distance costs, in distances between vectors that lie side by side; see tests/benchmarks/bench_ann.py.
 AT_RANDOM: Final = 9.0
 IN_BYTES: Final = 0.75
+IN_HALVES: Final = 0.46
+LANES: Final = 16
+FETCHED: Final = 20.0  # for one found by halves: put aside, then scored
 
 
 @dataclass(frozen=True)
@@ -34,16 +40,19 @@ class Plan:
 
     Attributes:
         kind: `flat` compares with every vector, which is exact.
+            `scan` goes through all of them in halves of floats, and scores `effort` times as many as are asked for.
         n_lists: of `ivf`; a search scans as many of them as its effort says.
         in_bytes: whether lists hold a byte a coordinate instead of a float; candidates are scored on floats in any case.
     """
 
-    kind: Literal["flat", "ivf", "hnsw"]
+    kind: Literal["flat", "ivf", "hnsw", "scan"]
     n_lists: int = 0
     in_bytes: bool = False
 
     def efforts(self) -> tuple[int, ...]:
-        """Return the efforts worth trying, rising: lists scanned, or nodes kept while walking the graph."""
+        """Return the efforts worth trying, rising: lists scanned, nodes kept while walking the graph, or candidates scored for one asked."""
+        if self.kind == "scan":
+            return (1, 2, 4, 8)
         if self.kind == "ivf":
             return (*(effort for effort in EFFORTS if effort < self.n_lists), self.n_lists)
         return tuple(effort for effort in EFFORTS if effort >= 64)
@@ -54,6 +63,8 @@ class Plan:
         Args:
             chosen: an `IDSelector` of what may be found; None for all.
         """
+        if self.kind == "scan":
+            return faiss.SearchParameters(sel=chosen)
         if self.kind == "ivf":
             return faiss.SearchParametersIVF(nprobe=int(min(np.ceil(effort), self.n_lists)), sel=chosen)
         return faiss.SearchParametersHNSW(efSearch=int(np.ceil(effort)), sel=chosen)
@@ -63,6 +74,8 @@ def grid(n_vectors: int, settings: IndexSettings) -> list[Plan]:
     """Return the layouts worth building for so many vectors; nothing but `flat` below the settings' size."""
     if settings.kind in ("flat", "none") or n_vectors == 0 or (settings.kind == "auto" and n_vectors < settings.flat_below):
         return [Plan("flat")]
+    if settings.kind == "scan":
+        return [Plan("scan")]
     wide = _power_of_two(min(4 * n_vectors**0.5, n_vectors / 4))
     sizes = [wide] if n_vectors >= settings.hnsw_below else [wide, max(1, wide // 2)]
     plans = [Plan("ivf", n_lists, in_bytes) for n_lists in dict.fromkeys(sizes) for in_bytes in (True, False)]
@@ -70,7 +83,7 @@ def grid(n_vectors: int, settings: IndexSettings) -> list[Plan]:
         return plans
     if settings.kind == "hnsw":
         return [Plan("hnsw")]
-    return [*plans, Plan("hnsw")] if n_vectors < settings.hnsw_below else plans
+    return [*plans, *([Plan("hnsw")] if n_vectors < settings.hnsw_below else []), Plan("scan")]
 
 
 def _power_of_two(n: float) -> int:
@@ -96,6 +109,16 @@ def asked(query: Floats, length: float) -> Floats:
     size = np.maximum(np.linalg.norm(query, axis=1, keepdims=True), np.float32(1e-30))
     scaled = (query / size * np.float32(length or 1)).astype(np.float32)
     return np.column_stack([scaled, np.zeros(len(query), np.float32)]) if length else np.ascontiguousarray(scaled)
+
+
+def padded(width: int) -> int:
+    """Return the next multiple of what the processor multiplies at once: FAISS goes number by number through vectors of other widths."""
+    return -(-width // LANES) * LANES
+
+
+def widened(rows: Floats, width: int) -> Floats:
+    """Return rows with zeros behind them, where they are shorter."""
+    return rows if rows.shape[1] == width else np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
 
 
 @contextmanager
@@ -138,6 +161,10 @@ def built(plan: Plan, points: Floats, centroids: Any) -> Any:
             graph.hnsw.efConstruction = EF_CONSTRUCTION
             graph.add(points)
             return graph
+        if plan.kind == "scan":
+            halves = faiss.IndexScalarQuantizer(padded(width), faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT)
+            halves.add(widened(points, halves.d))
+            return halves
         if plan.in_bytes:
             lists = faiss.IndexIVFScalarQuantizer(centroids, width, plan.n_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
         else:

@@ -208,11 +208,11 @@ async function why(item, from) {
     body.replaceChildren(
       make("p", {}, make("b", {}, named(item)), ` is number ${item.rank}: ${item.reason.text}.`),
       make("dl", {}, ...line("proposed by", item.sources.join(", ") || "no retriever"), ...line("moved by rules", item.rules.join(", ") || "none"), ...line("score", item.score === null ? "" : item.score.toPrecision(4)),
-        ...line("chance of standing here", place ? `${(100 * place.propensity).toFixed(1)} %` : ""), ...line("rung", from.rung.replace("_", " ")), ...line("model", from.model.version === null ? "none" : `version ${from.model.version}, bundle ${(from.model.bundle || "").slice(0, 12)}`),
+        ...line("chance of standing here", !place ? "" : place.propensity === null ? "not known" : `${(100 * place.propensity).toFixed(1)} %`), ...line("rung", from.rung.replace("_", " ")), ...line("model", from.model.version === null ? "none" : `version ${from.model.version}, bundle ${(from.model.bundle || "").slice(0, 12)}`),
         ...line("variant", from.variant || "none"), ...line("degraded", from.degraded.join("; ") || "no"), ...line("request", from.request_id)),
       make("details", { open: "" }, make("summary", {}, `Where the time went${spent.all ? `: ${spent.all.toFixed(2)} ms in all` : ""}`),
         make("div", { class: "bars" }, ...stages.flatMap(([stage, ms]) => { const bar = make("i"); bar.style.width = `${(100 * ms) / most}%`; return [make("span", {}, stage), bar, make("span", {}, `${ms.toFixed(2)} ms`)]; }))),
-      make("details", { open: features.length ? "" : null }, make("summary", {}, `What the ranker read (${features.length})`),
+      make("details", { open: features.length ? "" : null }, make("summary", {}, features.length ? `What the ranker read (${features.length})` : "What the ranker read: nothing, no ranker ordered this list"),
         features.length ? make("table", {}, ...features.map(([name, value]) => make("tr", {}, make("td", {}, name), make("td", {}, String(Number(value.toPrecision(5))))))) : make("p", { class: "none" }, told.found ? "Nothing was kept: no ranker ordered this list." : "This answer is no longer remembered.")));
     $("#why").showModal();
   } catch (error) { say(error.message); }
