@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from crowd import Crowd
 
 from pipelines.config import REPOSITORY, Home
 from pipelines.serving.holder import workers
@@ -115,7 +117,7 @@ class Got:
 Look = Callable[[str, dict[str, Any]], str | None]
 
 
-class Clients:
+class Clients(Crowd):
     """Asks at a steady rate (open loop) over connections that stay open.
 
     Args:
@@ -124,19 +126,20 @@ class Clients:
     """
 
     def __init__(self, port: int, rate: float, users: list[str], *, threads: int = 6, look: Look | None = None, k: int = 10) -> None:
-        self.port, self.rate, self.threads, self.users, self.k = port, rate, threads, users, k
+        super().__init__(threads)
+        self.port, self.rate, self.users, self.k = port, rate, users, k
         self.done: list[Got] = []
         self.closed: list[str] = []  # connections that had to be made anew
         self.wrong: list[str] = []
         self._look = look
-        self._stop, self._next, self._turn = threading.Event(), 0, threading.Lock()
+        self._next, self._turn, self._begun = 0, threading.Lock(), 0.0
 
-    def _run(self, begun: float) -> None:
+    def run(self, place: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             with self._turn:
                 at, self._next = self._next, self._next + 1
-            due = begun + at / self.rate
+            due = self._begun + at / self.rate
             time.sleep(max(0.0, due - time.perf_counter()))
             user = self.users[at % len(self.users)]
             body, status = dict[str, Any](), 0
@@ -162,14 +165,6 @@ class Clients:
         """Requests that got no answer, or not 200."""
         return sum(one.status != 200 for one in self.done)
 
-    def __enter__(self) -> Clients:
-        begun = time.perf_counter()
-        self._threads = [threading.Thread(target=self._run, args=(begun,)) for _ in range(self.threads)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    def __enter__(self) -> Self:
+        self._begun = time.perf_counter()
+        return super().__enter__()

@@ -5,22 +5,21 @@ A promoter is what a gate is to the pointer: it reads the champion, judges itsel
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
+
+from processes import SERVER, ended, process
 
 from pipelines import publish
 from pipelines.config import Home
 from pipelines.errors import StaleFence
 from pipelines.registry import ledger, releases, review, signing
 
-FORK: Final = multiprocessing.get_context("fork")
 KILLED: Final = -signal.SIGKILL
 
 
@@ -102,32 +101,22 @@ def promote_until_settled(root: Path, version: int, start: Barrier, dies: bool) 
             continue
 
 
+def first_start(root: Path, start: Barrier) -> None:
+    """Ask who serves where nobody has asked before, at the same moment as others."""
+    start.wait(60)
+    assert releases.pointer(Home(root)).fence == 0
+
+
+def started_together(home: Home) -> list[int]:
+    """Let eight processes start in an empty state folder; return how each ended."""
+    start = SERVER.Barrier(8)
+    return ended([process(first_start, home.root, start) for _ in range(8)])
+
+
 def race(home: Home, versions: list[int], dying: set[int]) -> None:
     """Let every version promote itself at the same time; those that died are started again, as a scheduler does."""
-    start = FORK.Barrier(len(versions))
-    racers = {
-        version: FORK.Process(target=promote_until_settled, args=(home.root, version, start, version in dying)) for version in versions
-    }
-    codes = _ended(racers)
-    assert {version for version, code in codes.items() if code == KILLED} == dying, codes
-    alone = FORK.Barrier(1)
-    again = {version: FORK.Process(target=promote_until_settled, args=(home.root, version, alone, False)) for version in dying}
-    for version, process in again.items():
-        assert _ended({version: process}) == {version: 0}
-
-
-def _ended(processes: dict[int, Any]) -> dict[int, int]:
-    for process in processes.values():
-        process.start()
-    for process in processes.values():
-        process.join(120)
-    return {version: process.exitcode for version, process in processes.items()}
-
-
-def forked(action: Callable[[], Any]) -> int:
-    """Run an action in a child; return how it ended: 0, or minus the signal."""
-    pid = os.fork()
-    if pid == 0:
-        action()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    start, alone = SERVER.Barrier(len(versions)), SERVER.Barrier(1)
+    codes = ended([process(promote_until_settled, home.root, version, start, version in dying) for version in versions])
+    assert dict(zip(versions, codes, strict=True)) == {version: KILLED if version in dying else 0 for version in versions}
+    for version in sorted(dying):
+        assert ended([process(promote_until_settled, home.root, version, alone, dies=False)]) == [0]

@@ -1,32 +1,27 @@
-"""Processes to race and to kill in the promotion stage.
-
-A fork server imports the library once and forks for every run: forking the test process itself would
-inherit the threads of the native libraries it has used, which hang in a child.
-"""
+"""Processes to race and to kill in the promotion stage."""
 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import signal
 import time
 from datetime import datetime
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
+
+from processes import process
 
 from pipelines.config import Home
 from pipelines.errors import StaleFence
 from pipelines.registry import projection, promotion, releases
 
-SERVER: Final = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["promotion_lab", "mlflow", "pipelines.registry.runs"])
 STALE: Final = 7
 
 
 def _decide(root: Path, as_of: datetime) -> None:
-    os.environ["RELOOP_HOME"] = str(root)
     try:
         promotion.decide(Home(root), as_of)
     except StaleFence:
@@ -55,22 +50,22 @@ def stopped_before_its_flip(root: Path, as_of: datetime) -> None:
     _decide(root, as_of)
 
 
-def zombie(root: Path, as_of: datetime) -> Any:
+def zombie(root: Path, as_of: datetime) -> BaseProcess:
     """Return a process that judges, and is frozen before it flips: an orphan whose retry the caller plays."""
-    process = SERVER.Process(target=stopped_before_its_flip, args=(root, as_of))
-    process.start()
+    frozen = process(stopped_before_its_flip, root, as_of)
+    frozen.start()
     for _ in range(3000):
-        if Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-            return process
+        if Path(f"/proc/{frozen.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return frozen
         time.sleep(0.1)
     raise AssertionError("it never came to its flip")
 
 
-def woken(process: Any) -> int | None:
+def woken(frozen: BaseProcess) -> int | None:
     """Let a frozen process go on; return how it ended."""
-    os.kill(process.pid, signal.SIGCONT)
-    process.join(120)
-    return process.exitcode
+    os.kill(frozen.pid or 0, signal.SIGCONT)
+    frozen.join(120)
+    return frozen.exitcode
 
 
 def together(root: Path, as_of: datetime, judged: Barrier) -> None:
@@ -85,19 +80,8 @@ def together(root: Path, as_of: datetime, judged: Barrier) -> None:
     _decide(root, as_of)
 
 
-def exit_codes(target: Any, calls: list[tuple[Any, ...]]) -> list[int | None]:
-    """Run a function in as many processes as there are calls, at once; return how each ended."""
-    processes = [SERVER.Process(target=target, args=arguments) for arguments in calls]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    return [process.exitcode for process in processes]
-
-
 def release_and_tell(root: Path, versions: list[int], start: Barrier) -> None:
     """Flip the pointer to one version after the other, as fast as the others let it, telling MLflow after each."""
-    os.environ["RELOOP_HOME"] = str(root)
     home = Home(root)
     start.wait(240)
     for version in versions:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from bundle_forge import forged
+from crowd import Crowd
 
 from pipelines import publish
 from pipelines.config import Home
@@ -105,16 +105,16 @@ def whole(answer: Answer, digests: dict[int, str], parts: dict[int, dict[str, st
     return f"version {version} with marks {wrong}" if wrong or not answer.degraded else None
 
 
-class Load:
-    """Threads that ask without pause until they are stopped; keeps what each answer took and what was wrong."""
+class Load(Crowd):
+    """Asks without pause; keeps what each answer took and what was wrong."""
 
     def __init__(self, work: Callable[[int], str | None], threads: int = 2) -> None:
-        self.work, self.seconds, self.wrong, self._stop = work, list[float](), list[str](), threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(at,)) for at in range(threads)]
+        super().__init__(threads)
+        self.work, self.threads, self.seconds, self.wrong = work, threads, list[float](), list[str]()
 
-    def _run(self, at: int) -> None:
-        turn = at
-        while not self._stop.is_set():
+    def run(self, place: int) -> None:
+        turn = place
+        while not self.stop.is_set():
             begun = time.perf_counter()
             try:
                 wrong = self.work(turn)
@@ -123,17 +123,7 @@ class Load:
             self.seconds.append(time.perf_counter() - begun)
             if wrong:
                 self.wrong.append(wrong)
-            turn += len(self._threads)
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+            turn += self.threads
 
 
 def until(holds: Callable[[], object], seconds: float = 60) -> float:

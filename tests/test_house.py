@@ -61,6 +61,13 @@ def test_nothing_names_a_registry_or_a_place_on_a_machine():
     assert named == []
 
 
+def test_no_test_forks_the_process_it_runs_in():
+    """Its threads may hold the lock of an allocator at that moment, and the child waits for it for ever; `processes` has a server that forks."""
+    fork = re.compile(r'os[.]fork[(]|get_context[(]"fork"')
+    alone = {"crash_lab.py", "release_lab.py"}  # programs of their own, of one thread
+    assert [path.name for path in (REPOSITORY / "tests").rglob("*.py") if path.name not in alone and fork.search(path.read_text())] == []
+
+
 def test_every_pinned_package_has_a_hash():
     lock = (REPOSITORY / "requirements.lock").read_text()
     pinned = re.findall(r"^\S+==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)

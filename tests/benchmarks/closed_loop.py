@@ -63,9 +63,12 @@ max_segment_loss = 0.1
 max_fresh_loss = 0.05
 [serving.cache]
 list_seconds = 0
+# What is measured is what lists are worth, not whether the machine is busy.
 [serving.limits]
 requests_per_second = 100000
-[serving.deadline]  # what is measured is what lists are worth, not whether the machine is busy
+max_wait_ms = 20000
+max_late_ms = 20000
+[serving.deadline]
 request_ms = 20000
 store_ms = 2000
 retrieve_by_ms = 10000

@@ -1,10 +1,10 @@
 """The one environment Airflow runs in: closed, private, under the state folder, deaf to other installations."""
 
 import json
-import multiprocessing
 import sys
 
 import pytest
+from processes import SERVER
 
 from pipelines.config import REPOSITORY, Home
 from pipelines.errors import StateError
@@ -38,7 +38,7 @@ def test_keys_are_made_once_and_are_nobody_elses_business(home: Home):
 
 
 def test_processes_that_start_together_agree_on_the_keys(home: Home):
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    with SERVER.Pool(4) as pool:
         made = pool.map(keys, [home] * 16)
     assert all(one == made[0] for one in made)
 

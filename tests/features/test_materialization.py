@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 from online_world import COLUMNS, TTL, World, counting, day, full_row, read, rows_at
+from processes import SERVER, process
 from redis import Redis
 
 from pipelines.errors import StateError
@@ -149,17 +149,16 @@ def _load(world: World, kind: str, address: str, n: int, *, zone: str | None, di
 
 def child(world: World, kind: str, address: str, n: int, *, zone: str | None = None, dies_at: int | None = None) -> BaseProcess:
     """Start a process that loads one day in batches of 500 rows, and return once it is about to write; it may die at a batch."""
-    context = multiprocessing.get_context("fork")
-    started = context.Event()
-    process = context.Process(target=_load, args=(world, kind, address, n), kwargs={"zone": zone, "dies_at": dies_at, "started": started})
-    process.start()
+    started = SERVER.Event()
+    loading = process(_load, world, kind, address, n, zone=zone, dies_at=dies_at, started=started)
+    loading.start()
     started.wait(60)
-    return process
+    return loading
 
 
-def finished(process: BaseProcess) -> int | None:
-    process.join(60)
-    return process.exitcode
+def finished(loading: BaseProcess) -> int | None:
+    loading.join(60)
+    return loading.exitcode
 
 
 def test_two_loads_and_a_stream_at_once_end_in_the_newest(world: World, kind: str, address: str):

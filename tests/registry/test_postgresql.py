@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from pointer_lab import FORK, KILLED, bundle, forked, quality, race, release
+from pointer_lab import KILLED, bundle, quality, race, release, started_together
 from postgresql import BINARIES, postgres
+from processes import in_child
 
 from pipelines.config import Home
 from pipelines.errors import StaleFence, StateError
@@ -77,9 +78,8 @@ def test_flip_refusal_rollback_and_tampering_are_as_on_sqlite(shared: Home) -> N
 
 @pytest.mark.slow
 def test_the_first_start_of_many_processes_makes_one_database(shared: Home) -> None:
-    with FORK.Pool(8) as pool:
-        found = pool.map(releases.pointer, [shared] * 16)
-    assert {one.fence for one in found} == {0}
+    assert started_together(shared) == [0] * 8
+    assert releases.pointer(shared).fence == 0
 
 
 def test_of_eight_processes_that_promote_at_once_the_best_wins(shared: Home) -> None:
@@ -98,7 +98,7 @@ def test_killed_inside_a_flip_the_lock_is_freed_and_nothing_has_moved(shared: Ho
         ledger.digest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,return-value]
         release(shared, 2)
 
-    assert forked(dying) == KILLED
+    assert in_child(dying) == KILLED
     assert releases.pointer(shared).version == 1
     assert release(shared, 3).version == 3
 

@@ -7,6 +7,7 @@ import signal
 
 import promotion_lab
 import pytest
+from processes import SERVER, ended, process
 from trained_shop import FIRST, SECOND
 
 from pipelines import cycle
@@ -124,7 +125,7 @@ SLOW = pytest.mark.slow
 )
 def test_killed_before_any_step_a_rerun_ends_as_if_nothing_had_happened(fresh: Home, step: str) -> None:
     module, function = step.split(".")
-    codes = promotion_lab.exit_codes(promotion_lab.killed_before, [(fresh.root, FIRST, f"pipelines.registry.{module}", function)])
+    codes = ended([process(promotion_lab.killed_before, fresh.root, FIRST, f"pipelines.registry.{module}", function)])
     assert codes == [-signal.SIGKILL]
     assert promotion.decide(fresh, FIRST)["verdict"] == "promote"
     now = releases.pointer(fresh)
@@ -136,9 +137,9 @@ def test_killed_before_any_step_a_rerun_ends_as_if_nothing_had_happened(fresh: H
 
 def test_two_gates_at_once_one_wins_the_other_is_refused_and_judged_again(fresh: Home) -> None:
     """Both read "no champion"; without the fence the later writer would stay on top, whichever is better."""
-    both = promotion_lab.SERVER.Barrier(2)
-    codes = promotion_lab.exit_codes(promotion_lab.together, [(fresh.root, FIRST, both), (fresh.root, SECOND, both)])
-    assert sorted(code if code is not None else -1 for code in codes) == [0, promotion_lab.STALE]
+    both = SERVER.Barrier(2)
+    codes = ended([process(promotion_lab.together, fresh.root, moment, both) for moment in (FIRST, SECOND)], patience=300)
+    assert sorted(codes) == [0, promotion_lab.STALE]
     assert sorted(entry["kind"] for entry in releases.history(fresh)) == ["promoted", "refused"]
     winner = releases.pointer(fresh).version
     loser = FIRST if winner == 2 else SECOND

@@ -6,6 +6,7 @@ from typing import Any
 
 import promotion_lab
 import pytest
+from processes import SERVER, ended, process
 from trained_shop import FIRST, SECOND
 
 from pipelines import cycle, publish
@@ -203,9 +204,9 @@ def test_whoever_flips_and_tells_at_the_same_time_the_alias_rests_at_the_row(fre
     books = tracking.client(fresh)
     for number in range(3, 13):
         books.create_model_version(tracking.MODEL, f"file:///nowhere/{number}")
-    start = promotion_lab.SERVER.Barrier(4)
-    calls = [(fresh.root, [1 + place, 5 + place, 9 + place], start) for place in range(4)]
-    assert promotion_lab.exit_codes(promotion_lab.release_and_tell, calls) == [0] * 4
+    start = SERVER.Barrier(4)
+    tellers = [process(promotion_lab.release_and_tell, fresh.root, [1 + place, 5 + place, 9 + place], start) for place in range(4)]
+    assert ended(tellers, patience=300) == [0] * 4
     assert alias(fresh) == str(releases.pointer(fresh).version)
     assert releases.pointer(fresh).fence == 12
     assert reconcile.reconcile(fresh) == []

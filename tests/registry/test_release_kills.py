@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import promotion_lab
 import pytest
+from processes import ended, process
 from trained_shop import FIRST
 
 from pipelines.config import Home
@@ -35,8 +35,6 @@ def _built(root: Path, module: str, step: str) -> None:
     """Build a bundle, ended by SIGKILL on the way into a function."""
     import importlib
 
-    os.environ["RELOOP_HOME"] = str(root)
-
     def kill(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -51,7 +49,7 @@ def test_a_bundle_that_was_logged_and_not_registered_becomes_one_version_and_not
     digest = first.tags["digest"]
     books.delete_model_version(tracking.MODEL, "1")
     books.delete_logged_model(first.source.removeprefix("models:/"))
-    codes = promotion_lab.exit_codes(_built, [(fresh.root, "pipelines.registry.registering", "tags")])
+    codes = ended([process(_built, fresh.root, "pipelines.registry.registering", "tags")])
     assert codes == [-signal.SIGKILL]
     assert {str(one.version) for one in books.search_model_versions(f"name = '{tracking.MODEL}'")} == {"2"}
     assert bundle.build(fresh, FIRST) == 3

@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from pointer_lab import FORK, KILLED, forked, quality, race, release
+from pointer_lab import KILLED, quality, race, release, started_together
+from processes import in_child
 
 from pipelines.config import Home
 from pipelines.errors import StaleFence, StateError
@@ -91,9 +92,8 @@ def assert_linear(home: Home) -> None:
 
 
 def test_the_first_start_of_many_processes_makes_one_database(home: Home) -> None:
-    with FORK.Pool(8) as pool:
-        found = pool.map(releases.pointer, [home] * 16)
-    assert {one.fence for one in found} == {0}
+    assert started_together(home) == [0] * 8
+    assert releases.pointer(home).fence == 0
 
 
 @pytest.mark.parametrize("step", ["append", "digest"])
@@ -106,7 +106,7 @@ def test_killed_in_the_middle_of_a_flip_neither_pointer_nor_ledger_has_moved(
         setattr(ledger, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         release(home, 2)
 
-    assert forked(dying) == KILLED
+    assert in_child(dying) == KILLED
     assert releases.pointer(home).version == 1
     assert releases.verify(home) == 1
     assert release(home, 3).version == 3
@@ -119,7 +119,7 @@ def test_killed_between_flip_and_anchor_the_ledger_is_sound_and_the_anchor_catch
         ledger.anchor = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,misc,return-value]
         release(home, 2)
 
-    assert forked(dying) == KILLED
+    assert in_child(dying) == KILLED
     assert releases.pointer(home).version == 2
     assert releases.verify(home) == 2
     anchor = ledger.anchor(home)

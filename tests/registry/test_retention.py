@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ended, process
 from trained_shop import FIRST, SECOND
 
 from pipelines import cycle, publish
@@ -20,8 +20,6 @@ from pipelines.config import Home
 from pipelines.decision_policies import RetentionPolicy
 from pipelines.errors import StaleFence, StateError
 from pipelines.registry import bundle_folder, ledger, releases, retention, rollback, signing, tracking
-
-FORK = multiprocessing.get_context("fork")
 
 
 def bundle(home: Home, version: int) -> str:
@@ -190,13 +188,7 @@ def _collects(root: Path) -> None:
 def test_collections_and_flips_at_once_never_leave_a_pointer_without_its_bundle(home: Home) -> None:
     for version in range(1, 9):
         release(home, version, bundle(home, version))
-    processes = [FORK.Process(target=_flips, args=(home.root, seed)) for seed in range(2)]
-    processes.append(FORK.Process(target=_collects, args=(home.root,)))
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert ended([*(process(_flips, home.root, seed) for seed in range(2)), process(_collects, home.root)]) == [0, 0, 0]
     now = releases.pointer(home)
     for digest in (now.digest, now.previous_digest):
         assert digest is not None
@@ -232,10 +224,7 @@ def test_a_collection_killed_anywhere_is_finished_by_the_next(home: Home, tmp_pa
     for before in range(40):
         root = tmp_path / f"kill-{before}"
         shutil.copytree(home.root, root)
-        process = FORK.Process(target=_killed, args=(root, before, retention.collect))
-        process.start()
-        process.join(60)
-        ends.append(process.exitcode)
+        ends += ended([process(_killed, root, before, retention.collect)])
         cut = Home(root)
         for digest in (made[3], made[4]):
             bundle_folder.checked(cut, digest)
@@ -325,10 +314,7 @@ def test_a_removal_of_a_training_run_that_was_killed_is_finished_by_the_next(hom
     for before in range(40):
         root = tmp_path / f"kill-{before}"
         shutil.copytree(home.root, root)
-        process = FORK.Process(target=_killed, args=(root, before, retention.collect))
-        process.start()
-        process.join(60)
-        ends.append(process.exitcode)
+        ends += ended([process(_killed, root, before, retention.collect)])
         cut = Home(root)
         retention.collect(cut)
         assert sorted(path.name for path in cut.training.iterdir()) == ["2025-03-02T000000", "2025-of-the-Tests"]

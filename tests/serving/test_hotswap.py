@@ -5,7 +5,6 @@ And who tests the tests: each way to break the swap is caught by what the holder
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import process
 from swap_lab import Load, Telling, ask, digests, marked, promoted, remembered, until, whole
 
 from pipelines.config import Home
@@ -90,10 +90,10 @@ def test_no_answer_of_a_hundred_thousand_is_mixed_while_publishers_are_killed_an
         seen.add(answer.release.version or 0)
         return whole(answer, named, parts)
 
-    fork, rng, killed = multiprocessing.get_context("fork"), random.Random(5), 0
+    rng, killed = random.Random(5), 0
     with Load(one) as load:
         while len(load.seconds) < 100_000:
-            publisher = fork.Process(target=publish, args=(shop.root, killed))
+            publisher = process(publish, shop.root, killed)
             publisher.start()
             time.sleep(rng.uniform(0.02, 1.0))
             os.kill(publisher.pid or 0, signal.SIGKILL)

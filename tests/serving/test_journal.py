@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import resource
 import signal
 import time
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import scripted
+from exposure_log import AS_OF, POLICY, answer, digests, lake_of, logged
+from processes import in_child
 
 from pipelines.config import Home
 from pipelines.decision_policies import ImpressionPolicy
-from pipelines.errors import ValidationBlocked
 from pipelines.lake import impressions, outcomes, segments
 from pipelines.ranking import deeds
 from pipelines.serving import collecting
 from pipelines.serving.assembly import House
 from pipelines.serving.journal import Journal, Seen
-from pipelines.serving.request import CACHED, EMPTY, FULL, Answer
-from pipelines.window import DAY, Window, floor_day
-
-POLICY = ImpressionPolicy(feature_share=0.25)
-AS_OF = floor_day(scripted.NOW) + DAY
-
-
-def answer(number: int = 0, **said: object) -> Answer:
-    """Return an answer of three items, with the values of two features."""
-    asked = {name: said.pop(name) for name in ("user_id", "country", "surface", "events", "as_of") if name in said}
-    ask = scripted.ask(request_id=f"r{number}", **asked)
-    items = tuple(replace(one, score=2.0 / one.rank, propensity=0.5, sources=("als", "popular")) for one in scripted.shown("a", "b", "c"))
-    features = {"price": (1.0, float("nan"), 3.0), "clicks": (0.0, 1.0, 2.0)}
-    return Answer(ask, items, FULL, scripted.RELEASE, variant="x:control", features=features, **said) if "rung" not in said else Answer(
-        ask, items, str(said.pop("rung")), scripted.RELEASE, features=features, **said
-    )  # fmt: skip
-
-
-def logged(home: Home, answers: list[Answer], policy: ImpressionPolicy = POLICY) -> Journal:
-    journal = Journal(home, policy)
-    for one in answers:
-        journal(one)
-    journal.close()
-    return journal
-
-
-def lake_of(home: Home) -> list[dict[str, object]]:
-    files = sorted((home.lake / "impressions").rglob("*.parquet"))
-    return [row for file in files for row in pq.read_table(file).to_pylist()]
-
-
-def digests(home: Home) -> dict[str, str]:
-    """Return the digest of everything that a landing leaves, but for its reports."""
-    places = [home.lake, home.quarantine]
-    files = [file for place in places for file in sorted(place.rglob("*")) if file.is_file() and not file.name.endswith(".lock")]
-    return {str(file.relative_to(home.root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+from pipelines.serving.request import CACHED, EMPTY, Answer
+from pipelines.window import DAY, Window
 
 
 def test_what_was_shown_is_in_the_lake_with_its_propensity(home: Home):
@@ -231,16 +194,6 @@ def test_a_disk_that_refuses_is_counted_and_later_lines_are_whole(home: Home):
     assert {row["request_id"] for row in lake_of(home)} == {"r1", "r3"}
 
 
-def in_child(work) -> int:
-    """Run something in a forked process; return how it ended."""
-    if (pid := os.fork()) == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
-
 def test_what_a_killed_process_had_flushed_is_landed_and_its_torn_tail_is_no_row(home: Home):
     def written_then_killed() -> None:
         journal = Journal(home, POLICY)
@@ -251,7 +204,7 @@ def test_what_a_killed_process_had_flushed_is_landed_and_its_torn_tail_is_no_row
         journal(answer(4))  # in the buffer
         os.kill(os.getpid(), signal.SIGKILL)
 
-    assert os.WTERMSIG(in_child(written_then_killed)) == signal.SIGKILL
+    assert in_child(written_then_killed) == -signal.SIGKILL
     (report,) = collecting.collect(home, AS_OF)
     assert (report["rows"]["read"], report["rows"]["accepted"], report["torn"]) == (6, 6, 1)
     assert {row["request_id"] for row in lake_of(home)} == {"r1", "r2"}
@@ -261,13 +214,7 @@ def test_a_segment_that_is_being_written_is_left_alone(home: Home):
     journal = Journal(home, POLICY)
     journal(answer(1))
     journal.flush()
-    done: list[int] = []
-
-    def others() -> None:
-        os._exit(len(collecting.collect(home, AS_OF)))
-
-    done.append(os.waitstatus_to_exitcode(in_child(others)))
-    assert done == [0]
+    assert in_child(lambda: os._exit(len(collecting.collect(home, AS_OF)))) == 0
     journal.close()
     assert len(collecting.collect(home, AS_OF)) == 1
 
@@ -312,127 +259,3 @@ def test_who_tidies_asks_for_the_lock_and_not_for_the_process(home: Home):
     left.touch()
     assert segments.abandoned(home) == [left]
     journal.close()
-
-
-BAD = {
-    "no json": "{",
-    "no answer": '{"request_id": "q9"}',
-    "no list": '{"request_id":"q9","user_id":"bo","shown_at":1,"model_version":null,"variant":null,"surface":"home","rung":"full","items":5}',
-    "absurd time": '{"request_id":"q9","user_id":"bo","shown_at":1e30,"model_version":null,"variant":null,"surface":"home","rung":"full","items":[["a",1,1,1,[]]]}',
-}
-
-
-def line(**said: object) -> str:
-    whole = {
-        "request_id": "q9",
-        "user_id": "bo",
-        "shown_at": 1740830400000000,
-        "model_version": None,
-        "variant": None,
-        "surface": "home",
-        "rung": "full",
-        "items": [["a", 1, 0.5, 1.0, []]],
-    }
-    return json.dumps(whole | said)
-
-
-def test_what_cannot_be_an_impression_goes_to_quarantine_and_nothing_disappears(home: Home):
-    logged(home, [answer(number) for number in range(30)])
-    wrong = [
-        *BAD.values(), line(user_id=""), line(items=[["", 1, 0.5, 1.0, []]]), line(items=[["b", 0, 0.5, 1.0, []]]), line(request_id="q10", shown_at=0),
-        line(items=[["c", 1, 0.5, 0.0, []]]), line(items=[["d", 1, 0.5, 1.5, []]]),
-    ]  # fmt: skip
-    again = line(request_id="r1")  # the same request and item as before, told otherwise
-    (segments.folder(home) / f"other{segments.CLOSED}").write_text("\n".join([*wrong, again, ""]), encoding="utf-8")
-    (report,) = collecting.collect(home, AS_OF)
-    rows = report["rows"]
-    assert rows == {"read": 90 + len(wrong) + 1, "accepted": 90, "quarantined": len(wrong), "duplicates": 1}
-    refused = pq.read_table(home.quarantine / report["batch_id"] / "impressions.parquet").to_pylist()
-    assert len(refused) == len(wrong)
-    assert all(row["reasons"] for row in refused), report
-    assert {row["raw"] for row in refused if row["raw"]} == set(BAD.values())
-    assert report["reasons"][segments.UNREADABLE] == len(BAD)
-
-
-def test_a_segment_of_garbage_is_blocked_and_stays(home: Home):
-    segments.folder(home).mkdir(parents=True)
-    (segments.folder(home) / f"x{segments.CLOSED}").write_text("garbage\n" * 100, encoding="utf-8")
-    with pytest.raises(ValidationBlocked, match="are in quarantine"):
-        collecting.collect(home, AS_OF)
-    assert not (home.lake / "impressions").exists()
-    assert len(segments.closed(home)) == 1
-
-
-@pytest.mark.slow
-def test_order_repetition_and_batches_leave_no_trace(home: Home, tmp_path: Path):
-    answers = [answer(number, as_of=scripted.NOW + timedelta(hours=8 * number)) for number in range(9)]
-    logged(home, answers)
-    collecting.collect(home, AS_OF)
-    other = Home(tmp_path / "other")
-    for some in (answers[6:], answers[:4], answers[3:8], answers):
-        logged(other, some[::-1])
-        collecting.collect(other, AS_OF)
-    ours, theirs = ({name: value for name, value in digests(one).items() if "shown_date" in name} for one in (home, other))
-    assert len(ours) == 4
-    assert ours == theirs
-
-
-SLOW = ("land", "rename", "unlink", "write_json", "validate", "stage")  # fast ones stand for them
-STEPS = ("clear", *(pytest.param(step, marks=pytest.mark.slow) for step in SLOW))
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_anywhere_and_run_again_it_ends_the_same(home: Home, tmp_path: Path, step: str):
-    """A kill before and after each step, and at each rename, removal and small file on the way."""
-
-    def seeded(one: Home) -> None:
-        segments.folder(one).mkdir(parents=True)
-        for number in range(3):
-            text = "".join(f"{line(request_id=f'r{number}-{at}')}\n" for at in range(5)) + "garbage\n"
-            (segments.folder(one) / f"s{number}{segments.CLOSED}").write_text(text, encoding="utf-8")
-
-    calm = Home(tmp_path / "calm")
-    seeded(calm)
-    collecting.collect(calm, AS_OF)
-    wanted = digests(calm)
-    assert wanted
-    seeded(home)
-    kills = 0
-    for nth in range(1, 40):
-        if not os.WIFSIGNALED(in_child(lambda nth=nth: killed_at(home, step, nth))):
-            break
-        kills += 1
-    assert kills >= 1
-    assert digests(home) == wanted
-    assert not segments.closed(home)
-
-
-def killed_at(home: Home, step: str, nth: int) -> None:
-    """Collect, and be killed at the nth call of a step: at odd numbers before it is done, at even ones after."""
-    from pipelines import publish
-    from pipelines.lake import impressions
-    from pipelines.sources import impression_log
-    from pipelines.validation import impressions as judge
-
-    owner = {
-        "stage": impression_log,
-        "validate": judge,
-        "land": impressions,
-        "clear": impression_log,
-        "rename": Path,
-        "unlink": Path,
-        "write_json": publish,
-    }[step]
-    real, calls = getattr(owner, step), [0]
-
-    def once(*given, **named):
-        calls[0] += 1
-        if calls[0] == (nth + 1) // 2 and nth % 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        found = real(*given, **named)
-        if calls[0] == nth // 2 and not nth % 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-
-    setattr(owner, step, once)
-    collecting.collect(home, AS_OF)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from processes import in_child
 
 from pipelines.config import Home
 from pipelines.serving import remembered
@@ -14,11 +14,7 @@ def record(name: str, size: int = 100) -> bytes:
 
 
 def test_what_another_process_answered_is_found(home: Home) -> None:
-    child = os.fork()
-    if child == 0:
-        Ring(home, 1 << 16).keep(record("theirs"))
-        os._exit(0)
-    os.waitpid(child, 0)
+    assert in_child(lambda: Ring(home, 1 << 16).keep(record("theirs"))) == 0
     Ring(home, 1 << 16).keep(record("mine"))
     assert [found["request_id"] for name in ("theirs", "mine") if (found := remembered.find(home, name))] == ["theirs", "mine"]
     assert remembered.find(home, "nobody's") is None
