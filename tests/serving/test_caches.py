@@ -243,6 +243,17 @@ class TestShared:
         assert two[1].answer().remembered
         assert two[1].engine.asked == []
 
+    def test_what_one_has_taken_down_is_in_no_list_that_the_other_remembered(self, two, tmp_path):
+        two[0].answer()
+        blocked.block(Home(tmp_path / "two"), ["i1"], "recalled")
+        taken = two[1].answer()
+        assert (taken.rung, items(taken)) == (FULL, ["i0", "i2", "i3"])
+        two[1].engine.does = raising
+        blocked.block(Home(tmp_path / "two"), ["i2"], "recalled")
+        assert "i1" not in items(left := two[1].answer())
+        assert "i2" not in items(left)
+        assert items(left)
+
     def test_another_shop_in_the_same_redis_is_another(self, two, tmp_path):
         two[0].answer()
         policy = two[0].caches._shared.policy

@@ -16,7 +16,7 @@ from pipelines.config import Home, Settings
 from pipelines.errors import StateError
 from pipelines.lake import impressions
 from pipelines.model_settings import ExplorationPolicy
-from pipelines.serving import assembly, assignment, collecting
+from pipelines.serving import assembly, assignment, blocked, collecting
 from pipelines.serving import engine as engines
 from pipelines.serving.blocked import Blocked
 from pipelines.serving.engine import Engine
@@ -76,6 +76,24 @@ def test_each_arm_answers_from_its_release_and_is_logged_as_itself(home: Home):
     assert found["control"] == (BASE, "models:control")
     assert found["new"][0].release.version == 7
     assert isinstance(found["both"][0], Drafting)
+
+
+def test_a_takedown_holds_in_every_arm_also_for_engines_that_do_not_listen(home: Home):
+    """Those of this test leave nothing out by themselves: versions and drafted lists go through the same rungs as the champion's."""
+    made = experimenting(home)
+    ladder = Ladder(scripted.PATIENT, made.pick, lambda: scripted.STOCK, Blocked(home, follow_seconds=0))
+    asks = {
+        label.rpartition(":")[2]: ask for number in range(60) if (label := made.pick(ask := scripted.ask(user_id=f"u{number}", k=6))[1])
+    }
+    assert set(asks) == {"control", "new", "both"}
+    before = {arm: scripted.items(ladder.answer(ask)) for arm, ask in asks.items()}
+    assert {"i0", "j0"} <= set(before["new"]) & set(before["both"])
+    blocked.block(home, ["i0", "j0"], "recalled")
+    for arm, ask in asks.items():
+        answer = ladder.answer(ask)
+        assert answer.rung == FULL
+        assert not {"i0", "j0"} & set(scripted.items(answer)), arm
+        assert answer.variant.endswith(arm)
 
 
 def test_an_experiment_stands_beside_the_rollout(home: Home):
