@@ -11,7 +11,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -187,6 +187,9 @@ class TrainingSettings(Frozen):
     min_history_days: int = 14  # before the first training window
     gains: dict[str, float] = Field(default={"view": 1.0, "click": 1.0, "add_to_cart": 2.0, "purchase": 3.0, "rating": 1.0})
     positive_rating: float = 4.0  # a rating below it is no positive label
+    judge_on: Literal["unprompted", "all"] = (
+        "unprompted"  # what lists led to speaks for the champion that made them (`datasets.labels.judging`)
+    )
     exclude_seen: bool = False  # True where an item is consumed once (films); shops see repeat purchases
     max_users_per_window: int = 5000  # sampled for the ranker, seeded; evaluation uses everyone
     seed: int = 7

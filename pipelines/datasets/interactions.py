@@ -177,7 +177,10 @@ def load(home: Home, before: datetime, settings: TrainingSettings, *, item_ids: 
 
 @dataclass(frozen=True)
 class Dense:
-    """Events with dense ids as an Arrow table: user, item, event_type, value, device, at, received; sorted by (user, at, event_id)."""
+    """Events with dense ids as an Arrow table: user, item, event_type, value, device, at, received, prompted; sorted by (user, at, event_id).
+
+    `prompted`: the event names the request whose list led to it.
+    """
 
     events: pa.Table
     user_ids: Ids
@@ -195,7 +198,8 @@ def read(home: Home, before: datetime, *, item_ids: Ids | None = None, window: W
     where = "true" if window is None else "epoch_us(event_at) >= ? AND epoch_us(event_at) < ?"
     bound = [] if window is None else [micros(window.start), micros(window.end)]
     with lake.connect(home, before=before) as db:
-        wanted = 'event_id, user_id, item_id, event_type, "value", device, epoch_us(event_at) AS "at", epoch_us(received_at) AS received'
+        wanted = """event_id, user_id, item_id, event_type, "value", device, epoch_us(event_at) AS "at", epoch_us(received_at) AS received,
+            coalesce(request_id, '') <> '' AS prompted"""
         db.execute(f"CREATE TEMP TABLE wanted AS SELECT {wanted} FROM events WHERE {where}", bound)
         if item_ids is None:
             db.execute("CREATE TEMP TABLE known AS SELECT DISTINCT item_id FROM wanted")
@@ -210,7 +214,7 @@ def read(home: Home, before: datetime, *, item_ids: Ids | None = None, window: W
         )
         found = db.sql(
             f"""SELECT "user", item, (CASE event_type {TYPE_CODES} END)::TINYINT AS event_type, "value"::FLOAT AS "value",
-                ({DEVICE_CODES})::TINYINT AS device, "at", received
+                ({DEVICE_CODES})::TINYINT AS device, "at", received, prompted
             FROM wanted JOIN item_index USING (item_id) JOIN user_index USING (user_id)
             ORDER BY "user", "at", event_id"""
         ).to_arrow_table()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipelines.config import Home, TrainingSettings
-from pipelines.datasets.interactions import Floats, Ids, Interactions, Ints, Longs, arrays, read
+from pipelines.datasets.interactions import Dense, Floats, Ids, Interactions, Ints, Longs, arrays, read
 from pipelines.window import Window
 
 
@@ -47,19 +48,40 @@ class Labels:
         return Labels(self.user_ids[rows], self.item_ids, indptr, self.item[at], self.gain[at])
 
 
-def labels(home: Home, window: Window, settings: TrainingSettings, *, before: datetime, item_ids: Ids | None = None) -> Labels:
-    """Return the labels of a window: events that happened in it and were received before a moment.
+def labels(home: Home, window: Window, settings: TrainingSettings, *, before: datetime, enough: int, item_ids: Ids | None = None) -> Labels:
+    """Return the labels of a window to judge models by (`judging`): events that happened in it and were received before a moment.
 
     Gains are those of `interactions.gains`: several events on one item count as their strongest, a
     rating below `positive_rating` is no positive.
 
     Args:
         before: the as_of of the judgement.
+        enough: users who must remain once what lists led to is left out.
         item_ids: the catalogue to index by; without it, every item that has an event in the window.
             Positives on items outside it cannot be expressed: give a catalogue that holds them, or
             recall is overstated.
     """
-    return of(arrays(read(home, before, item_ids=item_ids, window=window), before, settings))
+    return judging(read(home, before, item_ids=item_ids, window=window), before, settings, enough)[0]
+
+
+def judging(events: Dense, as_of: datetime, settings: TrainingSettings, enough: int) -> tuple[Labels, str]:
+    """Return the labels to judge models by, and in a sentence what was left out, "" where nothing was.
+
+    What people did because a list showed it to them speaks for whoever made the list: of two equal models the one that served
+    would win. So the events that name a request are left out, unless fewer than `enough` users remain, or
+    `training.judge_on` is "all". An event without a request's name counts, also on an item that was shown: leaving those out as
+    well would speak against whoever served, whose good items people have taken already (docs/decisions/gate.md).
+    """
+    everything = of(arrays(events, as_of, settings))
+    own = events.events.filter(pc.invert(events.events["prompted"]))
+    if len(own) == len(events.events):
+        return everything, ""
+    alone = of(arrays(Dense(own, events.user_ids, events.item_ids), as_of, settings))
+    some = f"{alone.n_users:,} of {everything.n_users:,} users with a label"
+    if settings.judge_on == "unprompted" and alone.n_users >= enough:
+        return alone, f"judged by what no list led to: {some}"
+    why = f"{enough:,} are needed (gate.min_users)" if settings.judge_on == "unprompted" else "training.judge_on is all"
+    return everything, f"judged also by what lists led to, which speaks for the champion that made them: {some} did anything else, {why}"
 
 
 def of(events: Interactions) -> Labels:

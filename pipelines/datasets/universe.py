@@ -3,7 +3,7 @@
     training/<as_of>/universe/
         items.parquet           item_id; its position is the item index of every file of the run
         users.parquet           user_id; its position is the user index
-        events.parquet          user, item, event_type, value, device, at, received: every event known as of
+        events.parquet          user, item, event_type, value, device, at, received, prompted: every event known as of
                                 the run, sorted by (user, at, event_id)
         item_versions.parquet   every version of the catalogue known as of the run (`profiles.versions`)
         user_versions.parquet   likewise of its users
@@ -11,7 +11,7 @@
 
 The catalogue is every item with an event or a catalogue row, so a label on an item that no model
 could know still counts against recall. The users of a fold are those with a positive in its window:
-everyone for `judge`, at most `max_users_per_window` (seeded) for a ranker's fold. A ranker's labels
+everyone for `judge` (who did something that no list led to, `labels.judging`), at most `max_users_per_window` (seeded) for a ranker's fold. A ranker's labels
 were received before the judge fold's cutoff: nothing that came in later shapes what is judged.
 """
 
@@ -56,6 +56,7 @@ class Universe:
         folds: oldest first, `judge` last; possibly fewer ranker windows than the settings ask for.
         user_ids, item_ids: sorted, unique; positions are the indices in every file of the run.
         digest: of the files; candidates of another universe have other indices and are refused.
+        judged_by: what the labels of `judge` leave out, in a sentence; "" where nothing.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Universe:
     user_ids: Ids
     item_ids: Ids
     digest: str
+    judged_by: str = ""
 
     def fold(self, name: str) -> Fold:
         """Return a fold by name.
@@ -99,9 +101,9 @@ def ensure(home: Home, as_of: datetime) -> Universe:
         NotEnoughData: history is too short for a ranker window and a judged one.
     """
     path = run_folder(home, as_of) / "universe"
-    settings = config.load(home).training
+    settings, enough = config.load(home).training, config.load(home).gate.min_users
     with _lock(path):
-        made_of = {"lake": lake.head(home), "settings": settings.model_dump(mode="json"), "as_of": utc(as_of).isoformat()}
+        made_of = {"lake": lake.head(home), "settings": settings.model_dump(mode="json"), "enough": enough, "as_of": utc(as_of).isoformat()}
         if not (path / publish.MANIFEST).is_file() or publish.manifest(path).facts["made_of"] != made_of:
             _build(home, as_of, settings, path, made_of)
     return load(home, as_of)
@@ -121,6 +123,7 @@ def load(home: Home, as_of: datetime) -> Universe:
         events.strings(pq.read_table(path / "users.parquet")["user_id"]),
         events.strings(pq.read_table(path / "items.parquet")["item_id"]),
         manifest.digest,
+        manifest.facts.get("judged_by", ""),
     )
 
 
@@ -154,8 +157,13 @@ def _build(home: Home, as_of: datetime, settings: TrainingSettings, path: Path, 
             inside = (pc.field("at") >= micros(fold.window.start)) & (pc.field("at") < micros(fold.window.end))
             if fold.name != JUDGE:
                 inside &= pc.field("received") < micros(learnt_by)
-            in_window = truth.of(events.arrays(Dense(known.events.filter(inside), known.user_ids, item_ids), as_of, settings))
-            sampled = in_window if fold.name == JUDGE else _sample(in_window, settings.max_users_per_window, [settings.seed, number])
+            happened = Dense(known.events.filter(inside), known.user_ids, item_ids)
+            if fold.name == JUDGE:
+                in_window, facts["judged_by"] = truth.judging(happened, as_of, settings, made_of["enough"])
+                sampled = in_window
+            else:
+                in_window = truth.of(events.arrays(happened, as_of, settings))
+                sampled = _sample(in_window, settings.max_users_per_window, [settings.seed, number])
             users = events.positions(sampled.user_ids, known.user_ids).astype(np.int32)
             publish.write_parquet(
                 folder / f"labels_{fold.name}.parquet",

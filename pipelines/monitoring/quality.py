@@ -160,7 +160,7 @@ def _measure(home: Home, as_of: datetime, digest: str) -> Measured:
     settings = config.load(home)
     cutoff, days = window(as_of, settings)
     model, known_until = bundle.load(home, digest), utc(bundle.facts(home, digest)["cutoff"])
-    everyone = labels.labels(home, days, settings.training, before=as_of)
+    everyone = labels.labels(home, days, settings.training, before=as_of, enough=settings.gate.min_users)
     if not everyone.n_users:
         raise NotEnoughData(f"quality as of {utc(as_of):%Y-%m-%d}", found="no label in the window", allowed="users with a positive")
     chosen = positions(outputs.lowest(everyone.user_ids, settings.triage.quality_users), everyone.user_ids)

@@ -204,6 +204,7 @@ def weigh(home: Home, as_of: datetime, baseline: releases.Pointer, challenger: T
         earlier_decisions=gate.looks(reign, baseline.version),
         seed=settings.training.seed,
         broken=broken,
+        judged_by=judged.world.judged_by,
     )
     if baseline.digest is None or baseline.as_of is None:
         return first

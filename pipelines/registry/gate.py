@@ -61,6 +61,7 @@ class Evidence:
         seed: of the bootstrap.
         broken: bounds that the challenger's own lists break, in sentences (`evaluation.fairness.verdict`).
         kept: where the numbers of this window are kept, with their digest; goes to the figures as it is.
+        judged_by: what the labels leave out, in a sentence; "" where nothing.
     """
 
     challenger: Scores
@@ -79,6 +80,7 @@ class Evidence:
     seed: int = 7
     broken: tuple[str, ...] = ()
     kept: Mapping[str, Any] = field(default_factory=dict)
+    judged_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def judge(evidence: Evidence, policy: GatePolicy) -> Verdict:
         return Verdict(KEEP, track, tuple(f"the evidence is damaged: {problem}" for problem in problems), figures)
     if not n >= policy.min_users:
         few = f"{n} users with a positive label in the judged window, {policy.min_users} are needed (gate.min_users)"
-        return Verdict(NOT_ENOUGH, track, (few,), figures)
+        return Verdict(NOT_ENOUGH, track, (few, *filter(None, [evidence.judged_by])), figures)
 
     alpha = spent_alpha(1.0 - policy.confidence, decision)
     pooled = gate_windows.pool(_windows(evidence, policy))
@@ -143,6 +145,8 @@ def judge(evidence: Evidence, policy: GatePolicy) -> Verdict:
     ordered = sorted(findings, key=lambda finding: (finding.forces is None, finding.forces != verdict))
     if track == FIRST and verdict != PROMOTE:
         ordered.append(Finding(None, "there is no champion: popularity keeps serving"))
+    if evidence.judged_by:
+        ordered.append(Finding(None, evidence.judged_by))
     return Verdict(verdict, track, tuple(finding.reason for finding in ordered), figures)
 
 

@@ -112,23 +112,23 @@ def test_remapped_histories_drop_what_the_other_catalogue_lacks(shop):
 
 def test_labels_keep_the_strongest_gain_and_ratings_below_the_threshold_are_no_positives(shop):
     window = Window(NOON - timedelta(days=6), NOON + timedelta(days=1))
-    found = labels.labels(shop, window, SETTINGS, before=NOON + timedelta(days=1))
+    found = labels.labels(shop, window, SETTINGS, before=NOON + timedelta(days=1), enough=1)
     assert found.user_ids.tolist() == ["ann", "bea"]
     pairs = zip(found.user_ids[found.row_of_label()], found.item_ids[found.item], found.gain.tolist(), strict=True)
     assert list(pairs) == [("ann", "ink", 3), ("ann", "pen", 2), ("bea", "pad", 1), ("bea", "pen", 3)]
-    later = labels.labels(shop, window, SETTINGS, before=NOON + timedelta(days=3))
+    later = labels.labels(shop, window, SETTINGS, before=NOON + timedelta(days=3), enough=1)
     assert ("ann", "pad") in set(zip(later.user_ids[later.row_of_label()], later.item_ids[later.item], strict=True))
 
 
 def test_a_window_is_half_open(shop):
     day_before = Window(NOON - timedelta(days=1), NOON)
-    found = labels.labels(shop, day_before, SETTINGS, before=NOON + timedelta(days=1))
+    found = labels.labels(shop, day_before, SETTINGS, before=NOON + timedelta(days=1), enough=1)
     assert found.item_ids[found.item].tolist() == ["ink"], "its first instant counts, its last does not"
 
 
 def test_labels_of_some_users_are_taken_in_their_order(shop):
     window = Window(NOON - timedelta(days=6), NOON + timedelta(days=1))
-    found = labels.labels(shop, window, SETTINGS, before=NOON + timedelta(days=1)).take(np.array([1, 0]))
+    found = labels.labels(shop, window, SETTINGS, before=NOON + timedelta(days=1), enough=1).take(np.array([1, 0]))
     assert (found.user_ids.tolist(), found.indptr.tolist(), found.gain.tolist()) == (["bea", "ann"], [0, 2, 4], [1, 3, 3, 2])
 
 

@@ -26,13 +26,14 @@ print(universe.ensure(Home(Path(sys.argv[1])), utc("2025-02-10")).digest)
 """
 
 
-def week_of(day, user, item, late=timedelta()):
-    """Return one purchase a day for a week, received that much later."""
+def week_of(day, user, item, late=timedelta(), request=None):
+    """Return one purchase a day for a week, received that much later; a list may have led to it."""
     rows = {name: [None] * 7 for name in tables.EVENTS.names}
     at = [START + timedelta(days=day + n, hours=n) for n in range(7)]
     rows[c.EVENT_ID] = [f"{user}-{item}-{day + n}" for n in range(7)]
     received = [moment + late for moment in at]
     rows |= {c.USER_ID: [user] * 7, c.ITEM_ID: [item] * 7, c.EVENT_TYPE: [c.PURCHASE] * 7, c.EVENT_AT: at, c.RECEIVED_AT: received}
+    rows[c.REQUEST_ID] = [request] * 7
     return pa.table(rows, schema=tables.EVENTS)
 
 
@@ -50,6 +51,33 @@ def test_it_holds_what_is_known_as_of_the_run_and_nothing_later(shop):
     assert (truth.user_ids.tolist(), truth.item_ids[truth.item].tolist(), truth.gain.tolist()) == (["u0"], ["i4"], [3.0])
     with pytest.raises(StateError, match="fold 'rank_9': not in this run"):
         found.labels("rank_9")
+
+
+@pytest.mark.parametrize(
+    ("settings", "judged", "says"),
+    [
+        ("[gate]\nmin_users = 2", ["u0", "u1"], "judged by what no list led to: 2 of 3 users with a label"),
+        ("[gate]\nmin_users = 3", ["led", "u0", "u1"], "2 of 3 users with a label did anything else, 3 are needed (gate.min_users)"),
+        ('[gate]\nmin_users = 2\n[training]\njudge_on = "all"', ["led", "u0", "u1"], "training.judge_on is all"),
+    ],
+)
+def test_models_are_judged_by_what_no_list_led_to_where_enough_users_did_that(shop, settings, judged, says):
+    """An event that names a request speaks for whoever made the list; the ranker learns from it all the same."""
+    (shop.root / "reloop.toml").write_text(settings)
+    led = [week_of(21, "led", "i0", request="r0"), week_of(28, "led", "i3", request="r1"), week_of(28, "u0", "i2", request="r2")]
+    lake.land_tables(shop, events=pa.concat_tables([*led, week_of(28, "u1", "i1")]), batch_id="led")
+    found = universe.ensure(shop, AS_OF)
+    truth = found.labels("judge")
+    assert truth.user_ids.tolist() == judged
+    assert says in found.judged_by
+    pairs = set(zip(truth.user_ids[truth.row_of_label()], truth.item_ids[truth.item], strict=True))
+    assert (("u0", "i2") in pairs) == ("led" in judged)
+    assert {("u0", "i4"), ("u1", "i1")} <= pairs
+    assert "led" in found.labels(found.folds[-2].name).user_ids
+
+
+def test_where_no_event_names_a_request_nothing_is_left_out(shop):
+    assert universe.ensure(shop, AS_OF).judged_by == ""
 
 
 def test_what_was_received_in_the_judged_week_is_no_label_for_the_ranker(shop):

@@ -187,6 +187,13 @@ def test_an_incumbent_that_is_switched_off_is_told_as_not_guarded() -> None:
     assert (damaged.verdict, damaged.reasons) == (KEEP, ("the evidence is damaged: item_knn was not measured",))
 
 
+@pytest.mark.parametrize(("min_users", "verdict"), [(N, PROMOTE), (N + 1, NOT_ENOUGH)])
+def test_what_the_labels_leave_out_is_told_with_any_verdict(min_users: int, verdict: str) -> None:
+    says = "judged by what no list led to: 400 of 900 users with a label"
+    found = judge(evidence(judged_by=says), POLICY.model_copy(update={"min_users": min_users}))
+    assert (found.verdict, found.reasons[-1]) == (verdict, says)
+
+
 def test_no_champion_and_a_refusal_says_that_popularity_serves() -> None:
     assert "popularity keeps serving" in judge(first(challenger=CHAMPION * 0.4), POLICY).reasons[-1]
 
