@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import closed_loop
+import loop_truth
 import matplotlib as mpl
 from closed_loop import (
     ASKING,
@@ -215,7 +216,21 @@ def main() -> None:
         summary(name, found[name])
     moved = {name: weeks for name in found if name in SETTINGS and (weeks := drifts(root, name, arguments.days))}
     plotted(found, moved, arguments.plot or root / "closed-loop.svg")
+    for name in found:
+        if name in SETTINGS and name != "static":
+            judged(root, name, shop)
     publish_page(root, found, shop.world)
+
+
+def judged(root: Path, name: str, shop: Shop) -> None:
+    """Print what each kind of label says of every challenger, and what it is truly worth."""
+    home = Home(root / name)
+    for as_of, champion, challenger in loop_truth.decisions(home):
+        file = root / "results" / name / f"judged-{as_of:%Y-%m-%d}.json"
+        by_kind = kept(file, lambda pair=(champion, challenger), as_of=as_of: loop_truth.compared(home, shop, as_of, *pair))
+        for kind, one in by_kind.items():
+            said = f"{one['champion']:.4f} -> {one['challenger']:.4f}, {one['gain %']:+.2f}% +- {one['half interval %']:.2f}"
+            print(f"  {name} {as_of:%Y-%m-%d} by {kind:<34} {one['users']:>5} users  {said}", flush=True)
 
 
 def summary(name: str, days: list[dict[str, Any]]) -> None:
