@@ -38,6 +38,7 @@ from pipelines.window import micros
 SESSION: Final = "user_session"
 SESSION_FIELDS: Final = ("last_event_us", "last_event_ids", "last_item_ids", "last_event_types")
 STRING: Final = 2  # Feast's ValueType of a key
+CACHE_KB: Final = 65_536  # of a SQLite store, for each thread that reads, at most
 DOUBLE, FLOAT, INT32, INT64, BOOL = 0x29, 0x35, 0x18, 0x20, 0x38  # the first byte of a value says what it is (Value.proto)
 
 _DOUBLE: Final = struct.Struct("<d").unpack_from
@@ -268,6 +269,7 @@ class _OfSqlite:
         connection: sqlite3.Connection | None = getattr(self._of_thread, "connection", None)
         if connection is None:
             connection = self._of_thread.connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KB}")  # the default of 2 MB holds not even the upper levels of a large store
         rows: dict[tuple[str, bytes], dict[str, bytes]] = {}
         moments: dict[tuple[str, bytes], int] = {}
         by_view: dict[str, list[bytes]] = {}

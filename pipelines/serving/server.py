@@ -90,10 +90,12 @@ def orders(
         hosts: names that clients may call the service by; none named: those of loopback there, any elsewhere.
 
     Raises:
-        StateError: the address can be reached from elsewhere, and keys are off or none exists.
+        StateError: the settings are wrong, or the address can be reached from elsewhere, and keys are off or none exists.
     """
+    from pipelines import config
     from pipelines.serving import auth as keys
 
+    config.load(home)  # what is wrong there would end every worker as soon as it starts, again and again
     local = loopback(host)
     asked = (not local) if auth is None else auth
     if not local and not asked:

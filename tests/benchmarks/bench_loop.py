@@ -15,6 +15,7 @@ import argparse
 import shutil
 import subprocess
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,6 +112,7 @@ def through_the_service(root: Path, name: str, shop: Shop, days: int, request: R
                 refreshed(home, request, first, end)
             else:
                 cycle(home, request, first, end)
+                judged(root, name, shop, day_of(end))
             print(
                 f"  {name} days {first} to {end - 1}: worth {sum(one['worth'] for one in lists) / len(lists):.4f} {lists[-1]['rungs']} {clock.now:%Y-%m-%d}",
                 flush=True,
@@ -216,21 +218,18 @@ def main() -> None:
         summary(name, found[name])
     moved = {name: weeks for name in found if name in SETTINGS and (weeks := drifts(root, name, arguments.days))}
     plotted(found, moved, arguments.plot or root / "closed-loop.svg")
-    for name in found:
-        if name in SETTINGS and name != "static":
-            judged(root, name, shop)
     publish_page(root, found, shop.world)
 
 
-def judged(root: Path, name: str, shop: Shop) -> None:
-    """Print what each kind of label says of every challenger, and what it is truly worth."""
+def judged(root: Path, name: str, shop: Shop, as_of: datetime) -> None:
+    """Print what each kind of label says of a challenger, and what it is truly worth; kept, for bundles are collected."""
     home = Home(root / name)
-    for as_of, champion, challenger in loop_truth.decisions(home):
-        file = root / "results" / name / f"judged-{as_of:%Y-%m-%d}.json"
-        by_kind = kept(file, lambda pair=(champion, challenger), as_of=as_of: loop_truth.compared(home, shop, as_of, *pair))
-        for kind, one in by_kind.items():
-            said = f"{one['champion']:.4f} -> {one['challenger']:.4f}, {one['gain %']:+.2f}% +- {one['half interval %']:.2f}"
-            print(f"  {name} {as_of:%Y-%m-%d} by {kind:<34} {one['users']:>5} users  {said}", flush=True)
+    file = root / "results" / name / f"judged-{as_of:%Y-%m-%d}.json"
+    if not file.is_file() and (both := loop_truth.pair(home, as_of)) is None:
+        return
+    for kind, one in kept(file, lambda: loop_truth.compared(home, shop, as_of, *both)).items():
+        said = f"{one['champion']:.4f} -> {one['challenger']:.4f}, {one['gain %']:+.2f}% +- {one['half interval %']:.2f}"
+        print(f"  {name} {as_of:%Y-%m-%d} by {kind:<34} {one['users']:>5} users  {said}", flush=True)
 
 
 def summary(name: str, days: list[dict[str, Any]]) -> None:

@@ -22,11 +22,11 @@ from pipelines.config import Home
 from pipelines.datasets import interactions, labels
 from pipelines.datasets.interactions import Dense
 from pipelines.datasets.labels import Labels
-from pipelines.datasets.split import JUDGE
 from pipelines.evaluation import metrics
 from pipelines.lake import outcomes
+from pipelines.monitoring import quality
 from pipelines.ranking import two_stage
-from pipelines.registry import bundle, evidence, ledger
+from pipelines.registry import bundle, ledger
 from pipelines.sources.simulator import Shop
 from pipelines.sources.simulator.visits import START as BEGIN
 from pipelines.window import DAY, Window, utc
@@ -35,37 +35,37 @@ ATTRIBUTION_HOURS = 24.0
 EVERYTHING, UNPROMPTED, UNTOUCHED, TRUTH = "everything", "what no list led to", "nor on an item shown that day", "taste met (the truth)"
 
 
-def decisions(home: Home) -> list[tuple[datetime, str, str]]:
-    """Return when a challenger stood before a champion, and the digests of both."""
+def pair(home: Home, as_of: datetime) -> tuple[str, str] | None:
+    """Return the digests of champion and challenger of a decision; None where there were not two, or one was collected since."""
     digests = {moment: str(record["digest"]) for moment, record in cycle.every(home, "bundle") if record["state"] == "done"}
-    made = {entry["champion_after"]: digests[utc(entry["as_of"])] for entry in ledger.history(home) if entry["kind"] in ledger.REIGNS}
-    found = {}
-    for entry in ledger.history(home):
-        if entry.get("champion_before") is not None and utc(entry["as_of"]) in digests:
-            found[utc(entry["as_of"])] = made[entry["champion_before"]]
-    return [(moment, champion, digests[moment]) for moment, champion in sorted(found.items())]
+    entries = ledger.history(home)
+    made = {entry["champion_after"]: digests[utc(entry["as_of"])] for entry in entries if entry["kind"] in ledger.REIGNS}
+    before = [entry["champion_before"] for entry in entries if utc(entry["as_of"]) == as_of and entry.get("champion_before") is not None]
+    if not before or as_of not in digests:
+        return None
+    both = made[before[-1]], digests[as_of]
+    return both if all((home.bundles / digest).is_dir() for digest in both) else None
 
 
 def compared(home: Home, shop: Shop, as_of: datetime, champion: str, challenger: str) -> dict[str, dict[str, float]]:
     """Return, by kind of label and in truth, both models' means, the challenger's gain in percent and half its 95% interval."""
-    settings = config.load(home)
-    bench = evidence.bench(home, as_of, settings)
-    window = bench.world.fold(JUDGE).window
-    everything, kinds = _kinds(home, window, as_of, bench.world.item_ids)
+    cutoff, window = quality.window(as_of, config.load(home))
+    everything, kinds = _kinds(home, window, as_of)
     scored: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in (*kinds, TRUTH)}
     for digest in (champion, challenger):
-        lists = two_stage.rank_users(home, bundle.load(home, digest), everything.user_ids, bench.cutoff, K).item_ids
-        place = interactions.positions(lists.ravel(), bench.world.item_ids).reshape(lists.shape)
+        lists = two_stage.rank_users(home, bundle.load(home, digest), everything.user_ids, cutoff, K).item_ids
+        known = interactions.positions(lists.ravel(), everything.item_ids).reshape(lists.shape)
+        place = np.where(known >= 0, known, len(everything.item_ids) + np.arange(lists.shape[1]))  # nobody's label: a miss
         for name, truth in kinds.items():
             scored[name].append(metrics.ndcg(metrics.judge(place, truth.indptr, truth.item, truth.gain), K))
         scored[TRUTH].append(worth(shop, window, everything.user_ids, lists))
     return {name: _gain(*both) for name, both in scored.items()}
 
 
-def _kinds(home: Home, window: Window, as_of: datetime, item_ids: npt.NDArray[np.str_]) -> tuple[Labels, dict[str, Labels]]:
+def _kinds(home: Home, window: Window, as_of: datetime) -> tuple[Labels, dict[str, Labels]]:
     """Return the labels of a window, and the same by kind, a row for each of the same users."""
     settings = config.load(home).training
-    read = interactions.read(home, as_of, item_ids=item_ids, window=window)
+    read = interactions.read(home, as_of, window=window)
     with outcomes.connect(home, window, ATTRIBUTION_HOURS) as db:
         touched = db.sql(f"SELECT DISTINCT {c.USER_ID}, {c.ITEM_ID} FROM events JOIN credited USING ({c.EVENT_ID}, {c.ITEM_ID})").fetchall()
     shown = {(user, item) for user, item in touched}
@@ -92,8 +92,8 @@ def _in_rows(some: Labels, everything: Labels) -> Labels:
 
 
 def worth(shop: Shop, window: Window, user_ids: npt.NDArray[np.str_], lists: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
-    """Return float64 [n_users], how much of each one's taste a list meets in the middle of a window: 0 a random shelf, 1 the best ten."""
-    truth = shop.truth(BEGIN + (window.start - START) + (window.end - window.start) // 2 // DAY * DAY)
+    """Return float64 [n_users], how much of each one's taste a list meets at the end of a window: 0 a random shelf, 1 the best ten."""
+    truth = shop.truth(BEGIN + (window.end - DAY - START))  # of its last day: people come and go with the days
     items = {item: at for at, item in enumerate(truth.item_ids.to_pylist())}
     users = {user: at for at, user in enumerate(truth.user_ids.to_pylist())}
     everything, sale = np.arange(len(items)), np.flatnonzero(truth.available)

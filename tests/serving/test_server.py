@@ -169,6 +169,13 @@ def test_a_second_service_of_a_state_folder_is_refused_and_leaves_the_files_of_t
     listening.close()
 
 
+def test_settings_that_are_wrong_are_told_before_any_process_is_started(home: Home) -> None:
+    home.root.mkdir(parents=True)
+    (home.root / "reloop.toml").write_text("[serving.limits]\nmax_waiting = 5\n[serving.limits]\nmax_body = 9\n")
+    with pytest.raises(StateError, match=r"reloop\.toml.*twice"):
+        server.orders(home, "127.0.0.1")
+
+
 def test_what_processes_of_before_said_of_themselves_is_gone_when_a_service_starts(home: Home) -> None:
     left = [home.serving / name for name in ("holders/7.json", "answers/7", "metrics/counter_7.db", "rates")]
     for path in left:
