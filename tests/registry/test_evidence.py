@@ -94,7 +94,7 @@ def test_every_look_at_a_first_model_spends_some_of_the_error(home: Home, monkey
     """Nothing was ever released: each week's first model is one more chance for noise to beat popularity."""
     users = np.array(["a", "b"])
     scored = evidence.Scored(np.array([0.1, 0.2]), np.array([0.1, 0.2]), np.zeros((2, evidence.K), np.int64))
-    judged = SimpleNamespace(truth=SimpleNamespace(user_ids=users), score=lambda _: scored)
+    judged = SimpleNamespace(truth=SimpleNamespace(user_ids=users), world=SimpleNamespace(judged_by="so it is"), score=lambda _: scored)
     monkeypatch.setattr(evidence, "bench", lambda *_: judged)
     monkeypatch.setattr(evidence, "incumbents", lambda *_: {"popular_7d": scored.ndcg})
     monkeypatch.setattr(evidence.fairness_report, "broken", lambda *_: ())
@@ -105,7 +105,7 @@ def test_every_look_at_a_first_model_spends_some_of_the_error(home: Home, monkey
     (home.root / "reloop.toml").write_text('[retrieval]\nsources = ["popular", "item_knn"]\n')
     found = evidence.weigh(home, SECOND, releases.pointer(home), cast("TwoStage", None))
     assert found.champion is None
-    assert found.earlier_decisions == 2
+    assert (found.earlier_decisions, found.judged_by) == (2, "so it is")
     assert set(found.inapplicable) == {"sequence_rules"}, "switched off and not measured; item_knn is on, so it must be measured"
     (home.root / "reloop.toml").write_text('[gate]\nincumbents = ["item_kn"]\n')
     with pytest.raises(StateError, match="did you mean 'item_knn'"):
