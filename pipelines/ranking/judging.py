@@ -135,6 +135,7 @@ def evaluate(home: Home, as_of: datetime) -> None:
         report = {
             **decision,
             **_own(per_user[SERVED]["ndcg_at_10"], settings),
+            **({"judged_by": world.judged_by} if world.judged_by else {}),
             "calibration": promised,
             "slices": _sliced(
                 lists[SERVED], per_user[SERVED]["ndcg_at_10"], truth, users=groups, items=slices.items(past_users), settings=settings
