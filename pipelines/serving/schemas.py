@@ -83,7 +83,9 @@ class EventIn(Said):
 
     item_id: Text
     event_type: Literal["view", "click", "add_to_cart", "purchase", "rating"]
-    event_at: Moment | None = Field(default=None, description="When it happened; default, and at the latest: when it is received.")
+    event_at: Moment | None = Field(
+        default=None, description="When it happened, between the years 2 and 9998; default, and at the latest: when it is received."
+    )
     event_id: Text | None = Field(default=None, description="Names the event, so that sending it twice counts once; default: made here.")
 
 
